@@ -1,0 +1,195 @@
+// The scalar maths of the losses. Its twin is src/math.rs: the same names in the same order,
+// there in f64. Relative errors below hold for finite logits; inf and NaN logits give a loss
+// and a gradient that are not finite.
+//
+// sigmoid and softplus share e = exp(-|x|), which lies in (0, 1], so nothing overflows:
+//   sigma(x) = 1 / (1 + e) for x >= 0, else e / (1 + e)      softplus(x) = max(x, 0) + log1p(e)
+// log1p is a polynomial. lg2.approx(1 + e) would be shorter, but loses all relative accuracy
+// for the logits of easy negatives, where log1p(e) is close to e.
+#pragma once
+#include "ptx.cuh"
+
+constexpr float LOG2_E = 1.44269504f, LOG2_E_LOW = 1.92596303e-8f;  // their sum is log2(e)
+constexpr float LN_2 = 0.693147181f;
+
+struct LossGrad {
+    float loss, grad;
+};
+
+// log1p(e) / e for e in [0, 1]: minimax, relative error 3e-7.
+DEVICE float log1p_ratio(float e) {
+    float p = -0.008539197966456413f;
+    p = fmaf(p, e, 0.04408959299325943f);
+    p = fmaf(p, e, -0.10768165439367294f);
+    p = fmaf(p, e, 0.17745237052440643f);
+    p = fmaf(p, e, -0.24495461583137512f);
+    p = fmaf(p, e, 0.33275479078292847f);
+    p = fmaf(p, e, -0.4999740421772003f);
+    return fmaf(p, e, 0.9999998211860657f);
+}
+
+// log1p(x) for x >= 0.
+DEVICE float log1p_positive(float x) {
+    return x <= 1.0f ? x * log1p_ratio(x) : log2_approx(1.0f + x) * LN_2;
+}
+
+// What every formula needs of a logit.
+struct Sigmoid {
+    float p, q;    // sigma(x), 1 - sigma(x): both without cancellation
+    float log1p_e; // log1p(exp(-|x|))
+};
+
+// From e = exp(-|x|).
+DEVICE Sigmoid sigmoid(float x, float e) {
+    float large = rcp_approx(1.0f + e), small = e * large;
+    bool positive = x >= 0.0f;
+    return {positive ? large : small, positive ? small : large, e * log1p_ratio(e)};
+}
+
+// max(x, 0) + log1p_e, but not finite for x = -inf, where 0 would hide the overflow.
+DEVICE float softplus(float x, float log1p_e) {
+    return fmaf(fabsf(x), x >= 0.0f ? 1.0f : 0.0f, log1p_e);
+}
+
+// softplus(x) - x * y without cancellation.
+DEVICE float cross_entropy(float x, float y, float log1p_e) {
+    return fmaf(fabsf(x), x >= 0.0f ? 1.0f - y : y, log1p_e);
+}
+
+// QFL and its gradient times `scale`, at target 0 and beta = 2:
+//   loss = p^2 * softplus(x),  grad = p^2 * (p + 2 * q * softplus(x)).
+// `scale` meets p before p^2 does, so that a large one saves what would underflow.
+DEVICE LossGrad qfl_background(float x, float scale) {
+    Sigmoid s = sigmoid(x, exp2_approx(-LOG2_E * fabsf(x)));
+    float sp = softplus(x, s.log1p_e), square = s.p * s.p;
+    return {square * sp, square * (scale * fmaf(2.0f * s.q, sp, s.p))};
+}
+
+// The same at any target y in [0, 1]: with d = p - y computed as p * (1 - y) - q * y,
+//   loss = d^2 * ce,  grad = d * (d^2 + 2 * p * q * ce).
+DEVICE LossGrad qfl_soft(float x, float y, float scale) {
+    Sigmoid s = sigmoid(x, exp2_approx(-LOG2_E * fabsf(x)));
+    float ce = cross_entropy(x, y, s.log1p_e);
+    float d = fmaf(s.p, 1.0f - y, -s.q * y), square = d * d;
+    return {square * ce, d * (scale * fmaf(2.0f * s.p * s.q, ce, square))};
+}
+
+// QFL at target 0 for any beta >= 0:
+//   loss = p^beta * softplus(x),  grad = p^beta * (p + beta * q * softplus(x)).
+// p^beta = 2^(beta * log2 p), and an error of the exponent is a relative error of the result:
+// so log2 p = -|x| * log2(e) [x < 0] - log1p_e * log2(e) is kept in two floats.
+DEVICE LossGrad qfl_background_any_beta(float x, float beta, float scale) {
+    float size = fminf(fabsf(x), 200.0f);  // e is 0 from 88 on, and the products stay finite
+    float t = -LOG2_E * size;
+    float t_low = fmaf(-LOG2_E_LOW, size, fmaf(-LOG2_E, size, -t));
+    float e = exp2_approx(t);
+    e = fmaf(e, t_low * LN_2, e);
+    Sigmoid s = sigmoid(x, e);
+    float high = x < 0.0f ? t : 0.0f;
+    float low = fmaf(-LOG2_E, s.log1p_e, x < 0.0f ? t_low : 0.0f);
+    float exponent = beta * high;
+    exponent += fmaf(beta, low, fmaf(beta, high, -exponent));
+    float power = exp2_approx(exponent), sp = softplus(x, s.log1p_e);
+    return {power * sp, power * (scale * fmaf(beta * s.q, sp, s.p))};
+}
+
+// ---- double precision, for soft targets with beta != 2: for beta < 2 the gradient is so steep
+// around p = y that float cannot resolve it. Only labelled elements come here.
+
+DEVICE double reciprocal(double x) {
+    double r = rcp_approx(x);
+    r = fma(r, fma(-x, r, 1.0), r);
+    return fma(r, fma(-x, r, 1.0), r);
+}
+
+// exp(x) for x <= 0, to 1e-14; 0 below -700.
+DEVICE double exp_negative(double x) {
+    if (x < -700.0) return 0.0;
+    constexpr double ROUND = 6755399441055744.0;  // adding it leaves an integer in the low bits
+    double shifted = fma(x, 1.4426950408889634, ROUND), n = shifted - ROUND;
+    double r = fma(n, -1.9082149292705877e-10, fma(n, -0.6931471803691238, x));
+    double p = 2.505210838544172e-8;  // 1 / 11!
+    p = fma(p, r, 2.755731922398589e-7);
+    p = fma(p, r, 2.755731922398589e-6);
+    p = fma(p, r, 2.48015873015873e-5);
+    p = fma(p, r, 1.984126984126984e-4);
+    p = fma(p, r, 1.388888888888889e-3);
+    p = fma(p, r, 8.333333333333333e-3);
+    p = fma(p, r, 4.1666666666666664e-2);
+    p = fma(p, r, 0.16666666666666666);
+    p = fma(p, r, 0.5);
+    p = fma(p, r, 1.0);
+    p = fma(p, r, 1.0);
+    return __hiloint2double(__double2hiint(p) + (__double2loint(shifted) << 20), __double2loint(p));
+}
+
+// 2 * atanh(z) = log((1 + z) / (1 - z)) for |z| <= 1/3, to 1e-14.
+DEVICE double log_ratio(double z) {
+    double square = z * z, p = 1.0 / 27;
+    p = fma(p, square, 1.0 / 25);
+    p = fma(p, square, 1.0 / 23);
+    p = fma(p, square, 1.0 / 21);
+    p = fma(p, square, 1.0 / 19);
+    p = fma(p, square, 1.0 / 17);
+    p = fma(p, square, 1.0 / 15);
+    p = fma(p, square, 1.0 / 13);
+    p = fma(p, square, 1.0 / 11);
+    p = fma(p, square, 1.0 / 9);
+    p = fma(p, square, 1.0 / 7);
+    p = fma(p, square, 1.0 / 5);
+    p = fma(p, square, 1.0 / 3);
+    p = fma(p, square, 1.0);
+    return 2.0 * z * p;
+}
+
+// log(x) for a normal x > 0.
+DEVICE double log_positive(double x) {
+    int high = __double2hiint(x), exponent = (high >> 20) - 1023;
+    double m = __hiloint2double((high & 0xfffff) | 0x3ff00000, __double2loint(x));
+    if (m > 1.4142135623730951) m *= 0.5, exponent += 1;
+    return fma((double)exponent, 0.6931471805599453, log_ratio((m - 1.0) * reciprocal(m + 1.0)));
+}
+
+// QFL at any target y in [0, 1] for any beta >= 0: with m = |d|^beta,
+//   loss = m * ce,  grad = m * (d + beta * p * q * ce / d), and 0 at d = 0.
+DEVICE LossGrad qfl_soft_any_beta(float logit, float quality, float beta, float scale) {
+    double x = logit, y = quality, size = fabs(x);
+    double e = exp_negative(-size);
+    double large = reciprocal(1.0 + e), small = e * large;
+    double p = x >= 0.0 ? large : small, q = x >= 0.0 ? small : large;
+    double ce = fma(size, x >= 0.0 ? 1.0 - y : y, log_ratio(e * reciprocal(2.0 + e)));
+    double d = fma(p, 1.0 - y, -q * y), distance = fabs(d);
+    if (distance < 1e-300) return {beta == 0.0f ? (float)ce : 0.0f * (float)ce, 0.0f * (float)ce};
+    double m = exp_negative(beta * log_positive(distance));
+    return {(float)(m * ce), (float)(scale * m * fma(beta * p * q * ce, reciprocal(d), d))};
+}
+
+// ---- distributions over bins
+
+// Where a DFL target lies: bin i = min(floor(t), bins - 2) and its right neighbour share it.
+struct TwoHot {
+    u32 left;                        // i
+    float left_weight, right_weight; // 1 - (t - i), t - i
+};
+
+DEVICE TwoHot two_hot(float target, u32 bins) {
+    u32 left = min((u32)target, bins - 2);
+    float right_weight = target - (float)left;
+    return {left, 1.0f - right_weight, right_weight};
+}
+
+// exp(z - peak), where peak is the largest logit of the row.
+DEVICE float exp_below(float z, float peak) { return exp2_approx((z - peak) * LOG2_E); }
+
+// log(total) for the total of exp_below over a row, one of which is 1. `others` is the total
+// without the bins at the peak: the part of `total` that rounding spares when one bin has it all.
+constexpr float CONFIDENT = 1.25f;
+DEVICE float log_total(float total, float others) {
+    return log1p_positive(total < CONFIDENT ? others : total - 1.0f);
+}
+
+// DFL = w_l * (lse - z_i) + w_r * (lse - z_(i+1)) with lse = peak + log_total: terms that are
+// all positive, so that nothing cancels.
+DEVICE float dfl(const TwoHot& t, float peak, float log_total, float z_left, float z_right) {
+    return fmaf(t.left_weight, (peak - z_left) + log_total, t.right_weight * ((peak - z_right) + log_total));
+}

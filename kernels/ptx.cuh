@@ -1,0 +1,166 @@
+// Everything that C++ cannot say: inline PTX, each piece with a plain C++ twin.
+//
+// NVRTC compiles the first half. The second half is what the emulator runs on a CPU, where
+// the CUDA built-ins (threadIdx, __shfl_xor_sync, atomicInc, ...) come from its own prelude.
+// No other file holds inline PTX, and none needs a header of the CUDA toolkit.
+#pragma once
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned short u16;
+
+#ifdef __CUDACC_RTC__
+
+#define DEVICE __device__ __forceinline__
+// Static shared memory, 16-byte aligned.
+#define SHARED(type, name, count) __shared__ __align__(16) type name[count]
+
+// 2^x: 2 ulp over the full range; results below 2^-126 are 0.
+DEVICE float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// log2(x): relative error 2^-22 outside (0.5, 2), absolute error 2^-22 inside.
+DEVICE float log2_approx(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 1 / x: 1 ulp over the full range.
+DEVICE float rcp_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 1 / x to about 20 bits, the seed of a Newton iteration.
+DEVICE double rcp_approx(double x) {
+    double y;
+    asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+    return y;
+}
+
+// a / b: 2 ulp over the full range, without the subroutine that `a / b` calls.
+DEVICE float divide(float a, float b) {
+    float y;
+    asm("div.full.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+
+DEVICE float f16_to_f32(u16 h) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+    return x;
+}
+
+// Round to nearest even; too large becomes inf.
+DEVICE u16 f32_to_f16(float x) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+}
+
+// Two f16 in one word, `low` in the low half.
+DEVICE u32 f32_to_f16x2(float low, float high) {
+    u32 w;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
+#else
+    asm("mov.b32 %0, {%1, %2};" : "=r"(w) : "h"(f32_to_f16(low)), "h"(f32_to_f16(high)));
+#endif
+    return w;
+}
+
+#if __CUDA_ARCH__ >= 800
+DEVICE u32 f32_to_bf16x2(float low, float high) {
+    u32 w;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
+    return w;
+}
+#endif
+
+// Takes a number from a counter that goes back to 0 after `last`. Release: what this thread
+// wrote before is visible to whoever takes a later number. Acquire: and the other way round.
+DEVICE u32 take_ticket(u32* counter, u32 last) {
+    u32 ticket;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(ticket) : "l"(counter), "r"(last) : "memory");
+    return ticket;
+}
+
+// *p += 1, *p = max(*p, x): atomic, without a result.
+DEVICE void count_up(u32* p) { asm volatile("red.global.add.u32 [%0], 1;" : : "l"(p) : "memory"); }
+DEVICE void raise_to(u64* p, u64 x) {
+    asm volatile("red.global.max.u64 [%0], %1;" : : "l"(p), "l"(x) : "memory");
+}
+
+// A load that does not look into the L1 cache, for what other blocks have written.
+DEVICE double load_shared_by_blocks(const double* p) {
+    double x;
+    asm volatile("ld.global.cg.f64 %0, [%1];" : "=d"(x) : "l"(p) : "memory");
+    return x;
+}
+
+#else  // the C++ twins
+
+#define DEVICE inline __attribute__((always_inline))
+// SHARED comes from the emulator: one array per block, so that blocks can interleave.
+
+namespace twin {
+template <class To, class From>
+inline To bits(From from) {
+    static_assert(sizeof(To) == sizeof(From), "same size");
+    To to;
+    __builtin_memcpy(&to, &from, sizeof(To));
+    return to;
+}
+// What `.ftz` does to inputs and results.
+inline float flush(float x) {
+    return (bits<u32>(x) & 0x7f800000u) == 0 ? bits<float>(bits<u32>(x) & 0x80000000u) : x;
+}
+}  // namespace twin
+
+DEVICE float exp2_approx(float x) { return twin::flush(__builtin_exp2f(twin::flush(x))); }
+DEVICE float log2_approx(float x) { return __builtin_log2f(twin::flush(x)); }
+DEVICE float rcp_approx(float x) { return twin::flush(1.0f / twin::flush(x)); }
+DEVICE double rcp_approx(double x) {
+    return twin::bits<double>(twin::bits<u64>(1.0 / x) & 0xffffffff00000000ull);
+}
+DEVICE float divide(float a, float b) { return a / b; }
+
+DEVICE float f16_to_f32(u16 h) {
+    u32 sign = (u32)(h & 0x8000) << 16, magnitude = h & 0x7fff;
+    if (magnitude >= 0x7c00) return twin::bits<float>(sign | 0x7f800000 | magnitude << 13);
+    float x = twin::bits<float>(magnitude << 13) * 0x1p112f;  // moves the exponent's bias
+    return twin::bits<float>(sign | twin::bits<u32>(x));
+}
+
+DEVICE u16 f32_to_f16(float x) {
+    u32 sign = twin::bits<u32>(x) >> 16 & 0x8000, magnitude = twin::bits<u32>(x) & 0x7fffffff;
+    if (magnitude > 0x7f800000) return 0x7fff;               // the NaN that the hardware makes
+    if (magnitude >= 0x477ff000) return sign | 0x7c00;       // 65520 and more round to inf
+    if (magnitude < 0x38800000)                              // below 2^-14: units of 2^-24
+        return sign | (u16)__builtin_nearbyintf(twin::bits<float>(magnitude) * 0x1p24f);
+    return sign | (u16)((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13);
+}
+
+DEVICE u32 f32_to_f16x2(float low, float high) {
+    return f32_to_f16(low) | (u32)f32_to_f16(high) << 16;
+}
+
+DEVICE u32 take_ticket(u32* counter, u32 last) {
+    __threadfence();
+    u32 ticket = atomicInc(counter, last);
+    __threadfence();
+    return ticket;
+}
+
+DEVICE void count_up(u32* p) { atomicAdd(p, 1u); }
+DEVICE void raise_to(u64* p, u64 x) { atomicMax(p, x); }
+
+DEVICE double load_shared_by_blocks(const double* p) { return *(const volatile double*)p; }
+
+#endif

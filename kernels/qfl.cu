@@ -1,0 +1,283 @@
+// Quality Focal Loss, forward and forward with backward, in one pass over the logits.
+//
+// Naively, for each element: y = quality[row] if column == label[row] else 0, and
+// QFL(x, y) = |y - sigma(x)|^beta * (softplus(x) - x * y). What the kernels do differently:
+//  1. The label stays out of the loop. A vector that holds the labelled column is rare (one row
+//     in a hundred is positive, and one of its columns): there the element is masked out of the
+//     vector and computed on its own. So the sum never has to take back what it has added.
+//  2. The gradient is scaled in float before it is rounded to the storage type.
+//  3. `linear` gives each thread one column for good, so that its loop has no division; it
+//     needs whole 16-byte vectors in a row. `rows` takes any shape and any address, and gives
+//     row sums. `dense` is `rows` with a target for every element.
+#include "call.cuh"
+#include "math.cuh"
+#include "rows.cuh"
+
+constexpr int BLOCK = 320;         // 16 rows of 80 f32 or 32 of 80 f16; twin in src/cuda/launch.rs
+constexpr int ROWS_BLOCK = 256;    // of `rows` and `dense`; twin in src/cuda/launch.rs
+
+// Field by field the same as `QflArgs` in src/cuda/raw.rs.
+struct QflArgs {
+    Scaling scaling;
+    const Scalar* logits;    // [rows, classes]
+    const void* labels;      // [rows], i64 or i32; null for dense targets
+    const float* quality;    // [rows]
+    const float* target;     // [rows, classes] for dense targets
+    Scalar* grad;            // [rows, classes]
+    u64 rows;
+    long long ignore_label;
+    u32 classes;
+    float beta;
+    u32 labels_are_i64;
+    u32 background_first;    // 0 is background and 1..=classes are the classes
+    u32 has_ignore_label;
+};
+
+constexpr u32 NO_COLUMN = 0xffffffffu, BAD_ROW = 0xfffffffeu;
+
+// What the inputs say of a row.
+struct Target {
+    u32 column;     // the labelled one, or NO_COLUMN, or BAD_ROW: label or quality cannot be used
+    float quality;  // of that column, in [0, 1]
+    float weight;   // 0: no loss and no gradient, whatever the logits hold
+};
+
+// `reports`: this thread is the one of its row that writes to the status.
+DEVICE Target read_target(const QflArgs& a, u64 row, bool reports) {
+    Target target = {NO_COLUMN, 0.0f, weight_of(a.scaling, row)};
+    if (target.weight == 0.0f) return target;
+    long long label = a.labels_are_i64 ? ((const long long*)a.labels)[row]
+                                       : (long long)((const int*)a.labels)[row];
+    if (a.has_ignore_label && label == a.ignore_label) {
+        target.weight = 0.0f;
+        return target;
+    }
+    u64 column = (u64)label - a.background_first;  // wraps for labels below 0
+    Status* status = reports ? a.scaling.status : nullptr;
+    if (column < a.classes) {
+        float quality = a.quality[row];
+        if (quality != quality) {
+            target.column = BAD_ROW;
+            target.weight = 0.0f;
+            if (status) report(&status->bad_qualities, status, row);
+        } else {
+            target.column = (u32)column;
+            target.quality = __saturatef(quality);
+        }
+    } else if (a.background_first ? label != 0 : label > (long long)a.classes) {
+        target.column = BAD_ROW;
+        target.weight = 0.0f;
+        if (status) report(&status->bad_labels, status, row);
+    }
+    return target;
+}
+
+template <bool BETA_2>
+DEVICE LossGrad background(const QflArgs& a, float x, float scale) {
+    return BETA_2 ? qfl_background(x, scale) : qfl_background_any_beta(x, a.beta, scale);
+}
+
+template <bool BETA_2>
+DEVICE LossGrad soft(const QflArgs& a, float x, float y, float scale) {
+    if (BETA_2) return qfl_soft(x, y, scale);
+    return y > 0.0f ? qfl_soft_any_beta(x, y, a.beta, scale)
+                    : qfl_background_any_beta(x, a.beta, scale);
+}
+
+// A logit so low that its loss and its gradient are 0: what stands for the labelled one while
+// the rest of its vector is computed.
+constexpr float MASKED_LOGIT = -100.0f;
+#if defined(STORAGE_F16)
+constexpr u32 MASKED = 0xd640;
+#elif defined(STORAGE_BF16)
+constexpr u32 MASKED = 0xc2c8;
+#else
+constexpr u32 MASKED = 0xc2c80000;
+#endif
+
+// No branch and no index that is not constant, which would put the words into local memory.
+DEVICE void mask_out(Words& words, u32 index) {
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) {
+#ifdef STORAGE_F32
+        words.w[k] = k == index ? MASKED : words.w[k];
+#else
+        u32 half = k == index / 2 ? 0xffffu << index % 2 * 16 : 0;
+        words.w[k] = (words.w[k] & ~half) | (MASKED * 0x10001u & half);
+#endif
+    }
+}
+
+// The labelled element of a row, at `offset` from the first logit: its loss. Its gradient takes
+// the place of the one that was stored for a masked logit.
+template <bool GRADIENT, bool BETA_2>
+DEVICE float labelled_loss(const QflArgs& a, u64 offset, float y, float scale, bool& finite) {
+    LossGrad element = soft<BETA_2>(a, load(a.logits + offset), y, scale);
+    if (GRADIENT) {
+        store(a.grad + offset, element.grad);
+        finite &= is_finite(a.grad + offset);
+    }
+    return element.loss;
+}
+
+// Sum or mean, sparse targets; logits and gradient on 16-byte boundaries, classes a multiple of
+// VECTOR and at most BLOCK * VECTOR.
+template <bool GRADIENT, bool BETA_2>
+DEVICE void qfl_linear(const QflArgs& a) {
+    constexpr u32 UNROLL = BETA_2 ? 4 : 2;  // rows that a thread has in flight
+    const u32 vectors = a.classes / VECTOR, step = BLOCK / vectors;
+    const u32 first = threadIdx.x / vectors, column = threadIdx.x % vectors * VECTOR;
+    const float grad_factor = factors(a.scaling).grad;
+    Accumulator sum;
+    bool finite = true;
+    const u64 rows = first < step ? a.rows : 0;  // those of an idle thread are none
+    for (u64 block_base = (u64)blockIdx.x * (UNROLL * step); block_base < a.rows;
+         block_base += (u64)gridDim.x * (UNROLL * step)) {
+        const u64 base = block_base + first;
+        Words words[UNROLL];
+        float weights[UNROLL], loss = 0.0f;
+        bool rare = false;  // a labelled element, or a bad row
+#pragma unroll
+        for (u32 u = 0; u < UNROLL; ++u) {
+            u64 row = base + u * step;
+            if (row < rows) words[u] = load_words(a.logits + row * a.classes + column);
+        }
+#pragma unroll
+        for (u32 u = 0; u < UNROLL; ++u) {
+            u64 row = base + u * step;
+            if (row >= rows) continue;
+            Target target = read_target(a, row, false);
+            weights[u] = target.weight;
+            const u32 labelled = target.column - column;  // below VECTOR if it is in this vector
+            if (labelled < VECTOR) {
+                mask_out(words[u], labelled);
+                rare = true;
+            }
+            rare |= target.column == BAD_ROW;
+        }
+#pragma unroll
+        for (u32 u = 0; u < UNROLL; ++u) {
+            u64 row = base + u * step, offset = row * a.classes + column;
+            if (row >= rows) continue;
+            float x[VECTOR], vector_loss = 0.0f;
+            if (weights[u] == 0.0f) {
+                words[u] = Words{{0, 0, 0, 0}};
+            } else {
+                float scale = grad_factor * weights[u] * upstream_of(a.scaling, row);
+                unpack(words[u], x);
+#pragma unroll
+                for (int k = 0; k < VECTOR; ++k) {
+                    LossGrad element = background<BETA_2>(a, x[k], scale);
+                    vector_loss += element.loss;
+                    x[k] = element.grad;
+                }
+                if (GRADIENT) words[u] = pack(x);
+                loss = fmaf(weights[u], vector_loss, loss);
+            }
+            if (GRADIENT) {
+                store_words(a.grad + offset, words[u]);
+                if (a.scaling.found_inf) finite &= is_finite(words[u]);
+            }
+        }
+        if (rare) {  // and so it reads again what it needs
+#pragma unroll 1
+            for (u32 u = 0; u < UNROLL; ++u) {
+                u64 row = base + u * step;
+                if (row >= rows) break;
+                Target target = read_target(a, row, column == 0);
+                if (target.column - column >= VECTOR) continue;
+                float scale = grad_factor * target.weight * upstream_of(a.scaling, row);
+                u64 offset = row * a.classes + target.column;
+                float element = labelled_loss<GRADIENT, BETA_2>(a, offset, target.quality, scale, finite);
+                loss = fmaf(target.weight, element, loss);
+            }
+        }
+        sum.add(loss);
+    }
+    finish<BLOCK>(a.scaling, a.rows, sum.total(), finite);
+}
+
+// Any reduction, shape and address. `scaling.lanes` lanes share a row.
+template <bool GRADIENT, bool DENSE, bool BETA_2>
+DEVICE void qfl_rows(const QflArgs& a) {
+    const u32 lanes = a.scaling.lanes, lane = threadIdx.x % lanes, rows_per_block = ROWS_BLOCK / lanes;
+    const Factors factor = factors(a.scaling);
+    double sum = 0.0;
+    bool finite = true;
+    for (u64 base = (u64)blockIdx.x * rows_per_block; base < a.rows; base += (u64)gridDim.x * rows_per_block) {
+        const u64 row = base + threadIdx.x / lanes, start = row * a.classes;
+        const bool inside = row < a.rows;
+        Scalar* grad = GRADIENT ? a.grad + start : nullptr;
+        Target target = {NO_COLUMN, 0.0f, 0.0f};
+        if (inside && DENSE) target.weight = weight_of(a.scaling, row);
+        if (inside && !DENSE) target = read_target(a, row, lane == 0);
+        Accumulator loss;
+        bool row_finite = true, bad_target = false, masked = false;
+        if (target.weight != 0.0f) {
+            const float scale = factor.grad * target.weight * upstream_of(a.scaling, row);
+            row_finite = for_row(a.logits + start, grad, a.classes, lane, lanes, [&](u32 i, auto& x) {
+                constexpr int COUNT = sizeof(x) / sizeof(float);
+                float y[COUNT], piece = 0.0f;
+                if (DENSE) load_floats(a.target + start + i, y);
+#pragma unroll
+                for (int k = 0; k < COUNT; ++k) {
+                    LossGrad element;
+                    if (DENSE) bad_target |= y[k] != y[k];
+                    if (DENSE && BETA_2) {
+                        element = qfl_soft(x[k], __saturatef(y[k]), scale);
+                    } else {
+                        if (DENSE ? y[k] > 0.0f : i + k == target.column) {
+                            x[k] = MASKED_LOGIT;
+                            masked = true;
+                        }
+                        element = background<BETA_2>(a, x[k], scale);
+                    }
+                    piece += element.loss;
+                    x[k] = element.grad;
+                }
+                loss.add(piece);
+            });
+            if (masked && !DENSE)
+                loss.add(labelled_loss<GRADIENT, BETA_2>(a, start + target.column, target.quality, scale,
+                                                         row_finite));
+            if (masked && DENSE)
+                for_columns(a.logits + start, a.classes, lane, lanes, [&](u32 i) {
+                    float y = a.target[start + i];
+                    if (y > 0.0f)
+                        loss.add(labelled_loss<GRADIENT, BETA_2>(a, start + i, __saturatef(y), scale,
+                                                                 row_finite));
+                });
+        } else if (GRADIENT && inside) {
+            zero_row(a.logits + start, grad, a.classes, lane, lanes);
+        }
+        if (DENSE && lanes_max((u32)bad_target, lanes)) {  // one NaN makes the row invalid
+            if (GRADIENT) zero_row(a.logits + start, grad, a.classes, lane, lanes);
+            if (lane == 0 && a.scaling.status)
+                report(&a.scaling.status->bad_qualities, a.scaling.status, row);
+            row_finite = true;
+            target.weight = 0.0f;
+        }
+        finite &= row_finite;
+        double row_loss = lanes_sum(loss.total(), (int)lanes);
+        row_loss = target.weight == 0.0f ? 0.0 : row_loss * (double)target.weight;
+        if (lane == 0 && inside) {
+            sum += row_loss;
+            if (a.scaling.per_row && a.scaling.loss)
+                a.scaling.loss[row] = (float)(row_loss * (double)factor.loss);
+        }
+    }
+    finish<ROWS_BLOCK>(a.scaling, a.rows, sum, finite);
+}
+
+KERNEL(qfl_linear_forward, BLOCK, 3)(const QflArgs a) { qfl_linear<false, true>(a); }
+KERNEL(qfl_linear_forward_backward, BLOCK, 3)(const QflArgs a) { qfl_linear<true, true>(a); }
+KERNEL(qfl_linear_forward_any_beta, BLOCK, 2)(const QflArgs a) { qfl_linear<false, false>(a); }
+KERNEL(qfl_linear_forward_backward_any_beta, BLOCK, 2)(const QflArgs a) { qfl_linear<true, false>(a); }
+KERNEL(qfl_rows_forward, ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<false, false, true>(a); }
+KERNEL(qfl_rows_forward_backward, ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<true, false, true>(a); }
+KERNEL(qfl_rows_forward_any_beta, ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<false, false, false>(a); }
+KERNEL(qfl_rows_forward_backward_any_beta, ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<true, false, false>(a); }
+KERNEL(qfl_dense_forward, ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<false, true, true>(a); }
+KERNEL(qfl_dense_forward_backward, ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<true, true, true>(a); }
+KERNEL(qfl_dense_forward_any_beta, ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<false, true, false>(a); }
+KERNEL(qfl_dense_forward_backward_any_beta, ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<true, true, false>(a); }

@@ -1,0 +1,84 @@
+// A row of scalars at any address and of any length, shared by a group of lanes of one warp.
+#pragma once
+#include "storage.cuh"
+
+// The scalars before the first 16-byte boundary, and how many whole vectors follow.
+struct Span {
+    u32 head, vectors;
+
+    DEVICE Span(const Scalar* row, u32 length) {
+        u32 past = (u32)((u64)row & 15) / sizeof(Scalar);
+        head = min(past == 0 ? 0 : VECTOR - past, length);
+        vectors = (length - head) / VECTOR;
+    }
+};
+
+// Calls body(i, x) for each piece x of the row that falls to `lane` of `lanes`: x is an array
+// of VECTOR scalars or of one, that begins at column i. What body leaves in x goes to the same
+// columns of `out`, unless that is null. Returns whether all that went there is finite.
+template <class Body>
+DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 lanes, Body body) {
+    Span span(row, length);
+    bool finite = true, whole = aligned16(out + span.head);
+    for (u32 v = lane; v < span.vectors; v += lanes) {
+        u32 i = span.head + v * VECTOR;
+        float x[VECTOR];
+        unpack(load_words(row + i), x);
+        body(i, x);
+        if (!out) continue;
+        Words words = pack(x);
+        finite &= is_finite(words);
+        if (whole) {
+            store_words(out + i, words);
+        } else {
+#pragma unroll
+            for (int k = 0; k < VECTOR; ++k) store(out + i + k, x[k]);
+        }
+    }
+    u32 inside = span.vectors * VECTOR;
+    for (u32 k = lane; k < length - inside; k += lanes) {
+        u32 i = k < span.head ? k : k + inside;
+        float x[1] = {load(row + i)};
+        body(i, x);
+        if (!out) continue;
+        store(out + i, x[0]);
+        finite &= is_finite(out + i);
+    }
+    return finite;
+}
+
+// Calls body(i) for each column i that for_row gives to this lane.
+template <class Body>
+DEVICE void for_columns(const Scalar* row, u32 length, u32 lane, u32 lanes, Body body) {
+    Span span(row, length);
+    const u32 inside = span.vectors * VECTOR, step = lanes * VECTOR;
+#pragma unroll 1
+    for (u32 k = lane * VECTOR; k < inside; k = k % VECTOR == VECTOR - 1 ? k + 1 + step - VECTOR : k + 1)
+        body(span.head + k);
+#pragma unroll 1
+    for (u32 k = lane; k < length - inside; k += lanes) body(k < span.head ? k : k + inside);
+}
+
+// Zeros in the columns that for_row gives to this lane, so that each is written by the thread
+// that wrote it before.
+DEVICE void zero_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 lanes) {
+    for_row(row, out, length, lane, lanes, [](u32, auto& x) {
+        for (float& value : x) value = 0.0f;
+    });
+}
+
+// N floats from an address of any alignment.
+template <int N>
+DEVICE void load_floats(const float* p, float (&x)[N]) {
+    if (N % 4 == 0 && aligned16(p)) {
+#pragma unroll
+        for (int k = 0; k < N / 4; ++k) {
+            Words words = load_words(p + 4 * k);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) x[(4 * k + j) % N] = __uint_as_float(words.w[j]);
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < N; ++k) x[k] = p[k];
+    }
+}

@@ -1,0 +1,185 @@
+//! A call under construction: an operation, its tensors and its options.
+
+use std::fmt;
+
+use crate::element::{Element, Sealed};
+use crate::error::{Error, Result, check_option};
+use crate::reduction::Reduction;
+
+/// Where the tensors of a call are: [`Host`] or [`cuda::Device`](crate::cuda::Device).
+pub trait Memory: Sealed + 'static {
+    /// A tensor that is read.
+    type Slice<'a, T: 'static>: Copy;
+    /// A tensor that is written.
+    type SliceMut<'a, T: 'static>;
+    /// Labels of either type.
+    type Labels<'a>: Copy;
+    /// A number.
+    type Scalar<'a>: Copy + fmt::Debug + From<f64>;
+    /// What the call runs on.
+    type Backend<'a>;
+    /// Where counts of unusable values go.
+    type StatusOut<'a>: Default;
+}
+
+/// Memory of the host; the call runs on the CPU.
+#[derive(Clone, Copy, Debug)]
+pub enum Host {}
+
+impl Sealed for Host {}
+impl Memory for Host {
+    type Slice<'a, T: 'static> = &'a [T];
+    type SliceMut<'a, T: 'static> = &'a mut [T];
+    type Labels<'a> = crate::element::LabelSlice<'a>;
+    type Scalar<'a> = f64;
+    type Backend<'a> = ();
+    type StatusOut<'a> = ();
+}
+
+/// A loss that can be called.
+pub trait Operation: Sealed {
+    /// Its tensors besides the logits.
+    type Targets<'a, M: Memory>: Copy;
+}
+
+/// A loss, its tensors and its options; [`forward`](Call::forward),
+/// [`forward_backward`](Call::forward_backward) or [`backward`](Call::backward) run it.
+///
+/// Made by [`QualityFocalLoss`](crate::QualityFocalLoss) and
+/// [`DistributionFocalLoss`](crate::DistributionFocalLoss).
+#[must_use = "a call does nothing until forward, forward_backward or backward"]
+pub struct Call<'a, Op: Operation, M: Memory, T: Element> {
+    pub(crate) operation: &'a Op,
+    pub(crate) backend: M::Backend<'a>,
+    pub(crate) logits: M::Slice<'a, T>,
+    pub(crate) shape: [usize; 2],
+    pub(crate) targets: Op::Targets<'a, M>,
+    pub(crate) weight: Option<M::Slice<'a, f32>>,
+    pub(crate) upstream: Option<M::Slice<'a, f32>>,
+    pub(crate) reduction: Reduction<M::Scalar<'a>>,
+    pub(crate) grad_scale: M::Scalar<'a>,
+    pub(crate) found_inf: Option<M::SliceMut<'a, f32>>,
+    pub(crate) status: M::StatusOut<'a>,
+}
+
+impl<'a, Op: Operation, M: Memory, T: Element> Call<'a, Op, M, T> {
+    pub(crate) fn new(
+        operation: &'a Op,
+        backend: M::Backend<'a>,
+        logits: M::Slice<'a, T>,
+        shape: [usize; 2],
+        targets: Op::Targets<'a, M>,
+    ) -> Self {
+        Call {
+            operation,
+            backend,
+            logits,
+            shape,
+            targets,
+            weight: None,
+            upstream: None,
+            reduction: Reduction::Mean,
+            grad_scale: M::Scalar::from(1.0),
+            found_inf: None,
+            status: M::StatusOut::default(),
+        }
+    }
+
+    /// How the losses of the rows are reduced; the default is [`Reduction::Mean`].
+    pub fn reduction(mut self, reduction: Reduction<M::Scalar<'a>>) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// What the gradient is multiplied by, before it is rounded to the storage type: the upstream
+    /// gradient of a reduced loss, a loss scale, or their product. The default is 1.
+    pub fn grad_scale(mut self, scale: impl Into<M::Scalar<'a>>) -> Self {
+        self.grad_scale = scale.into();
+        self
+    }
+}
+
+impl<'a, Op: Operation, T: Element> Call<'a, Op, Host, T> {
+    /// Weights of the rows, `[rows]`. A weight of exactly 0 masks its row: loss 0 and gradient 0,
+    /// whatever the logits hold.
+    pub fn weight(mut self, weight: &'a [f32]) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// The gradient with respect to each row's loss, `[rows]`; for [`Reduction::None`]. The
+    /// default is all ones.
+    pub fn upstream(mut self, upstream: &'a [f32]) -> Self {
+        self.upstream = Some(upstream);
+        self
+    }
+
+    /// A flag, `[1]`, that is set to 1 if a stored gradient is inf or NaN, and is otherwise left
+    /// as it is.
+    pub fn found_inf(mut self, found_inf: &'a mut [f32]) -> Self {
+        self.found_inf = Some(found_inf);
+        self
+    }
+
+    /// The weight of a row.
+    pub(crate) fn weight_of(&self, row: usize) -> f64 {
+        self.weight.map_or(1.0, |weight| weight[row].into())
+    }
+
+    /// What a row's gradient is multiplied by, given the weight of the loss.
+    pub(crate) fn grad_factor(&self, loss_factor: f64, row: usize) -> f64 {
+        let upstream = self.upstream.map_or(1.0, |upstream| upstream[row].into());
+        loss_factor * self.grad_scale * self.weight_of(row) * upstream
+    }
+}
+
+/// The lengths of a call's tensors, whatever memory they are in. `None`: not given.
+pub(crate) struct Lengths<'a> {
+    pub shape: [usize; 2],
+    pub logits: usize,
+    /// Name and length of what has one element a row.
+    pub per_row: &'a [(&'static str, Option<usize>)],
+    /// Name and length of what has the logits' shape.
+    pub like_logits: &'a [(&'static str, Option<usize>)],
+    /// Length of the loss, and how many losses there are.
+    pub loss: Option<(usize, usize)>,
+    /// Name and length of what has one element.
+    pub scalars: &'a [(&'static str, Option<usize>)],
+}
+
+/// The one place where lengths are compared, for both backends.
+pub(crate) fn check_lengths(lengths: &Lengths, axis: &'static str, minimum: usize) -> Result<()> {
+    let shape = lengths.shape;
+    let [rows, columns] = shape;
+    let elements = rows.checked_mul(columns).ok_or(Error::ShapeOverflow { shape })?;
+    let maximum = i32::MAX as usize;
+    if !(minimum..=maximum).contains(&columns) {
+        return Err(Error::Columns { shape, axis, columns, minimum, maximum });
+    }
+    let check = |tensor, actual, expected| {
+        if actual == expected { Ok(()) } else { Err(Error::Length { tensor, actual, shape, expected }) }
+    };
+    check("logits", lengths.logits, elements)?;
+    let groups = [(lengths.like_logits, elements), (lengths.per_row, rows), (lengths.scalars, 1)];
+    for (tensors, expected) in groups {
+        for &(tensor, actual) in tensors {
+            actual.map_or(Ok(()), |actual| check(tensor, actual, expected))?;
+        }
+    }
+    lengths.loss.map_or(Ok(()), |(actual, expected)| check("loss", actual, expected))
+}
+
+/// What else is wrong with a call, whatever memory it is in.
+pub(crate) fn check_options<S>(
+    reduction: &Reduction<S>,
+    has_upstream: bool,
+    grad_scale: Option<f64>,
+) -> Result<()> {
+    if has_upstream && !reduction.is_none() {
+        return Err(Error::UpstreamNeedsNone);
+    }
+    if let Some(scale) = grad_scale {
+        check_option("grad_scale", scale, "a finite number", true)?;
+    }
+    Ok(())
+}

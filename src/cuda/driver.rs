@@ -1,0 +1,145 @@
+//! Whether there is a driver, and its errors.
+//!
+//! cudarc panics when the driver's library is missing, even while it prints an error. So nothing
+//! of cudarc is called before [`driver_version`] has opened the library itself. (cudarc's own
+//! question, `is_culib_present`, does not exist with its `dynamic-linking` feature.)
+
+use std::ffi::{CStr, c_int};
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdevice_attribute;
+use cudarc::driver::{CudaContext, DriverError};
+
+use crate::error::{Error, Result};
+
+const OLDEST: i32 = 12_000;
+const OLDEST_DEVICE: u32 = 75;
+
+#[cfg(windows)]
+const LIBRARIES: [&str; 1] = ["nvcuda.dll"];
+#[cfg(not(windows))]
+const LIBRARIES: [&str; 2] = ["libcuda.so", "libcuda.so.1"];
+
+/// The CUDA version that the driver supports, as 1000 * major + 10 * minor.
+///
+/// # Errors
+/// [`Error::NoDriver`] or [`Error::OldDriver`].
+pub fn driver_version() -> Result<i32> {
+    let mut reason = String::new();
+    for name in LIBRARIES {
+        // SAFETY: the driver's library has initialisers that are safe to run, and cudarc would
+        // run them too.
+        let library = match unsafe { libloading::Library::new(name) } {
+            Ok(library) => library,
+            Err(error) => {
+                reason = error.to_string();
+                continue;
+            }
+        };
+        // SAFETY: the type is the one of the driver API's documentation.
+        let symbol =
+            unsafe { library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDriverGetVersion\0") };
+        let get_version = match symbol {
+            Ok(symbol) => symbol,
+            Err(error) => {
+                reason = error.to_string();
+                continue;
+            }
+        };
+        let mut version = 0;
+        // SAFETY: the function may be called before cuInit, and writes one int.
+        let code = unsafe { get_version(&raw mut version) };
+        if code != 0 {
+            reason = format!("{name}: cuDriverGetVersion gave error {code}");
+            continue;
+        }
+        return if version >= OLDEST { Ok(version) } else { Err(Error::OldDriver { version }) };
+    }
+    Err(Error::NoDriver { reason })
+}
+
+/// The primary context of a device: as [`CudaContext::new`], but without a driver it is an error
+/// and not a panic.
+///
+/// # Errors
+/// If there is no driver, it is too old, or there is no such device.
+pub fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
+    let count = device_count()?;
+    if ordinal >= count {
+        return Err(Error::NoDevice { ordinal, count });
+    }
+    check("cuDevicePrimaryCtxRetain", CudaContext::new(ordinal))
+}
+
+fn device_count() -> Result<usize> {
+    driver_version()?;
+    match CudaContext::device_count() {
+        Ok(count) => Ok(count.max(0) as usize),
+        Err(error) if error.0 == cudarc::driver::sys::CUresult::CUDA_ERROR_NO_DEVICE => Ok(0),
+        Err(error) => check("cuDeviceGetCount", Err(error)),
+    }
+}
+
+/// What there is to know of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its number.
+    pub ordinal: usize,
+    /// Its name.
+    pub name: String,
+    /// 10 * major + minor.
+    pub compute_capability: u32,
+    /// How many multiprocessors it has.
+    pub multiprocessors: u32,
+    /// Its memory in bytes.
+    pub memory: usize,
+}
+
+impl DeviceInfo {
+    pub(crate) fn of(context: &CudaContext) -> Result<DeviceInfo> {
+        let (major, minor) = check("cuDeviceGetAttribute", context.compute_capability())?;
+        let multiprocessors = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+        Ok(DeviceInfo {
+            ordinal: context.ordinal(),
+            name: check("cuDeviceGetName", context.name())?,
+            compute_capability: (10 * major + minor).unsigned_abs(),
+            multiprocessors: check("cuDeviceGetAttribute", multiprocessors)?.unsigned_abs(),
+            memory: check("cuDeviceTotalMem", context.total_mem())?,
+        })
+    }
+
+    /// Whether the kernels run on it.
+    ///
+    /// # Errors
+    /// [`Error::OldDevice`].
+    pub fn usable(&self) -> Result<()> {
+        let compute_capability = self.compute_capability;
+        if compute_capability >= OLDEST_DEVICE {
+            Ok(())
+        } else {
+            Err(Error::OldDevice { compute_capability })
+        }
+    }
+}
+
+/// The devices that the driver sees.
+///
+/// # Errors
+/// If there is no driver, or it is too old.
+pub fn devices() -> Result<Vec<DeviceInfo>> {
+    (0..device_count()?).map(|ordinal| DeviceInfo::of(&*context(ordinal)?)).collect()
+}
+
+/// Turns a driver's error into ours. Only for errors that the driver gave, so that it is there to
+/// name them.
+pub(crate) fn check<T>(call: &'static str, result: Result<T, DriverError>) -> Result<T> {
+    let text = |found: Result<&CStr, DriverError>| {
+        found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
+    };
+    result.map_err(|error| Error::Driver {
+        call,
+        code: error.0 as u32,
+        name: text(error.error_name()),
+        message: text(error.error_string()),
+    })
+}

@@ -1,0 +1,317 @@
+//! The layer underneath: plain device addresses and a raw stream, for frameworks that have
+//! buffers of their own.
+//!
+//! The structures are the kernels' own parameters. A null address is 0, and means "not given"
+//! where the field's documentation allows it. Nothing here is checked, but also nothing is
+//! allocated, waited for or read back.
+
+use std::ffi::c_void;
+
+use super::Storage;
+use super::handle::Kernels;
+use super::launch::{Grid, lanes, launch};
+use crate::error::{Error, Result};
+
+/// An address in device memory.
+pub type DeviceAddress = u64;
+
+/// What a call computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// The loss.
+    Forward,
+    /// The gradient, and the loss unless its address is null.
+    ForwardBackward,
+}
+
+/// How the loss is reduced and its gradient scaled. Twin of `Scaling` in kernels/call.cuh.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Scaling {
+    /// `[rows]` f32, or null: ones.
+    pub weight: DeviceAddress,
+    /// `[rows]` f32, the gradient with respect to the loss of each row; or null: ones.
+    pub upstream: DeviceAddress,
+    /// `[1]` f32, or null: `loss_factor` and `grad_factor` are already divided.
+    pub avg_factor: DeviceAddress,
+    /// `[1]` f32, or null: `grad_factor` is already multiplied.
+    pub grad_scale: DeviceAddress,
+    /// `[1]` f32, or `[rows]` if `per_row`; null with [`Pass::ForwardBackward`]: only the gradient.
+    pub loss: DeviceAddress,
+    /// `[1]` f32, or null; becomes 1 if a stored gradient is not finite.
+    pub found_inf: DeviceAddress,
+    /// A [`StatusWords`], or null.
+    pub status: DeviceAddress,
+    /// [`scratch_bytes`] bytes, 8-byte aligned, zeroed once; not shared by launches that may run
+    /// at the same time.
+    pub scratch: DeviceAddress,
+    /// What losses are multiplied by.
+    pub loss_factor: f32,
+    /// What gradients are multiplied by.
+    pub grad_factor: f32,
+    /// The normaliser is max(avg_factor + avg_epsilon, avg_minimum).
+    pub avg_epsilon: f32,
+    /// See `avg_epsilon`; negative infinity for no minimum.
+    pub avg_minimum: f32,
+    /// 1: no reduction.
+    pub per_row: u32,
+    /// Set by the launch.
+    pub lanes: u32,
+}
+
+/// Twin of `QflArgs` in kernels/qfl.cu.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct QflArgs {
+    /// Reduction and scaling.
+    pub scaling: Scaling,
+    /// `[rows, classes]`, aligned to its element.
+    pub logits: DeviceAddress,
+    /// `[rows]` i64 or i32; null for dense targets.
+    pub labels: DeviceAddress,
+    /// `[rows]` f32; null for dense targets.
+    pub quality: DeviceAddress,
+    /// `[rows, classes]` f32 for dense targets, else null.
+    pub target: DeviceAddress,
+    /// `[rows, classes]`, aligned to its element; not overlapping the logits.
+    pub grad: DeviceAddress,
+    /// How many rows.
+    pub rows: u64,
+    /// See `has_ignore_label`.
+    pub ignore_label: i64,
+    /// How many classes, 1 or more.
+    pub classes: u32,
+    /// From 0 to 10^6.
+    pub beta: f32,
+    /// 1: labels are i64, 0: i32.
+    pub labels_are_i64: u32,
+    /// 1: label 0 is background, and 1..=classes are the classes.
+    pub background_first: u32,
+    /// 1: rows with `ignore_label` give nothing.
+    pub has_ignore_label: u32,
+}
+
+/// Twin of `DflArgs` in kernels/dfl.cu.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct DflArgs {
+    /// Reduction and scaling.
+    pub scaling: Scaling,
+    /// `[rows, bins]`, aligned to its element.
+    pub logits: DeviceAddress,
+    /// `[rows]` f32, in units of bins.
+    pub target: DeviceAddress,
+    /// `[rows, bins]`, aligned to its element; not overlapping the logits.
+    pub grad: DeviceAddress,
+    /// How many rows.
+    pub rows: u64,
+    /// How many bins, 2 or more.
+    pub bins: u32,
+    /// Targets above it are clamped; at most bins - 1.
+    pub target_max: f32,
+}
+
+/// Twin of `IntegralArgs` in kernels/integral.cu.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct IntegralArgs {
+    /// `[rows, bins]`, aligned to its element.
+    pub logits: DeviceAddress,
+    /// `[rows]` f32; or null with [`Pass::ForwardBackward`].
+    pub expectation: DeviceAddress,
+    /// `[rows]` f32, the gradient with respect to the expectations; or null: ones.
+    pub upstream: DeviceAddress,
+    /// `[rows, bins]`, aligned to its element; not overlapping the logits.
+    pub grad: DeviceAddress,
+    /// `[1]` f32, or null; becomes 1 if a stored gradient is not finite.
+    pub found_inf: DeviceAddress,
+    /// How many rows.
+    pub rows: u64,
+    /// How many bins, 2 or more.
+    pub bins: u32,
+    /// Set by the launch.
+    pub lanes: u32,
+}
+
+/// What [`Scaling::status`] points to; zeros: nothing was wrong. Twin of `Status` in
+/// kernels/call.cuh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct StatusWords {
+    /// See [`Status`](crate::Status).
+    pub bad_labels: u32,
+    /// See [`Status`](crate::Status).
+    pub bad_qualities: u32,
+    /// See [`Status`](crate::Status).
+    pub out_of_range_targets: u32,
+    /// Padding.
+    pub unused: u32,
+    /// The bitwise complement of the first bad row; 0: none.
+    pub not_first_bad_row: u64,
+}
+
+/// Twins of the constants in kernels/qfl.cu.
+const QFL_BLOCK: u32 = 320;
+const QFL_ROWS_BLOCK: u32 = 256;
+/// Twins of the constants in kernels/dfl.cu.
+const DFL_BLOCK: u32 = 128;
+const DFL_ROWS_BLOCK: u32 = 256;
+/// Twin of the constant in kernels/integral.cu.
+const INTEGRAL_BLOCK: u32 = 256;
+
+/// How many bytes [`Scaling::scratch`] needs: the same for all calls on a device.
+pub fn scratch_bytes(kernels: &Kernels) -> usize {
+    // A ticket and its padding, then one f64 for each block.
+    8 + 8 * super::launch::max_blocks(kernels.multiprocessors()) as usize
+}
+
+/// Enqueues Quality Focal Loss on `stream`, a CUstream.
+///
+/// # Errors
+/// If the handle has no kernels for `storage`, or the driver refuses the launch.
+///
+/// # Safety
+/// Every address in `args` is null where that is allowed, or valid on the device of `kernels`
+/// for the elements that the field says, until the launch has run; what is written is not used
+/// by anything else meanwhile. `stream` belongs to the context of `kernels`. Numbers are in the
+/// ranges that the fields say.
+pub unsafe fn launch_qfl(
+    kernels: &Kernels,
+    storage: Storage,
+    pass: Pass,
+    args: &QflArgs,
+    stream: *mut c_void,
+) -> Result<()> {
+    let mut args = *args;
+    if args.rows == 0 && (args.scaling.per_row != 0 || args.scaling.loss == 0) {
+        return Ok(());
+    }
+    let vector = storage.vector() as u32;
+    let addresses = args.logits | if pass == Pass::ForwardBackward { args.grad } else { 0 };
+    let dense = args.target != 0;
+    let linear = !dense
+        && args.scaling.per_row == 0
+        && args.classes.is_multiple_of(vector)
+        && args.classes / vector <= QFL_BLOCK
+        && addresses.is_multiple_of(16);
+    let beta_is_2 = args.beta == 2.0;
+    let shape = match (linear, dense) {
+        (true, _) => 0,
+        (false, false) => 1,
+        (false, true) => 2,
+    };
+    let index = shape * 4 + usize::from(!beta_is_2) * 2 + usize::from(pass == Pass::ForwardBackward);
+    let multiprocessors = kernels.multiprocessors();
+    let grid = if linear {
+        let (unroll, per_multiprocessor) = if beta_is_2 { (4, 3) } else { (2, 2) };
+        let rows_per_block = u64::from(QFL_BLOCK / (args.classes / vector) * unroll);
+        Grid::new(QFL_BLOCK, args.rows, rows_per_block, multiprocessors, per_multiprocessor)
+    } else {
+        args.scaling.lanes = lanes(args.classes, storage, 5);
+        Grid::rows(QFL_ROWS_BLOCK, args.rows, args.scaling.lanes, multiprocessors)
+    };
+    let function = kernels.function("qfl", storage, index)?;
+    kernels.bind()?;
+    // SAFETY: the function takes one QflArgs; the rest is the caller's promise.
+    unsafe { launch(function, grid, &args, stream.cast()) }
+}
+
+/// Enqueues Distribution Focal Loss on `stream`, a CUstream.
+///
+/// # Errors
+/// As [`launch_qfl`].
+///
+/// # Safety
+/// As [`launch_qfl`].
+pub unsafe fn launch_dfl(
+    kernels: &Kernels,
+    storage: Storage,
+    pass: Pass,
+    args: &DflArgs,
+    stream: *mut c_void,
+) -> Result<()> {
+    let mut args = *args;
+    if args.rows == 0 && (args.scaling.per_row != 0 || args.scaling.loss == 0) {
+        return Ok(());
+    }
+    let multiprocessors = kernels.multiprocessors();
+    let rows_per_thread = if storage == Storage::F32 { 1 } else { 2 };
+    let (shape, grid) = match args.bins {
+        16 | 17 => {
+            let rows_per_block = u64::from(DFL_BLOCK * rows_per_thread);
+            (args.bins as usize - 16, Grid::new(DFL_BLOCK, args.rows, rows_per_block, multiprocessors, 8))
+        }
+        bins => {
+            args.scaling.lanes = lanes(bins, storage, 2);
+            (2, Grid::rows(DFL_ROWS_BLOCK, args.rows, args.scaling.lanes, multiprocessors))
+        }
+    };
+    let function =
+        kernels.function("dfl", storage, shape * 2 + usize::from(pass == Pass::ForwardBackward))?;
+    kernels.bind()?;
+    // SAFETY: the function takes one DflArgs; the rest is the caller's promise.
+    unsafe { launch(function, grid, &args, stream.cast()) }
+}
+
+/// Enqueues the integral, or its gradient, on `stream`, a CUstream.
+///
+/// # Errors
+/// As [`launch_qfl`].
+///
+/// # Safety
+/// As [`launch_qfl`].
+pub unsafe fn launch_integral(
+    kernels: &Kernels,
+    storage: Storage,
+    pass: Pass,
+    args: &IntegralArgs,
+    stream: *mut c_void,
+) -> Result<()> {
+    let mut args = *args;
+    if args.rows == 0 {
+        return Ok(());
+    }
+    args.lanes = lanes(args.bins, storage, 2);
+    let grid = Grid::rows(INTEGRAL_BLOCK, args.rows, args.lanes, kernels.multiprocessors());
+    let function = kernels.function("integral", storage, usize::from(pass == Pass::ForwardBackward))?;
+    kernels.bind()?;
+    // SAFETY: the function takes one IntegralArgs; the rest is the caller's promise.
+    unsafe { launch(function, grid, &args, stream.cast()) }
+}
+
+/// The entry points of each unit, in the order in which the launches above count them.
+pub(super) const ENTRIES: [(&str, &[&str]); 3] = [
+    (
+        "qfl",
+        &[
+            "qfl_linear_forward",
+            "qfl_linear_forward_backward",
+            "qfl_linear_forward_any_beta",
+            "qfl_linear_forward_backward_any_beta",
+            "qfl_rows_forward",
+            "qfl_rows_forward_backward",
+            "qfl_rows_forward_any_beta",
+            "qfl_rows_forward_backward_any_beta",
+            "qfl_dense_forward",
+            "qfl_dense_forward_backward",
+            "qfl_dense_forward_any_beta",
+            "qfl_dense_forward_backward_any_beta",
+        ],
+    ),
+    (
+        "dfl",
+        &[
+            "dfl_tile16_forward",
+            "dfl_tile16_forward_backward",
+            "dfl_tile17_forward",
+            "dfl_tile17_forward_backward",
+            "dfl_rows_forward",
+            "dfl_rows_forward_backward",
+        ],
+    ),
+    ("integral", &["integral_forward", "integral_forward_backward"]),
+];
+
+pub(super) fn not_loaded(storage: Storage) -> Error {
+    Error::NotLoaded { storage: storage.name() }
+}

@@ -1,0 +1,64 @@
+//! Counts of unusable values, on the device.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, CudaStream};
+
+use super::check;
+use super::raw::StatusWords;
+use crate::error::Result;
+use crate::status::Status;
+
+const WORDS: usize = size_of::<StatusWords>() / size_of::<u64>();
+
+/// A [`Status`] in device memory, for [`Call::status`](crate::Call::status). Calls add to it, and
+/// replays of a graph too, until it is [`reset`](StatusBlock::reset).
+pub struct StatusBlock {
+    words: CudaSlice<u64>,
+}
+
+impl StatusBlock {
+    /// A clear block.
+    ///
+    /// # Errors
+    /// If the driver has no memory left.
+    pub fn new(stream: &Arc<CudaStream>) -> Result<StatusBlock> {
+        let words = check("cuMemAllocAsync", stream.alloc_zeros::<u64>(WORDS))?;
+        Ok(StatusBlock { words })
+    }
+
+    /// Clears it, in the stream's order.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn reset(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
+        check("cuMemsetD8Async", stream.memset_zeros(&mut self.words))
+    }
+
+    /// What it holds after everything enqueued on the stream: this waits for it.
+    ///
+    /// # Errors
+    /// If the driver reports one, perhaps of an earlier launch.
+    pub fn read(&self, stream: &Arc<CudaStream>) -> Result<Status> {
+        let words = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.words))?;
+        let count = |i: usize| (words[i / 2] >> (32 * (i % 2))) as u32; // CUDA is little-endian
+        let not_first = words[WORDS - 1];
+        Ok(Status {
+            bad_labels: count(0),
+            bad_qualities: count(1),
+            out_of_range_targets: count(2),
+            first_bad_row: (not_first != 0).then_some(!not_first),
+        })
+    }
+
+    pub(super) fn buffer_mut(&mut self) -> &mut CudaSlice<u64> {
+        &mut self.words
+    }
+}
+
+impl fmt::Debug for StatusBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusBlock").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,101 @@
+//! The types that tensors are stored in. Arithmetic never happens in them.
+
+use half::{bf16, f16};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+    impl Sealed for i32 {}
+    impl Sealed for i64 {}
+}
+pub(crate) use sealed::Sealed;
+
+/// A storage type of logits and gradients: f32, f16 or bf16, and on the CPU f64.
+pub trait Element: Copy + Send + Sync + Sealed + 'static {
+    /// What losses come in: f64 for f64, else f32.
+    type Loss: Element;
+
+    /// The value, exactly.
+    fn to_f64(self) -> f64;
+
+    /// The nearest value; too large becomes inf.
+    fn from_f64(value: f64) -> Self;
+}
+
+macro_rules! element {
+    ($type:ty, $loss:ty, $to:expr, $from:expr) => {
+        impl Element for $type {
+            type Loss = $loss;
+            fn to_f64(self) -> f64 {
+                $to(self)
+            }
+            fn from_f64(value: f64) -> Self {
+                $from(value)
+            }
+        }
+    };
+}
+element!(f64, f64, |x| x, |x| x);
+element!(f32, f32, f64::from, |x| x as f32);
+element!(f16, f32, f16::to_f64, f16::from_f64);
+element!(bf16, f32, bf16::to_f64, bf16::from_f64);
+
+/// A type of class labels: i64 or i32.
+pub trait Label: Copy + Sealed + 'static {
+    /// Labels in memory of the host.
+    fn host(labels: &[Self]) -> LabelSlice<'_>;
+
+    /// Labels in memory of a device.
+    #[cfg(feature = "cuda")]
+    fn device<'a>(labels: &'a dyn cudarc::driver::DevicePtr<Self>) -> crate::cuda::LabelBuffer<'a>;
+}
+
+/// Labels of either type in memory of the host.
+#[derive(Clone, Copy, Debug)]
+pub enum LabelSlice<'a> {
+    /// 64-bit labels.
+    I64(&'a [i64]),
+    /// 32-bit labels.
+    I32(&'a [i32]),
+}
+
+impl LabelSlice<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            LabelSlice::I64(labels) => labels.len(),
+            LabelSlice::I32(labels) => labels.len(),
+        }
+    }
+
+    pub(crate) fn get(&self, row: usize) -> i64 {
+        match self {
+            LabelSlice::I64(labels) => labels[row],
+            LabelSlice::I32(labels) => labels[row].into(),
+        }
+    }
+}
+
+impl Label for i64 {
+    fn host(labels: &[i64]) -> LabelSlice<'_> {
+        LabelSlice::I64(labels)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn device<'a>(labels: &'a dyn cudarc::driver::DevicePtr<i64>) -> crate::cuda::LabelBuffer<'a> {
+        crate::cuda::LabelBuffer::I64(labels)
+    }
+}
+
+impl Label for i32 {
+    fn host(labels: &[i32]) -> LabelSlice<'_> {
+        LabelSlice::I32(labels)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn device<'a>(labels: &'a dyn cudarc::driver::DevicePtr<i32>) -> crate::cuda::LabelBuffer<'a> {
+        crate::cuda::LabelBuffer::I32(labels)
+    }
+}

@@ -1,0 +1,163 @@
+//! Everything that can go wrong, with the numbers and the way out.
+
+/// A result whose error is [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What was wrong with a call. Both backends give the same error for the same mistake.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A buffer does not have the length that the shape of the logits asks for.
+    #[error("{tensor} has {actual} elements, logits {shape:?} needs {expected}")]
+    Length {
+        /// The buffer's name.
+        tensor: &'static str,
+        /// Its length, in elements.
+        actual: usize,
+        /// `[rows, columns]` of the logits.
+        shape: [usize; 2],
+        /// The length that would be right.
+        expected: usize,
+    },
+
+    /// `rows * columns` does not fit into the address space.
+    #[error("logits {shape:?} has more elements than memory can address")]
+    ShapeOverflow {
+        /// `[rows, columns]` of the logits.
+        shape: [usize; 2],
+    },
+
+    /// Too few columns for the operation, or more than it can count.
+    #[error("logits {shape:?} has {columns} {axis}, it must have {minimum} to {maximum}")]
+    Columns {
+        /// `[rows, columns]` of the logits.
+        shape: [usize; 2],
+        /// What the columns are: classes or bins.
+        axis: &'static str,
+        /// How many there are.
+        columns: usize,
+        /// The fewest that make sense.
+        minimum: usize,
+        /// The most that are supported.
+        maximum: usize,
+    },
+
+    /// An option is outside its range.
+    #[error("{option} is {value}, it must be {rule}")]
+    InvalidOption {
+        /// The option's name.
+        option: &'static str,
+        /// What it was.
+        value: f64,
+        /// What it may be.
+        rule: &'static str,
+    },
+
+    /// An upstream gradient for each row was given together with a reduction to one number.
+    #[error(
+        "an upstream gradient for each row goes with Reduction::None; for a reduced loss give the scalar to grad_scale"
+    )]
+    UpstreamNeedsNone,
+
+    /// The CUDA driver's library could not be opened.
+    #[cfg(feature = "cuda")]
+    #[error("no CUDA driver ({reason}); install NVIDIA's driver, version 525 or newer, or use the CPU path")]
+    NoDriver {
+        /// What the loader said.
+        reason: String,
+    },
+
+    /// The CUDA driver is older than the oldest one supported.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "the CUDA driver supports CUDA {}.{}, gfocal needs 12.0; update NVIDIA's driver to version 525 or newer",
+        version / 1000,
+        version % 1000 / 10
+    )]
+    OldDriver {
+        /// As cuDriverGetVersion gives it: 1000 * major + 10 * minor.
+        version: i32,
+    },
+
+    /// There is no such device.
+    #[cfg(feature = "cuda")]
+    #[error("there is no CUDA device {ordinal}: the driver sees {count}, counted from 0")]
+    NoDevice {
+        /// The device asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+
+    /// The device is older than the kernels.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "the device's compute capability is {}.{}, the kernels need 7.5 (Turing) or newer; use the CPU path",
+        compute_capability / 10,
+        compute_capability % 10
+    )]
+    OldDevice {
+        /// 10 * major + minor.
+        compute_capability: u32,
+    },
+
+    /// No embedded kernel image could be loaded.
+    #[cfg(feature = "cuda")]
+    #[error("no kernel image for {unit} in {storage} could be loaded: {attempts}")]
+    NoImage {
+        /// The group of kernels.
+        unit: &'static str,
+        /// The storage type.
+        storage: &'static str,
+        /// Each image tried, and what the driver said of it.
+        attempts: String,
+    },
+
+    /// The handle was made for other storage types.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "this handle has no kernels for {storage}; make it with Handle::new, or name {storage} in Handle::with_storage"
+    )]
+    NotLoaded {
+        /// The storage type of the call.
+        storage: &'static str,
+    },
+
+    /// A buffer belongs to another CUDA context than the handle's stream.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{tensor} lives on device {actual}, in another CUDA context than the handle's stream on device {expected}; copy it there, or make a handle for its stream"
+    )]
+    OtherContext {
+        /// The buffer's name.
+        tensor: &'static str,
+        /// The ordinal of the buffer's device.
+        actual: usize,
+        /// The ordinal of the stream's device.
+        expected: usize,
+    },
+
+    /// The driver refused a call. It may also report what an earlier launch did.
+    #[cfg(feature = "cuda")]
+    #[error("{call} failed: {name} ({code}), {message}")]
+    Driver {
+        /// The driver's function.
+        call: &'static str,
+        /// The CUresult.
+        code: u32,
+        /// Its name.
+        name: String,
+        /// Its description.
+        message: String,
+    },
+}
+
+/// Checks that an option is a finite number that `rule` allows.
+pub(crate) fn check_option(
+    option: &'static str,
+    value: f64,
+    rule: &'static str,
+    allowed: bool,
+) -> Result<()> {
+    if value.is_finite() && allowed { Ok(()) } else { Err(Error::InvalidOption { option, value, rule }) }
+}

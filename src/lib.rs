@@ -1,0 +1,25 @@
+#![doc = include_str!("../README.md")]
+#![doc(test(attr(deny(warnings))))]
+
+mod call;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod dfl;
+mod element;
+mod error;
+pub mod integral;
+mod math;
+pub mod qfl;
+mod reduction;
+mod status;
+
+pub use call::{Call, Host, Memory, Operation};
+#[cfg(feature = "cuda")]
+pub use cudarc;
+pub use dfl::DistributionFocalLoss;
+pub use element::{Element, Label};
+pub use error::{Error, Result};
+pub use half::{bf16, f16};
+pub use qfl::{Background, QualityFocalLoss};
+pub use reduction::{AvgPolicy, Reduction};
+pub use status::Status;

@@ -1,0 +1,198 @@
+//! Quality Focal Loss.
+//!
+//! For a logit x with target y, where σ is the sigmoid:
+//!
+//! ```text
+//! QFL(x, y)  = |y − σ(x)|^β · (softplus(x) − x·y)
+//! dQFL/dx    = sign(d)·|d|^(β−1) · (d² + β·σ(1−σ)·(softplus(x) − x·y)),   d = σ(x) − y,   0 at d = 0
+//! ```
+//!
+//! (*Generalized Focal Loss*, Li et al., NeurIPS 2020, equation 4; β = 2 there.) The target y is the
+//! quality of the row (the IoU of its box) in the column of its label, and 0 in all others. The
+//! loss of a row is the sum over its classes.
+//!
+//! ```
+//! use gfocal::{QualityFocalLoss, Reduction};
+//!
+//! let qfl = QualityFocalLoss::default(); // beta 2, background last
+//! let logits = [0.0f32, -2.0, 1.0, -1.0]; // two rows, two classes
+//! let labels = [0i64, 2]; // class 0, background
+//! let quality = [0.75f32, 0.0];
+//!
+//! let (mut loss, mut grad) = ([0.0f32], [0.0f32; 4]);
+//! qfl.cpu(&logits, [2, 2], &labels, &quality)
+//!     .reduction(Reduction::Sum)
+//!     .forward_backward(&mut loss, &mut grad)?;
+//!
+//! // 0.25² · ln 2 for the labelled logit: σ(0) = 0.5 is 0.25 short of its quality.
+//! let labelled = 0.0625 * 2f32.ln();
+//! assert!((loss[0] - (labelled + 0.001804 + 0.701880 + 0.022658)).abs() < 1e-5);
+//! assert!((grad[0] - -0.10227).abs() < 1e-5);
+//! # Ok::<(), gfocal::Error>(())
+//! ```
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+use crate::call::{Call, Host, Lengths, Memory, Operation, check_lengths, check_options};
+use crate::element::{Element, Label, Sealed};
+use crate::error::{Result, check_option};
+
+/// Which label means background.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Background {
+    /// Classes are 0..C; C and every negative label are background (mmdetection 2 and newer).
+    #[default]
+    Last,
+    /// 0 is background; the classes are 1..=C (the paper's code).
+    First,
+}
+
+/// Quality Focal Loss with its options; see [the module](self) for the formula.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QualityFocalLoss {
+    pub(crate) beta: f64,
+    pub(crate) loss_weight: f64,
+    pub(crate) background: Background,
+    pub(crate) ignore_label: Option<i64>,
+}
+
+impl Default for QualityFocalLoss {
+    /// β = 2, loss weight 1, [`Background::Last`], no ignore label: mmdetection's defaults.
+    fn default() -> Self {
+        QualityFocalLoss { beta: 2.0, loss_weight: 1.0, background: Background::Last, ignore_label: None }
+    }
+}
+
+impl QualityFocalLoss {
+    /// The loss with another β, the exponent of the modulating factor. 2 is the fastest; 0 is
+    /// binary cross entropy.
+    ///
+    /// # Errors
+    /// β must be from 0 to 10^6.
+    pub fn new(beta: f64) -> Result<Self> {
+        check_option("beta", beta, "from 0 to 10^6", (0.0..=1e6).contains(&beta))?;
+        Ok(QualityFocalLoss { beta, ..QualityFocalLoss::default() })
+    }
+
+    /// What loss and gradient are multiplied by.
+    ///
+    /// # Errors
+    /// The weight must be finite.
+    pub fn with_loss_weight(self, loss_weight: f64) -> Result<Self> {
+        check_option("loss_weight", loss_weight, "a finite number", true)?;
+        Ok(QualityFocalLoss { loss_weight, ..self })
+    }
+
+    /// Which label means background.
+    #[must_use]
+    pub fn with_background(self, background: Background) -> Self {
+        QualityFocalLoss { background, ..self }
+    }
+
+    /// Rows with this label give loss 0 and gradient 0.
+    #[must_use]
+    pub fn with_ignore_label(self, label: i64) -> Self {
+        QualityFocalLoss { ignore_label: Some(label), ..self }
+    }
+
+    /// β.
+    pub fn beta(&self) -> f64 {
+        self.beta
+    }
+
+    /// The class of a label, of `classes`.
+    pub fn class_of(&self, label: i64, classes: usize) -> Class {
+        if self.ignore_label == Some(label) {
+            return Class::Ignored;
+        }
+        let (first, background) = match self.background {
+            Background::Last => (0, label < 0 || label as u64 == classes as u64),
+            Background::First => (1, label == 0),
+        };
+        match usize::try_from(i128::from(label) - first) {
+            Ok(class) if class < classes => Class::Foreground(class),
+            _ if background => Class::Background,
+            _ => Class::Invalid,
+        }
+    }
+
+    /// A call on the CPU with a label and a quality for each row.
+    ///
+    /// `logits` is `[rows, classes]`, row after row; `labels` (i64 or i32) and `quality` are
+    /// `[rows]`. The quality is read for rows whose label is a class, and clamped to [0, 1].
+    pub fn cpu<'a, T: Element, L: Label>(
+        &'a self,
+        logits: &'a [T],
+        shape: [usize; 2],
+        labels: &'a [L],
+        quality: &'a [f32],
+    ) -> Call<'a, Self, Host, T> {
+        Call::new(self, (), logits, shape, Targets::Sparse { labels: L::host(labels), quality })
+    }
+
+    /// A call on the CPU with a target for each logit: `[rows, classes]`, clamped to [0, 1]. A
+    /// row may have any number of positive targets. A NaN makes its whole row invalid.
+    pub fn cpu_dense<'a, T: Element>(
+        &'a self,
+        logits: &'a [T],
+        shape: [usize; 2],
+        target: &'a [f32],
+    ) -> Call<'a, Self, Host, T> {
+        Call::new(self, (), logits, shape, Targets::Dense { target })
+    }
+}
+
+/// What a label means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A class, counted from 0.
+    Foreground(usize),
+    /// The background.
+    Background,
+    /// The ignore label: no loss.
+    Ignored,
+    /// None of these: no loss, and counted in the [`Status`](crate::Status).
+    Invalid,
+}
+
+/// The targets of a call.
+pub enum Targets<'a, M: Memory> {
+    /// A label and a quality for each row.
+    Sparse {
+        /// `[rows]`.
+        labels: M::Labels<'a>,
+        /// `[rows]`.
+        quality: M::Slice<'a, f32>,
+    },
+    /// A target for each logit.
+    Dense {
+        /// `[rows, classes]`.
+        target: M::Slice<'a, f32>,
+    },
+}
+
+impl<M: Memory> Clone for Targets<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M: Memory> Copy for Targets<'_, M> {}
+
+impl Sealed for QualityFocalLoss {}
+impl Operation for QualityFocalLoss {
+    type Targets<'a, M: Memory> = Targets<'a, M>;
+}
+
+/// Checks everything about a call but the values in its tensors. `targets` has the lengths of
+/// labels and quality, or of the dense target.
+fn check<S>(
+    lengths: Lengths,
+    reduction: &crate::Reduction<S>,
+    has_upstream: bool,
+    grad_scale: Option<f64>,
+) -> Result<()> {
+    check_lengths(&lengths, "classes", 1)?;
+    check_options(reduction, has_upstream, grad_scale)
+}

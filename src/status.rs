@@ -1,0 +1,31 @@
+//! What was wrong with the values of the inputs, as opposed to their sizes.
+
+/// Counts of rows whose labels or targets could not be used as they were.
+///
+/// Such values never stop a computation: see the table of semantics in the crate's
+/// documentation for what becomes of each. Rows that are masked by a weight of 0 or by the
+/// ignore label are not looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Labels that are neither a class nor the background. Such a row gives no loss.
+    pub bad_labels: u32,
+    /// Qualities that are NaN, and rows of dense targets that hold a NaN. Such a row gives no
+    /// loss.
+    pub bad_qualities: u32,
+    /// DFL targets outside the bins (clamped), or NaN (no loss).
+    pub out_of_range_targets: u32,
+    /// The first of all these rows.
+    pub first_bad_row: Option<u64>,
+}
+
+impl Status {
+    /// Whether nothing was wrong.
+    pub fn is_ok(&self) -> bool {
+        *self == Status::default()
+    }
+
+    pub(crate) fn row(&mut self, row: usize) {
+        let row = row as u64;
+        self.first_bad_row = Some(self.first_bad_row.map_or(row, |first| first.min(row)));
+    }
+}

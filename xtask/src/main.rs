@@ -1,0 +1,65 @@
+//! The repository's chores: `cargo xtask ptx` and `cargo xtask sass`.
+
+#[allow(dead_code)] // the build script wants more of it, and of the next one
+#[path = "../../build/manifest.rs"]
+mod manifest;
+#[allow(dead_code)]
+#[path = "../../build/nvrtc.rs"]
+mod nvrtc;
+mod ptx;
+mod sass;
+#[path = "../../build/variants.rs"]
+mod variants;
+mod wheels;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The chores of the gfocal repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Compile the kernels to kernels/ptx with a pinned NVRTC from PyPI
+    Ptx {
+        /// Only compare: fail if kernels/ptx is not what the sources give
+        #[arg(long)]
+        check: bool,
+    },
+    /// Assemble kernels/ptx for several GPUs and check the machine code; no GPU is needed
+    Sass,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().chore {
+        Chore::Ptx { check } => ptx::run(check),
+        Chore::Sass => sass::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the checkout. Cargo tells it at run time: with a target folder that several checkouts
+/// share, the program may have been compiled in another one.
+fn root() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    package.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).join("..")
+}
+
+/// The folder that these chores may fill.
+fn cache() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty());
+    target.map_or_else(|| root().join("target"), PathBuf::from).join("xtask")
+}
