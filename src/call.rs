@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use crate::cpu::Host;
 use crate::element::{Element, Sealed};
 use crate::error::{Error, Result, check_option};
 use crate::reduction::Reduction;
+use crate::status::Status;
 
 /// Where the tensors of a call are: [`Host`] or [`cuda::Device`](crate::cuda::Device).
 pub trait Memory: Sealed + 'static {
@@ -22,24 +24,25 @@ pub trait Memory: Sealed + 'static {
     type StatusOut<'a>: Default;
 }
 
-/// Memory of the host; the call runs on the CPU.
-#[derive(Clone, Copy, Debug)]
-pub enum Host {}
-
-impl Sealed for Host {}
-impl Memory for Host {
-    type Slice<'a, T: 'static> = &'a [T];
-    type SliceMut<'a, T: 'static> = &'a mut [T];
-    type Labels<'a> = crate::element::LabelSlice<'a>;
-    type Scalar<'a> = f64;
-    type Backend<'a> = ();
-    type StatusOut<'a> = ();
-}
-
-/// A loss that can be called.
-pub trait Operation: Sealed {
+/// A loss that can be called. What is hidden here is behind the methods of [`Call`].
+pub trait Operation: Sealed + Sized {
     /// Its tensors besides the logits.
     type Targets<'a, M: Memory>: Copy;
+
+    #[doc(hidden)]
+    fn run_cpu<T: Element>(
+        call: &mut Call<'_, Self, Host, T>,
+        loss: Option<&mut [T::Loss]>,
+        grad: Option<&mut [T]>,
+    ) -> Result<Status>;
+
+    #[doc(hidden)]
+    #[cfg(feature = "cuda")]
+    fn run_cuda<'s, T: crate::cuda::StorageElement>(
+        call: &'s mut Call<'_, Self, crate::cuda::Device, T>,
+        loss: Option<&'s mut dyn cudarc::driver::DevicePtrMut<f32>>,
+        grad: Option<&'s mut dyn cudarc::driver::DevicePtrMut<T>>,
+    ) -> Result<()>;
 }
 
 /// A loss, its tensors and its options; [`forward`](Call::forward),
@@ -96,40 +99,6 @@ impl<'a, Op: Operation, M: Memory, T: Element> Call<'a, Op, M, T> {
     pub fn grad_scale(mut self, scale: impl Into<M::Scalar<'a>>) -> Self {
         self.grad_scale = scale.into();
         self
-    }
-}
-
-impl<'a, Op: Operation, T: Element> Call<'a, Op, Host, T> {
-    /// Weights of the rows, `[rows]`. A weight of exactly 0 masks its row: loss 0 and gradient 0,
-    /// whatever the logits hold.
-    pub fn weight(mut self, weight: &'a [f32]) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// The gradient with respect to each row's loss, `[rows]`; for [`Reduction::None`]. The
-    /// default is all ones.
-    pub fn upstream(mut self, upstream: &'a [f32]) -> Self {
-        self.upstream = Some(upstream);
-        self
-    }
-
-    /// A flag, `[1]`, that is set to 1 if a stored gradient is inf or NaN, and is otherwise left
-    /// as it is.
-    pub fn found_inf(mut self, found_inf: &'a mut [f32]) -> Self {
-        self.found_inf = Some(found_inf);
-        self
-    }
-
-    /// The weight of a row.
-    pub(crate) fn weight_of(&self, row: usize) -> f64 {
-        self.weight.map_or(1.0, |weight| weight[row].into())
-    }
-
-    /// What a row's gradient is multiplied by, given the weight of the loss.
-    pub(crate) fn grad_factor(&self, loss_factor: f64, row: usize) -> f64 {
-        let upstream = self.upstream.map_or(1.0, |upstream| upstream[row].into());
-        loss_factor * self.grad_scale * self.weight_of(row) * upstream
     }
 }
 

@@ -2,6 +2,7 @@
 #![doc(test(attr(deny(warnings))))]
 
 mod call;
+mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod dfl;
@@ -13,7 +14,8 @@ pub mod qfl;
 mod reduction;
 mod status;
 
-pub use call::{Call, Host, Memory, Operation};
+pub use call::{Call, Memory, Operation};
+pub use cpu::Host;
 #[cfg(feature = "cuda")]
 pub use cudarc;
 pub use dfl::DistributionFocalLoss;

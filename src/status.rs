@@ -24,8 +24,23 @@ impl Status {
         *self == Status::default()
     }
 
-    pub(crate) fn row(&mut self, row: usize) {
-        let row = row as u64;
-        self.first_bad_row = Some(self.first_bad_row.map_or(row, |first| first.min(row)));
+    pub(crate) fn bad_label(&mut self, row: usize) {
+        self.bad_labels += 1;
+        self.bad_row(row);
+    }
+
+    pub(crate) fn bad_quality(&mut self, row: usize) {
+        self.bad_qualities += 1;
+        self.bad_row(row);
+    }
+
+    pub(crate) fn out_of_range_target(&mut self, row: usize) {
+        self.out_of_range_targets += 1;
+        self.bad_row(row);
+    }
+
+    /// Rows come in order, so that the first stays.
+    fn bad_row(&mut self, row: usize) {
+        self.first_bad_row.get_or_insert(row as u64);
     }
 }

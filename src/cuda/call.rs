@@ -124,6 +124,35 @@ impl<'a, Op: Operation, T: StorageElement> Call<'a, Op, Device, T> {
         self
     }
 
+    /// Enqueues the loss alone: `[1]`, or `[rows]` for [`Reduction::None`].
+    ///
+    /// # Errors
+    /// If a length does not fit the shape, a buffer is in another context, an option is outside
+    /// its range, or the driver refuses the launch.
+    pub fn forward(mut self, loss: &mut impl DevicePtrMut<f32>) -> Result<()> {
+        Op::run_cuda(&mut self, Some(loss), None)
+    }
+
+    /// Enqueues the loss and its gradient, of the logits' shape, in one pass.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_backward(
+        mut self,
+        loss: &mut impl DevicePtrMut<f32>,
+        grad: &mut impl DevicePtrMut<T>,
+    ) -> Result<()> {
+        Op::run_cuda(&mut self, Some(loss), Some(grad))
+    }
+
+    /// Enqueues the gradient alone, of the logits' shape.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn backward(mut self, grad: &mut impl DevicePtrMut<T>) -> Result<()> {
+        Op::run_cuda(&mut self, None, Some(grad))
+    }
+
     /// The lengths of the options: those with one element a row, and those with one element.
     pub(crate) fn option_lengths(&self) -> (Lengths2, Lengths3) {
         let avg_factor = match self.reduction {

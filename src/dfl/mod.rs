@@ -32,9 +32,11 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use crate::call::{Call, Host, Lengths, Memory, Operation, check_lengths, check_options};
+use crate::call::{Call, Lengths, Memory, Operation, check_lengths, check_options};
+use crate::cpu::Host;
 use crate::element::{Element, Sealed};
 use crate::error::{Error, Result, check_option};
+use crate::status::Status;
 
 /// Distribution Focal Loss with its options; see [the module](self) for the formula.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,12 +93,12 @@ impl DistributionFocalLoss {
     /// Checks everything about a call but the values in its tensors.
     fn check<S>(
         &self,
-        lengths: Lengths,
+        lengths: &Lengths,
         reduction: &crate::Reduction<S>,
         has_upstream: bool,
         grad_scale: Option<f64>,
     ) -> Result<()> {
-        check_lengths(&lengths, "bins", 2)?;
+        check_lengths(lengths, "bins", 2)?;
         if self.target_max(lengths.shape[1]) < 0.0 {
             return Err(Error::InvalidOption {
                 option: "target_eps",
@@ -124,4 +126,21 @@ impl<M: Memory> Copy for Target<'_, M> {}
 impl Sealed for DistributionFocalLoss {}
 impl Operation for DistributionFocalLoss {
     type Targets<'a, M: Memory> = Target<'a, M>;
+
+    fn run_cpu<T: Element>(
+        call: &mut Call<'_, Self, Host, T>,
+        loss: Option<&mut [T::Loss]>,
+        grad: Option<&mut [T]>,
+    ) -> Result<Status> {
+        cpu::run(call, loss, grad)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn run_cuda<'s, T: crate::cuda::StorageElement>(
+        call: &'s mut Call<'_, Self, crate::cuda::Device, T>,
+        loss: Option<&'s mut dyn cudarc::driver::DevicePtrMut<f32>>,
+        grad: Option<&'s mut dyn cudarc::driver::DevicePtrMut<T>>,
+    ) -> Result<()> {
+        cuda::run(call, loss, grad)
+    }
 }

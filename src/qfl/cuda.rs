@@ -37,85 +37,54 @@ impl QualityFocalLoss {
     }
 }
 
-impl<T: StorageElement> Call<'_, QualityFocalLoss, Device, T> {
-    /// Enqueues the loss alone: `[1]`, or `[rows]` for [`Reduction::None`](crate::Reduction::None).
-    ///
-    /// # Errors
-    /// If a length does not fit the shape, a buffer is in another context, an option is outside
-    /// its range, or the driver refuses the launch.
-    pub fn forward(mut self, loss: &mut impl DevicePtrMut<f32>) -> Result<()> {
-        self.run(Some(loss), None)
-    }
+pub(super) fn run<'s, T: StorageElement>(
+    call: &'s mut Call<'_, QualityFocalLoss, Device, T>,
+    loss: Option<&'s mut dyn DevicePtrMut<f32>>,
+    grad: Option<&'s mut dyn DevicePtrMut<T>>,
+) -> Result<()> {
+    let (qfl, handle, logits, targets, [rows, classes]) =
+        (call.operation, call.backend, call.logits, call.targets, call.shape);
+    let (labels, quality, target) = match targets {
+        Targets::Sparse { labels, quality } => (Some(labels.len()), Some(quality.len()), None),
+        Targets::Dense { target } => (None, None, Some(target.len())),
+    };
+    let ([weight, upstream], scalars) = call.option_lengths();
+    let lengths = Lengths {
+        shape: call.shape,
+        logits: logits.len(),
+        per_row: &[("labels", labels), ("quality", quality), weight, upstream],
+        like_logits: &[("target", target), ("grad", grad.as_deref().map(DeviceSlice::len))],
+        loss: loss.as_deref().map(|loss| (loss.len(), call.reduction.losses(rows))),
+        scalars: &scalars,
+    };
+    super::check(&lengths, &call.reduction, call.upstream.is_some(), call.host_grad_scale())?;
 
-    /// Enqueues the loss and its gradient `[rows, classes]`, in one pass.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub fn forward_backward(
-        mut self,
-        loss: &mut impl DevicePtrMut<f32>,
-        grad: &mut impl DevicePtrMut<T>,
-    ) -> Result<()> {
-        self.run(Some(loss), Some(grad))
-    }
-
-    /// Enqueues the gradient alone.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub fn backward(mut self, grad: &mut impl DevicePtrMut<T>) -> Result<()> {
-        self.run(None, Some(grad))
-    }
-
-    fn run<'s>(
-        &'s mut self,
-        loss: Option<&'s mut dyn DevicePtrMut<f32>>,
-        grad: Option<&'s mut dyn DevicePtrMut<T>>,
-    ) -> Result<()> {
-        let (qfl, handle, logits, targets, [rows, classes]) =
-            (self.operation, self.backend, self.logits, self.targets, self.shape);
-        let (labels, quality, target) = match targets {
-            Targets::Sparse { labels, quality } => (Some(labels.len()), Some(quality.len()), None),
-            Targets::Dense { target } => (None, None, Some(target.len())),
-        };
-        let ([weight, upstream], scalars) = self.option_lengths();
-        let lengths = Lengths {
-            shape: self.shape,
-            logits: logits.len(),
-            per_row: &[("labels", labels), ("quality", quality), weight, upstream],
-            like_logits: &[("target", target), ("grad", grad.as_deref().map(DeviceSlice::len))],
-            loss: loss.as_deref().map(|loss| (loss.len(), self.reduction.losses(rows))),
-            scalars: &scalars,
-        };
-        super::check(lengths, &self.reduction, self.upstream.is_some(), self.host_grad_scale())?;
-
-        let stream = handle.stream();
-        let mut prepared = self.prepare(qfl.loss_weight, loss)?;
-        let pass = if grad.is_some() { Pass::ForwardBackward } else { Pass::Forward };
-        let mut args = QflArgs {
-            scaling: prepared.scaling,
-            logits: prepared.read("logits", Some(logits), stream)?,
-            grad: prepared.write("grad", grad, stream)?,
-            rows: rows as u64,
-            classes: classes as u32,
-            beta: qfl.beta as f32,
-            ignore_label: qfl.ignore_label.unwrap_or(0),
-            has_ignore_label: qfl.ignore_label.is_some().into(),
-            background_first: (qfl.background == Background::First).into(),
-            ..QflArgs::default()
-        };
-        match targets {
-            Targets::Sparse { labels, quality } => {
-                let (labels, labels_are_i64) = prepared.read_labels(labels, stream)?;
-                args.labels = labels;
-                args.labels_are_i64 = labels_are_i64.into();
-                args.quality = prepared.read("quality", Some(quality), stream)?;
-            }
-            Targets::Dense { target } => args.target = prepared.read("target", Some(target), stream)?,
+    let stream = handle.stream();
+    let mut prepared = call.prepare(qfl.loss_weight, loss)?;
+    let pass = if grad.is_some() { Pass::ForwardBackward } else { Pass::Forward };
+    let mut args = QflArgs {
+        scaling: prepared.scaling,
+        logits: prepared.read("logits", Some(logits), stream)?,
+        grad: prepared.write("grad", grad, stream)?,
+        rows: rows as u64,
+        classes: classes as u32,
+        beta: qfl.beta as f32,
+        ignore_label: qfl.ignore_label.unwrap_or(0),
+        has_ignore_label: qfl.ignore_label.is_some().into(),
+        background_first: (qfl.background == Background::First).into(),
+        ..QflArgs::default()
+    };
+    match targets {
+        Targets::Sparse { labels, quality } => {
+            let (labels, labels_are_i64) = prepared.read_labels(labels, stream)?;
+            args.labels = labels;
+            args.labels_are_i64 = labels_are_i64.into();
+            args.quality = prepared.read("quality", Some(quality), stream)?;
         }
-        // SAFETY: super::check has compared every length with the shape, and Prepared every
-        // context with the stream's; Prepared keeps the buffers borrowed until the launch is
-        // enqueued, and cudarc orders what other streams do with them.
-        unsafe { launch_qfl(handle.kernels(), T::STORAGE, pass, &args, stream.cu_stream().cast()) }
+        Targets::Dense { target } => args.target = prepared.read("target", Some(target), stream)?,
     }
+    // SAFETY: super::check has compared every length with the shape, and Prepared every
+    // context with the stream's; Prepared keeps the buffers borrowed until the launch is
+    // enqueued, and cudarc orders what other streams do with them.
+    unsafe { launch_qfl(handle.kernels(), T::STORAGE, pass, &args, stream.cu_stream().cast()) }
 }

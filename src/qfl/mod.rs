@@ -24,10 +24,11 @@
 //!     .reduction(Reduction::Sum)
 //!     .forward_backward(&mut loss, &mut grad)?;
 //!
-//! // 0.25² · ln 2 for the labelled logit: σ(0) = 0.5 is 0.25 short of its quality.
-//! let labelled = 0.0625 * 2f32.ln();
-//! assert!((loss[0] - (labelled + 0.001804 + 0.701880 + 0.022658)).abs() < 1e-5);
-//! assert!((grad[0] - -0.10227).abs() < 1e-5);
+//! // The labelled logit: σ(0) = 0.5 is 0.25 short of its quality, and its cross entropy is ln 2.
+//! let (distance, ce) = (-0.25f32, 2f32.ln());
+//! assert_eq!(grad[0], distance * (distance * distance + 2.0 * 0.25 * ce));
+//! let others = 0.001804 + 0.701869 + 0.022658; // σ² · softplus of the other three
+//! assert!((loss[0] - (distance * distance * ce + others)).abs() < 1e-5);
 //! # Ok::<(), gfocal::Error>(())
 //! ```
 
@@ -35,9 +36,11 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use crate::call::{Call, Host, Lengths, Memory, Operation, check_lengths, check_options};
+use crate::call::{Call, Lengths, Memory, Operation, check_lengths, check_options};
+use crate::cpu::Host;
 use crate::element::{Element, Label, Sealed};
 use crate::error::{Result, check_option};
+use crate::status::Status;
 
 /// Which label means background.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,16 +186,33 @@ impl<M: Memory> Copy for Targets<'_, M> {}
 impl Sealed for QualityFocalLoss {}
 impl Operation for QualityFocalLoss {
     type Targets<'a, M: Memory> = Targets<'a, M>;
+
+    fn run_cpu<T: Element>(
+        call: &mut Call<'_, Self, Host, T>,
+        loss: Option<&mut [T::Loss]>,
+        grad: Option<&mut [T]>,
+    ) -> Result<Status> {
+        cpu::run(call, loss, grad)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn run_cuda<'s, T: crate::cuda::StorageElement>(
+        call: &'s mut Call<'_, Self, crate::cuda::Device, T>,
+        loss: Option<&'s mut dyn cudarc::driver::DevicePtrMut<f32>>,
+        grad: Option<&'s mut dyn cudarc::driver::DevicePtrMut<T>>,
+    ) -> Result<()> {
+        cuda::run(call, loss, grad)
+    }
 }
 
 /// Checks everything about a call but the values in its tensors. `targets` has the lengths of
 /// labels and quality, or of the dense target.
 fn check<S>(
-    lengths: Lengths,
+    lengths: &Lengths,
     reduction: &crate::Reduction<S>,
     has_upstream: bool,
     grad_scale: Option<f64>,
 ) -> Result<()> {
-    check_lengths(&lengths, "classes", 1)?;
+    check_lengths(lengths, "classes", 1)?;
     check_options(reduction, has_upstream, grad_scale)
 }

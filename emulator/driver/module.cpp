@@ -1,0 +1,272 @@
+// Modules: PTX in, functions out. The code of a function is the host code of the kernel of the
+// same name, linked into this library.
+#include <cstdio>
+#include <cstring>
+
+#include "driver.h"
+
+namespace {
+
+std::set<Module*>& modules() {
+    static auto* all = new std::set<Module*>;
+    return *all;
+}
+std::set<const Function*>& functions() {
+    static auto* all = new std::set<const Function*>;
+    return *all;
+}
+
+// The newest PTX that a driver reads: 11.x came with 7.x, 12.0 to 12.5 with 8.0 to 8.5, then one
+// ahead (12.6 kept 8.5), and 13.x with 9.x.
+int newest_ptx(int driver) {
+    int major = driver / 1000, minor = driver % 1000 / 10;
+    if (major == 12 && minor >= 6) return 80 + minor - 1;
+    return 10 * (major - 4) + minor;
+}
+
+Result load(Module** out, const char* image) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (Result refused = refuse_in_capture("cuModuleLoad")) return refused;
+    if (!out || !image) return INVALID_VALUE;
+    if (strncmp(image, "\x7f" "ELF", 4) == 0 || strncmp(image, "\x50\xed\x55\xba", 4) == 0)
+        return complain(NO_BINARY_FOR_GPU, "the emulator runs no machine code, only PTX");
+    Ptx ptx;
+    std::string problem = parse_ptx(image, ptx);
+    if (!problem.empty()) return complain(INVALID_PTX, "invalid PTX: " + problem);
+    int newest = newest_ptx(settings().driver_version);
+    if (ptx.version > newest)
+        return complain(UNSUPPORTED_PTX_VERSION, "PTX " + std::to_string(ptx.version / 10) + "." +
+                        std::to_string(ptx.version % 10) + " is newer than driver " +
+                        std::to_string(settings().driver_version));
+    int cc = settings().compute_capability;
+    if (ptx.target > cc || (ptx.exact_target && ptx.target != cc))
+        return complain(NO_BINARY_FOR_GPU, "PTX for sm_" + std::to_string(ptx.target) +
+                        (ptx.exact_target ? " alone" : "") + " on a device of capability " +
+                        std::to_string(cc / 10) + "." + std::to_string(cc % 10));
+    auto* module = new Module{call.context, ptx, {}};
+    modules().insert(module);
+    *out = module;
+    return SUCCESS;
+}
+
+// Threads and blocks that fit one multiprocessor.
+int blocks_that_fit(const Function& function, int threads, size_t dynamic) {
+    Limits l = limits();
+    int warps = (threads + 31) / 32;
+    int fit = l.blocks_per_multiprocessor;
+    auto limit = [&](long n) { fit = n < fit ? (int)n : fit; };
+    limit(l.threads_per_multiprocessor / 32 / warps);
+    limit(REGISTERS / (long)(registers_of(function) * 32 * (unsigned)warps));
+    limit(l.shared_per_multiprocessor / (long)(function.entry.shared + dynamic + 1024));
+    if (threads > (int)function.entry.max_threads) fit = 0;
+    return fit < 0 ? 0 : fit;
+}
+
+}  // namespace
+
+bool is_function(const Function* function) { return functions().count(function) != 0; }
+
+// As many as its launch bounds leave, up to what a thread can have.
+unsigned registers_of(const Function& function) {
+    unsigned blocks = function.entry.min_blocks ? function.entry.min_blocks : 1;
+    unsigned threads = (function.entry.max_threads + 31) / 32 * 32;
+    unsigned registers = REGISTERS / (blocks * (threads ? threads : 32)) / 8 * 8;
+    return registers < 32 ? registers : function.entry.min_blocks && registers < 64 ? registers : 32;
+}
+
+CUDA Result cuModuleLoadData(Module** out, const void* image) { return load(out, (const char*)image); }
+CUDA Result cuModuleLoadDataEx(Module** out, const void* image, unsigned, int*, void**) {
+    return load(out, (const char*)image);
+}
+CUDA Result cuModuleLoadFatBinary(Module** out, const void* image) {
+    return load(out, (const char*)image);
+}
+CUDA Result cuModuleLoad(Module** out, const char* path) {
+    if (!path) return INVALID_VALUE;
+    FILE* file = fopen(path, "rb");
+    if (!file) return FILE_NOT_FOUND;
+    std::string text;
+    char piece[4096];
+    while (size_t count = fread(piece, 1, sizeof piece, file)) text.append(piece, count);
+    fclose(file);
+    return load(out, text.c_str());
+}
+
+CUDA Result cuModuleUnload(Module* module) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    if (!modules().count(module)) return INVALID_HANDLE;
+    for (auto& entry : module->functions) functions().erase(entry.second.get());
+    modules().erase(module);
+    delete module;
+    return (Result)call.context->error;
+}
+
+CUDA Result cuModuleGetFunction(Function** out, Module* module, const char* name) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (!out || !name) return INVALID_VALUE;
+    if (!modules().count(module)) return INVALID_HANDLE;
+    std::unique_ptr<Function>& function = module->functions[name];
+    if (!function) {
+        for (const PtxEntry& entry : module->ptx.entries) {
+            if (entry.name != name) continue;
+            const emu::Kernel* kernel = emu::kernels;
+            while (kernel && entry.name != kernel->name) kernel = kernel->next;
+            if (!kernel) {
+                module->functions.erase(name);
+                return complain(NOT_FOUND, "the PTX has an entry point " + entry.name +
+                                               ", but no kernel source has");
+            }
+            function.reset(new Function{module, entry, kernel});
+            functions().insert(function.get());
+        }
+    }
+    if (!function) {
+        module->functions.erase(name);
+        return NOT_FOUND;
+    }
+    *out = function.get();
+    return SUCCESS;
+}
+
+CUDA Result cuModuleGetFunctionCount(unsigned* count, Module* module) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    if (!count) return INVALID_VALUE;
+    if (!modules().count(module)) return INVALID_HANDLE;
+    *count = (unsigned)module->ptx.entries.size();
+    return SUCCESS;
+}
+
+CUDA Result cuModuleGetGlobal_v2(DevicePtr*, size_t*, Module*, const char*) { return NOT_FOUND; }
+
+CUDA Result cuFuncGetAttribute(int* value, int attribute, Function* function) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    if (!value) return INVALID_VALUE;
+    if (!is_function(function)) return INVALID_HANDLE;
+    const PtxEntry& entry = function->entry;
+    switch (attribute) {
+        case 0: *value = (int)entry.max_threads; break;
+        case 1: *value = (int)entry.shared; break;
+        case 2: case 3: *value = 0; break;  // constant and local memory
+        case 4: *value = (int)registers_of(*function); break;
+        case 5: *value = function->module->ptx.target; break;
+        case 6: *value = settings().compute_capability; break;
+        case 8: *value = function->dynamic_shared - (int)entry.shared; break;
+        case 9: *value = -1; break;  // no preference for the carveout
+        default:
+            if (attribute < 0 || attribute > 17) return INVALID_VALUE;
+            *value = 0;
+    }
+    return SUCCESS;
+}
+
+CUDA Result cuFuncSetAttribute(Function* function, int attribute, int value) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (!is_function(function)) return INVALID_HANDLE;
+    if (attribute == 8) {
+        if (value < 0 || value + (int)function->entry.shared > limits().shared_per_block_optin)
+            return INVALID_VALUE;
+        int total = value + (int)function->entry.shared;
+        if (total > function->dynamic_shared) function->dynamic_shared = total;
+        return SUCCESS;
+    }
+    return attribute == 9 ? SUCCESS : INVALID_VALUE;
+}
+
+CUDA Result cuFuncSetCacheConfig(Function* function, int) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    return is_function(function) ? SUCCESS : INVALID_HANDLE;
+}
+
+CUDA Result cuFuncGetName(const char** name, Function* function) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    if (!name) return INVALID_VALUE;
+    if (!is_function(function)) return INVALID_HANDLE;
+    *name = function->entry.name.c_str();
+    return SUCCESS;
+}
+
+CUDA Result cuFuncGetModule(Module** module, Function* function) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    if (!module) return INVALID_VALUE;
+    if (!is_function(function)) return INVALID_HANDLE;
+    *module = function->module;
+    return SUCCESS;
+}
+
+CUDA Result cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, size_t* size) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    if (!is_function(function)) return INVALID_HANDLE;
+    const auto& parameters = function->entry.parameters;
+    if (index >= parameters.size() || !offset) return INVALID_VALUE;
+    size_t at = 0;
+    for (size_t i = 0; i <= index; ++i) {
+        at = (at + parameters[i].alignment - 1) / parameters[i].alignment * parameters[i].alignment;
+        if (i < index) at += parameters[i].size;
+    }
+    *offset = at;
+    if (size) *size = parameters[index].size;
+    return SUCCESS;
+}
+
+// ---- Occupancy
+
+CUDA Result cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, Function* function,
+                                                                 int threads, size_t dynamic,
+                                                                 unsigned) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    if (!is_function(function)) return INVALID_HANDLE;
+    if (!blocks || threads <= 0) return INVALID_VALUE;
+    *blocks = blocks_that_fit(*function, threads, dynamic);
+    return SUCCESS;
+}
+CUDA Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* function,
+                                                        int threads, size_t dynamic) {
+    return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, dynamic, 0);
+}
+
+CUDA Result cuOccupancyMaxPotentialBlockSizeWithFlags(int* grid, int* block, Function* function,
+                                                      size_t (*dynamic_of)(int), size_t dynamic,
+                                                      int limit, unsigned) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    if (!is_function(function)) return INVALID_HANDLE;
+    if (!grid || !block) return INVALID_VALUE;
+    int most = (int)function->entry.max_threads, best = 0;
+    if (limit > 0 && limit < most) most = limit;
+    for (int threads = most / 32 * 32; threads >= 32; threads -= 32) {
+        int fit = blocks_that_fit(*function, threads, dynamic_of ? dynamic_of(threads) : dynamic);
+        if (fit * threads <= best) continue;
+        best = fit * threads;
+        *block = threads;
+        *grid = fit * settings().multiprocessors;
+    }
+    return best ? SUCCESS : INVALID_VALUE;
+}
+CUDA Result cuOccupancyMaxPotentialBlockSize(int* grid, int* block, Function* function,
+                                             size_t (*dynamic_of)(int), size_t dynamic, int limit) {
+    return cuOccupancyMaxPotentialBlockSizeWithFlags(grid, block, function, dynamic_of, dynamic,
+                                                     limit, 0);
+}
+
+CUDA Result cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, Function* function, int blocks,
+                                                    int) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    if (!is_function(function)) return INVALID_HANDLE;
+    if (!bytes || blocks <= 0) return INVALID_VALUE;
+    long left = limits().shared_per_multiprocessor / blocks - 1024 - (long)function->entry.shared;
+    long most = function->dynamic_shared - (long)function->entry.shared;
+    *bytes = (size_t)(left < 0 ? 0 : left < most ? left : most);
+    return SUCCESS;
+}

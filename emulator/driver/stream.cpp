@@ -1,0 +1,285 @@
+// Streams and events. Work is done when it is enqueued, so waiting is only counted; what is real
+// here is the lifetime of handles, and the part that streams and events play in a capture.
+#include <atomic>
+#include <chrono>
+
+#include "driver.h"
+
+namespace {
+
+std::set<Event*>& events() {
+    static auto* all = new std::set<Event*>;
+    return *all;
+}
+
+// This thread's own stream of each context.
+Stream* per_thread(Context* context) {
+    thread_local std::map<uint64_t, Stream*> streams;
+    Stream*& stream = streams[context->id];
+    if (!stream) {
+        stream = new Stream;
+        stream->context = context;
+        context->streams.insert(stream);
+    }
+    return stream;
+}
+
+uint64_t& last_id() {
+    static uint64_t id = 2;
+    return id;
+}
+
+Result create_stream(Stream** out, unsigned flags, int priority) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (!out || flags > 1) return INVALID_VALUE;
+    auto* stream = new Stream;
+    stream->context = call.context;
+    stream->flags = flags;
+    stream->priority = priority;
+    stream->id = ++last_id();
+    call.context->streams.insert(stream);
+    *out = stream;
+    return SUCCESS;
+}
+
+Result find_event(Event* event) { return events().count(event) ? SUCCESS : INVALID_HANDLE; }
+
+// Asking for a captured event, or waiting for it, ends the capture that it is in.
+Result captured(Event* event) {
+    if (!event->captured) return SUCCESS;
+    if (auto capture = event->capture.lock()) capture->invalid = true;
+    return CAPTURED_EVENT;
+}
+
+}  // namespace
+
+uint64_t thread_id() {
+    static std::atomic<uint64_t> count{0};
+    thread_local uint64_t id = ++count;
+    return id;
+}
+
+double milliseconds() {
+    auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double, std::milli>(now).count();
+}
+
+Result find_stream(Context* current, void* handle, Stream*& out) {
+    uintptr_t value = (uintptr_t)handle;
+    if (value <= 2) {
+        if (!current) return INVALID_CONTEXT;
+        out = value == 2 ? per_thread(current) : current->legacy;
+        if (value == 2) return SUCCESS;
+        // The legacy stream waits for all streams that do not say otherwise.
+        for (Stream* other : current->streams) {
+            if (!other->capture || other->flags & 1) continue;
+            other->capture->invalid = true;
+            return complain(CAPTURE_IMPLICIT, "the default stream would wait for a capturing one");
+        }
+        return SUCCESS;
+    }
+    if (!current || !current->streams.count((Stream*)handle)) return INVALID_HANDLE;
+    out = (Stream*)handle;
+    return SUCCESS;
+}
+
+CUDA Result cuStreamCreate(Stream** out, unsigned flags) { return create_stream(out, flags, 0); }
+CUDA Result cuStreamCreateWithPriority(Stream** out, unsigned flags, int priority) {
+    return create_stream(out, flags, priority < -5 ? -5 : priority > 0 ? 0 : priority);
+}
+
+CUDA Result cuStreamDestroy_v2(Stream* handle) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    if ((uintptr_t)handle <= 2 || !call.context->streams.count(handle)) return INVALID_HANDLE;
+    end_capture(handle);
+    call.context->streams.erase(handle);
+    handle->context = nullptr;  // the object stays: a capture or an event may still name it
+    return (Result)call.context->error;
+}
+
+CUDA Result cuStreamSynchronize(void* handle) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    Stream* stream;
+    if (Result error = find_stream(call.context, handle, stream)) return error;
+    if (stream->capture) {
+        invalidate(stream);
+        return complain(CAPTURE_UNSUPPORTED, "cuStreamSynchronize of a capturing stream");
+    }
+    ++counters().waits;
+    return SUCCESS;
+}
+
+CUDA Result cuCtxSynchronize() {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (Result refused = refuse_synchronize("cuCtxSynchronize", call.context)) return refused;
+    ++counters().waits;
+    return SUCCESS;
+}
+
+CUDA Result cuStreamQuery(void* handle) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    Stream* stream;
+    if (Result error = find_stream(call.context, handle, stream)) return error;
+    if (!stream->capture) return SUCCESS;
+    invalidate(stream);
+    return CAPTURE_UNSUPPORTED;
+}
+
+CUDA Result cuStreamGetFlags(void* handle, unsigned* flags) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    Stream* stream;
+    if (Result error = find_stream(call.context, handle, stream)) return error;
+    if (!flags) return INVALID_VALUE;
+    *flags = stream->flags;
+    return SUCCESS;
+}
+
+CUDA Result cuStreamGetPriority(void* handle, int* priority) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    Stream* stream;
+    if (Result error = find_stream(call.context, handle, stream)) return error;
+    if (!priority) return INVALID_VALUE;
+    *priority = stream->priority;
+    return SUCCESS;
+}
+
+CUDA Result cuStreamGetCtx(void* handle, Context** context) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    Stream* stream;
+    if (Result error = find_stream(call.context, handle, stream)) return error;
+    if (!context) return INVALID_VALUE;
+    *context = stream->context;
+    return SUCCESS;
+}
+
+CUDA Result cuStreamGetId(void* handle, unsigned long long* id) {
+    Call call(CURRENT);
+    if (call.error) return call.error;
+    Stream* stream;
+    if (Result error = find_stream(call.context, handle, stream)) return error;
+    if (!id) return INVALID_VALUE;
+    *id = (uintptr_t)handle <= 2 ? (uintptr_t)handle : stream->id;
+    return SUCCESS;
+}
+
+CUDA Result cuStreamAttachMemAsync(void*, DevicePtr, size_t, unsigned) { return NOT_SUPPORTED; }
+
+// ---- Events
+
+CUDA Result cuEventCreate(Event** out, unsigned flags) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (!out || flags > 7) return INVALID_VALUE;
+    *out = new Event;
+    (*out)->context = call.context;
+    (*out)->flags = flags;
+    events().insert(*out);
+    return SUCCESS;
+}
+
+CUDA Result cuEventDestroy_v2(Event* event) {
+    Call call(INITIALIZED);
+    if (call.error) return call.error;
+    if (find_event(event)) return INVALID_HANDLE;
+    events().erase(event);
+    delete event;
+    return SUCCESS;
+}
+
+CUDA Result cuEventRecordWithFlags(Event* event, void* handle, unsigned) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (find_event(event)) return INVALID_HANDLE;
+    Stream* stream;
+    if (Result error = find_stream(call.context, handle, stream)) return error;
+    if (stream->context != event->context) return INVALID_HANDLE;
+    if (stream->capture && stream->capture->invalid) return CAPTURE_INVALIDATED;
+    event->recorded = true;
+    event->time = milliseconds();
+    event->capture = stream->capture;
+    event->captured = stream->capture != nullptr;
+    event->clock = stream->seen;
+    event->clock[stream] = stream->operations;
+    return SUCCESS;
+}
+CUDA Result cuEventRecord(Event* event, void* handle) {
+    return cuEventRecordWithFlags(event, handle, 0);
+}
+
+CUDA Result cuEventQuery(Event* event) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (find_event(event)) return INVALID_HANDLE;
+    return captured(event);
+}
+
+CUDA Result cuEventSynchronize(Event* event) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (find_event(event)) return INVALID_HANDLE;
+    if (Result error = captured(event)) return error;
+    if (event->recorded) ++counters().waits;
+    return SUCCESS;
+}
+
+CUDA Result cuEventElapsedTime_v2(float* out, Event* start, Event* end) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (!out) return INVALID_VALUE;
+    for (Event* event : {start, end}) {
+        if (find_event(event) || event->flags & 2 || !event->recorded) return INVALID_HANDLE;
+        if (Result error = captured(event)) return error;
+    }
+    if (start->context != end->context) return INVALID_CONTEXT;
+    *out = (float)(end->time - start->time);
+    return SUCCESS;
+}
+CUDA Result cuEventElapsedTime(float* out, Event* start, Event* end) {
+    return cuEventElapsedTime_v2(out, start, end);
+}
+
+CUDA Result cuStreamWaitEvent(void* handle, Event* event, unsigned) {
+    Call call(HEALTHY);
+    if (call.error) return call.error;
+    if (find_event(event)) return INVALID_HANDLE;
+    Stream* stream;
+    if (Result error = find_stream(call.context, handle, stream)) return error;
+    if (!event->recorded) return SUCCESS;
+    if (!event->captured) {
+        if (!stream->capture) return SUCCESS;
+        invalidate(stream);
+        return complain(CAPTURE_ISOLATION,
+                        "cuStreamWaitEvent: a capturing stream waits for work outside the capture");
+    }
+    std::shared_ptr<Capture> capture = event->capture.lock();
+    if (!capture) return CAPTURED_EVENT;  // its capture has ended
+    if (stream->capture && stream->capture != capture) {
+        stream->capture->invalid = capture->invalid = true;
+        return CAPTURE_MERGE;
+    }
+    if (capture->invalid) return CAPTURE_INVALIDATED;
+    if (!stream->capture) {  // it joins the capture
+        if (stream == stream->context->legacy) {
+            capture->invalid = true;
+            return CAPTURE_IMPLICIT;
+        }
+        stream->capture = capture;
+        stream->operations = 0;
+        stream->seen.clear();
+        capture->streams.insert(stream);
+    }
+    for (const auto& entry : event->clock) {
+        uint64_t& seen = stream->seen[entry.first];
+        if (seen < entry.second) seen = entry.second;
+    }
+    ++stream->operations;
+    return SUCCESS;
+}

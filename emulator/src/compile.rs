@@ -1,0 +1,385 @@
+//! Compiles the driver and the kernels into `libcuda.so`.
+//!
+//! Every object file is kept under the hash of all that went into it (sources, headers, flags,
+//! compiler), and so is the library: an unchanged tree costs some hashing, and a change of one
+//! kernel compiles that kernel. Processes that come at the same time wait for each other.
+
+use crate::Error;
+use sha2::{Digest, Sha256};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const DRIVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/driver");
+const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels");
+const CACHE: &str = concat!(env!("OUT_DIR"), "/driver");
+
+/// Of everything: no part may need the C++ runtime's exceptions, and all but the API is hidden.
+const COMMON: &[&str] =
+    &["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-U_FORTIFY_SOURCE"];
+const DRIVER_FLAGS: &[&str] = &["-O1", "-Wall", "-Wextra"];
+const EXECUTOR_FLAGS: &[&str] = &["-O2", "-Wall", "-Wextra"];
+/// Of kernels. CUDA has no strict aliasing and no errno; contraction is off because the compiler
+/// would choose other places than NVRTC. The checks call handlers in driver/faults.cpp. -O2
+/// compiles twice as long, and the switches between threads take most of the time anyway.
+const KERNEL_FLAGS: &[&str] = &[
+    "-O1",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-strict-aliasing",
+    "-fsanitize=alignment,bounds",
+    "-w",
+];
+const STORAGES: &[&str] = &["F32", "F16", "BF16"];
+
+fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T, Error> {
+    result.map_err(|source| Error::Io { path: path.into(), source })
+}
+
+struct Compiler {
+    program: OsString,
+    arguments: Vec<String>,
+    version: Vec<u8>,
+}
+
+impl Compiler {
+    fn find() -> Result<Self, Error> {
+        let mut candidates = vec!["c++".to_owned(), "g++".to_owned(), "clang++".to_owned()];
+        if let Ok(cxx) = std::env::var("CXX")
+            && !cxx.trim().is_empty()
+        {
+            candidates.insert(0, cxx);
+        }
+        for candidate in &candidates {
+            let mut words = candidate.split_whitespace().map(str::to_owned);
+            let Some(program) = words.next() else { continue };
+            let arguments: Vec<String> = words.collect();
+            let output = Command::new(&program).args(&arguments).arg("--version").output();
+            if let Ok(output) = output
+                && output.status.success()
+            {
+                return Ok(Self { program: program.into(), arguments, version: output.stdout });
+            }
+        }
+        Err(Error::NoCompiler { tried: candidates.join(", ") })
+    }
+
+    fn run(&self, what: &str, arguments: &[OsString]) -> Result<(), Error> {
+        let output = Command::new(&self.program).args(&self.arguments).args(arguments).output();
+        let output = io(Path::new(&self.program), output)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(Error::Compile { what: what.to_owned(), output: text })
+    }
+}
+
+/// One object file to be.
+struct Unit {
+    what: String,
+    source: String,
+    flags: Vec<String>,
+    key: String,
+}
+
+/// A hash over pieces that keeps them apart.
+struct Key(Sha256);
+
+impl Key {
+    fn new() -> Self {
+        Self(Sha256::new())
+    }
+
+    fn add(&mut self, piece: impl AsRef<[u8]>) -> &mut Self {
+        let piece = piece.as_ref();
+        self.0.update((piece.len() as u64).to_le_bytes());
+        self.0.update(piece);
+        self
+    }
+
+    fn text(&self) -> String {
+        self.0.clone().finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// The files of a folder with one of these extensions, with their contents, by name.
+fn files(folder: &Path, extensions: &[&str]) -> Result<Vec<(PathBuf, Vec<u8>)>, Error> {
+    let mut found = Vec::new();
+    for entry in io(folder, fs::read_dir(folder))? {
+        let path = io(folder, entry)?.path();
+        if path.extension().is_some_and(|e| extensions.iter().any(|x| e == *x)) {
+            let contents = io(&path, fs::read(&path))?;
+            found.push((path, contents));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The names in `KERNEL(name, ...)`, comments and definitions of the macro aside.
+fn entry_points(source: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut in_comment = false;
+    for line in source.lines() {
+        let mut code = line;
+        if in_comment {
+            let Some((_, rest)) = code.split_once("*/") else { continue };
+            in_comment = false;
+            code = rest;
+        }
+        let code = code.split("//").next().unwrap_or_default();
+        let code = match code.split_once("/*") {
+            Some((before, after)) => {
+                in_comment = !after.contains("*/");
+                before
+            }
+            None => code,
+        };
+        if code.trim_start().starts_with('#') {
+            continue;
+        }
+        for (at, word) in code.match_indices("KERNEL(") {
+            let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            if code[..at].ends_with(is_word) {
+                continue;
+            }
+            let name: String =
+                code[at + word.len()..].trim_start().chars().take_while(|&c| is_word(c)).collect();
+            if !name.is_empty() {
+                names.push(name);
+            }
+        }
+    }
+    names
+}
+
+/// A kernel file for one storage type, with what registers its entry points. Everything is in
+/// an unnamed namespace: the same template of two storage types is not the same function, and
+/// the linker must not merge them.
+fn kernel_source(path: &Path, contents: &str, storage: &str) -> String {
+    let mut source = format!("namespace {{\n#include \"{}\"\n", path.display());
+    for name in entry_points(contents) {
+        let name = format!("{name}_{}", storage.to_lowercase());
+        source += &format!(
+            "emu::Kernel kernel_{name} = {{\"{name}\", emu::Entry<&{name}>::call, emu::Entry<&{name}>::parameters, 0}};\n\
+             emu::Register register_{name}(kernel_{name});\n"
+        );
+    }
+    source + "}\n"
+}
+
+fn fma_flags() -> &'static [&'static str] {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("fma") {
+        return &["-mfma"];
+    }
+    &[]
+}
+
+fn units(compiler: &Compiler, kernels: &Path) -> Result<Vec<Unit>, Error> {
+    let driver = Path::new(DRIVER);
+    let mut base = Key::new();
+    base.add(&compiler.version).add(compiler.arguments.join(" ")).add(COMMON.join(" "));
+    for (path, contents) in files(driver, &["h"])? {
+        base.add(path.to_string_lossy().as_bytes()).add(contents);
+    }
+    let unit = |base: &Key, what: String, source: String, flags: Vec<String>, inputs: &[&[u8]]| {
+        let mut key = Key(base.0.clone());
+        key.add(&source).add(flags.join(" "));
+        for input in inputs {
+            key.add(input);
+        }
+        Unit { what, source, flags, key: key.text() }
+    };
+    let strings = |flags: &[&str]| flags.iter().map(|&f| f.to_owned()).collect::<Vec<_>>();
+
+    // Kernels first: they take longest.
+    let mut units = Vec::new();
+    let mut kernel_base = Key(base.0.clone());
+    let mut folders = vec![kernels.to_owned()];
+    folders.extend(fs::canonicalize(KERNELS).ok().filter(|own| own != kernels));
+    for folder in &folders {
+        for (path, contents) in files(folder, &["cuh", "h"])? {
+            kernel_base.add(path.as_os_str().as_encoded_bytes()).add(contents);
+        }
+    }
+    for (path, contents) in files(kernels, &["cu"])? {
+        let text = String::from_utf8_lossy(&contents);
+        for storage in STORAGES {
+            let mut flags = strings(KERNEL_FLAGS);
+            flags.extend(strings(fma_flags()));
+            flags.push(format!("-DSTORAGE_{storage}"));
+            flags.extend(folders.iter().map(|folder| format!("-I{}", folder.display())));
+            flags.extend(["-include".to_owned(), format!("{DRIVER}/prelude.h")]);
+            let what = format!("{} for {}", path.display(), storage.to_lowercase());
+            let source = kernel_source(&path, &text, storage);
+            units.push(unit(&kernel_base, what, source, flags, &[&contents]));
+        }
+    }
+    // Some files together: the C++ library's headers are most of the work.
+    let mut groups = [
+        (EXECUTOR_FLAGS, vec!["executor", "fibers", "faults", "report"]),
+        (DRIVER_FLAGS, Vec::new()),
+        (DRIVER_FLAGS, Vec::new()),
+    ];
+    let sources = files(driver, &["cpp"])?;
+    for (path, _) in &sources {
+        let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+        if !groups[0].1.contains(&stem) {
+            let group = if groups[1].1.len() <= groups[2].1.len() { 1 } else { 2 };
+            groups[group].1.push(stem);
+        }
+    }
+    for (flags, stems) in groups {
+        let mut source = String::new();
+        let mut inputs: Vec<&[u8]> = Vec::new();
+        for (path, contents) in &sources {
+            let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+            if stems.contains(&stem) {
+                source += &format!("#include \"{}\"\n", path.display());
+                inputs.push(contents);
+            }
+        }
+        units.push(unit(
+            &base,
+            format!("the driver ({})", stems.join(", ")),
+            source,
+            strings(flags),
+            &inputs,
+        ));
+    }
+    Ok(units)
+}
+
+/// Compiles what is not there yet, on all cores.
+fn compile(compiler: &Compiler, units: &[Unit], objects: &Path) -> Result<(), Error> {
+    let missing: Vec<&Unit> = units.iter().filter(|u| !object(objects, u).exists()).collect();
+    let next = AtomicUsize::new(0);
+    let failure = Mutex::new(None);
+    let work = || {
+        while let Some(unit) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = compile_one(compiler, unit, objects) {
+                next.store(missing.len(), Ordering::Relaxed);
+                failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(missing.len());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
+}
+
+fn object(objects: &Path, unit: &Unit) -> PathBuf {
+    objects.join(format!("{}.o", unit.key))
+}
+
+fn compile_one(compiler: &Compiler, unit: &Unit, objects: &Path) -> Result<(), Error> {
+    let source = objects.join(format!("{}.cpp", unit.key));
+    let unfinished = objects.join(format!("{}.tmp", unit.key));
+    io(&source, fs::write(&source, &unit.source))?;
+    let mut arguments: Vec<OsString> = COMMON.iter().map(OsString::from).collect();
+    arguments.extend(unit.flags.iter().map(OsString::from));
+    arguments.push(format!("-I{DRIVER}").into());
+    arguments.extend(["-c".into(), source.clone().into(), "-o".into(), unfinished.clone().into()]);
+    compiler.run(&unit.what, &arguments)?;
+    io(&unfinished, fs::rename(&unfinished, object(objects, unit)))?;
+    io(&source, fs::remove_file(&source))
+}
+
+/// `libcuda.so`, and `libcuda.so.1`, which is empty and needs the first: so both names lead to
+/// one library, also for `dlopen` of a bare name once they have been opened by their paths.
+fn link(compiler: &Compiler, units: &[Unit], objects: &Path, folder: &Path) -> Result<(), Error> {
+    let library = folder.join("libcuda.so");
+    let mut arguments: Vec<OsString> =
+        ["-shared", "-pthread", "-Wl,-soname,libcuda.so", "-Wl,-z,defs", "-Wl,-Bsymbolic", "-o"]
+            .iter()
+            .map(OsString::from)
+            .collect();
+    arguments.push(library.into());
+    arguments.extend(units.iter().map(|unit| object(objects, unit).into()));
+    compiler.run("libcuda.so", &arguments)?;
+    let empty = folder.join("empty.cpp");
+    io(&empty, fs::write(&empty, ""))?;
+    let mut arguments: Vec<OsString> =
+        ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", "-o"]
+            .iter()
+            .map(OsString::from)
+            .collect();
+    arguments.push(folder.join("libcuda.so.1").into());
+    arguments.push(empty.into());
+    let mut search = OsString::from("-L");
+    search.push(folder);
+    arguments.extend([search, "-l:libcuda.so".into()]);
+    compiler.run("libcuda.so.1", &arguments)
+}
+
+/// Holds the cache's lock as long as it lives.
+struct Lock(#[expect(dead_code, reason = "closing the file gives the lock back")] File);
+
+impl Lock {
+    fn take(path: &Path) -> Result<Self, Error> {
+        use std::os::fd::AsRawFd;
+        unsafe extern "C" {
+            fn flock(fd: std::ffi::c_int, operation: std::ffi::c_int) -> std::ffi::c_int;
+        }
+        const LOCK_EX: std::ffi::c_int = 2;
+        let file = io(path, File::create(path))?;
+        // SAFETY: the descriptor belongs to `file`, which is open during the call; flock reads
+        // and writes no memory.
+        while unsafe { flock(file.as_raw_fd(), LOCK_EX) } != 0 {
+            let error = std::io::Error::last_os_error();
+            if error.kind() != std::io::ErrorKind::Interrupted {
+                return Err(Error::Io { path: path.into(), source: error });
+            }
+        }
+        Ok(Self(file))
+    }
+}
+
+/// The folder of a `libcuda.so` with these kernels.
+pub(crate) fn library(kernels: &Path) -> Result<PathBuf, Error> {
+    let kernels = io(kernels, fs::canonicalize(kernels))?;
+    let compiler = Compiler::find()?;
+    let units = units(&compiler, &kernels)?;
+    let mut key = Key::new();
+    for unit in &units {
+        key.add(&unit.key);
+    }
+    let cache = Path::new(CACHE);
+    let folder = cache.join(key.text());
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let objects = cache.join("objects");
+    io(&objects, fs::create_dir_all(&objects))?;
+    let _lock = Lock::take(&cache.join("lock"))?;
+    if folder.exists() {
+        return Ok(folder);
+    }
+    compile(&compiler, &units, &objects)?;
+    let unfinished = tempfile::Builder::new().prefix("link-").tempdir_in(cache);
+    let unfinished = io(cache, unfinished)?;
+    link(&compiler, &units, &objects, unfinished.path())?;
+    io(&folder, fs::rename(unfinished.path(), &folder))?;
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_entry_points() {
+        let source = "#define KERNEL(x) y\n// KERNEL(a, 1, 1)\nKERNEL(one, 32, 1)(int n) {}\n\
+                      /* KERNEL(b,\n 2) */ KERNEL( two , BLOCK, 2)()\nMY_KERNEL(c)\n";
+        assert_eq!(entry_points(source), ["one", "two"]);
+    }
+}

@@ -1,0 +1,354 @@
+//! Planted faults. Each must be found, and each must be named in words.
+
+mod common;
+
+use common::{alone, emulator, entry, function, ptx, shape};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, PushKernelArg, sys::CUresult,
+};
+use gfocal_emulator::Emulator;
+use std::sync::Arc;
+
+/// A context that is new: the last one of a faulty test is gone when it is released.
+fn fresh() -> Option<(Emulator, Arc<CudaContext>, Arc<CudaStream>)> {
+    let emulator = emulator()?;
+    emulator.set_tight_fences(false);
+    emulator.set_seed(1);
+    let context = CudaContext::new(0).unwrap();
+    let stream = context.default_stream();
+    Some((emulator, context, stream))
+}
+
+/// Launches one block, with arguments that are given as words.
+fn launch(
+    context: &Arc<CudaContext>,
+    stream: &Arc<CudaStream>,
+    name: &str,
+    threads: u32,
+    parameters: &[&str],
+    words: &[u64],
+) -> Result<(), DriverError> {
+    let f = function(context, &ptx(&[entry(name, parameters, threads)]), name);
+    let mut builder = stream.launch_builder(&f);
+    for word in words {
+        builder.arg(word);
+    }
+    // SAFETY: not safe, on purpose; the emulator is to notice.
+    unsafe { builder.launch(shape(1, threads)) }.map(drop)
+}
+
+fn address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
+    slice.device_ptr(stream).0
+}
+
+/// The fault that this was, which must be one, with these words in it.
+#[track_caller]
+fn expect(emulator: Emulator, before: u64, result: Result<(), DriverError>, code: CUresult, words: &[&str]) {
+    let text = emulator.last_fault().unwrap_or_default();
+    assert_eq!(result.map_err(|e| e.0), Err(code), "{text}");
+    assert_eq!(emulator.faults(), before + 1, "{text}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
+
+/// How many of 100 seeds give another result than `expected`.
+fn wrong_seeds(
+    emulator: Emulator,
+    blocks: u32,
+    name: &str,
+    parameters: usize,
+    scratch: bool,
+    wrong: impl Fn(&[u64]) -> bool,
+) -> usize {
+    let context = CudaContext::new(0).unwrap();
+    let stream = context.default_stream();
+    let threads = if name.contains("warp") { 32 } else { 128 };
+    let f = function(&context, &ptx(&[entry(name, &vec![".u64"; parameters], threads)]), name);
+    (0..100)
+        .filter(|&seed| {
+            emulator.set_seed(seed);
+            let partials = stream.alloc_zeros::<u64>(1 + blocks as usize).unwrap();
+            let out = stream.alloc_zeros::<u64>(blocks as usize).unwrap();
+            let mut builder = stream.launch_builder(&f);
+            if scratch {
+                builder.arg(&partials);
+            }
+            builder.arg(&out);
+            // SAFETY: the buffers have room for what the kernels write.
+            unsafe { builder.launch(shape(blocks, threads)) }.unwrap();
+            wrong(&stream.clone_dtoh(&out).unwrap())
+        })
+        .count()
+}
+
+#[test]
+fn missing_order_shows_under_most_seeds() {
+    let _alone = alone();
+    let Some((emulator, ..)) = fresh() else { return };
+    let before = emulator.faults();
+    let late = wrong_seeds(emulator, 8, "late_partial_f32", 2, true, |out| f64::from_bits(out[0]) != 36.0);
+    let barrier = wrong_seeds(emulator, 1, "no_barrier_f32", 1, false, |out| f64::from_bits(out[0]) != 128.0);
+    let second = wrong_seeds(emulator, 1, "no_second_barrier_f32", 1, false, |out| out[0] != 0);
+    let warp = wrong_seeds(emulator, 1, "no_warp_barrier_f32", 1, false, |out| out[0] != 0);
+    eprintln!(
+        "of 100 seeds: {late} late partial, {barrier} no barrier, {second} no second barrier, {warp} no warp barrier"
+    );
+    assert!(late > 30 && barrier > 50 && second > 50 && warp > 90);
+    assert_eq!(emulator.faults(), before);
+}
+
+#[test]
+fn writes_outside_an_allocation() {
+    let _alone = alone();
+    // (index of a float in 100 of them, where that is, whether a page fence is hit)
+    for (index, place) in [
+        (100i64, "0 bytes after the end"),
+        (101, "4 bytes after the end"),
+        (2000, "7600 bytes after the end"),
+        (-1, "4 bytes before the start"),
+        (-1100, "4400 bytes before the start"),
+    ] {
+        let Some((emulator, context, stream)) = fresh() else { return };
+        let before = emulator.faults();
+        let x = stream.alloc_zeros::<f32>(100).unwrap();
+        let words = [address(&x, &stream), index as u64];
+        let result = launch(&context, &stream, "write_at_f32", 32, &[".u64", ".s64"], &words);
+        expect(
+            emulator,
+            before,
+            result,
+            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+            &["write_at_f32", "write", place, "400 bytes at"],
+        );
+        // As on a GPU, the context is of no use any more.
+        assert!(stream.synchronize().is_err());
+        assert!(stream.alloc_zeros::<f32>(1).is_err());
+    }
+}
+
+#[test]
+fn reads_outside_an_allocation() {
+    let _alone = alone();
+    // Within 256 bytes: seen with tight fences, else what is read is NaN.
+    for (index, tight) in [(164i64, false), (100, true), (-1200, false), (1 << 40, false)] {
+        let Some((emulator, context, stream)) = fresh() else { return };
+        let before = emulator.faults();
+        emulator.set_tight_fences(tight);
+        let x = stream.alloc_zeros::<f32>(100).unwrap();
+        let out = stream.alloc_zeros::<f32>(1).unwrap();
+        let words = [address(&x, &stream), index as u64, address(&out, &stream)];
+        let result = launch(&context, &stream, "read_at_f32", 32, &[".u64", ".s64", ".u64"], &words);
+        expect(
+            emulator,
+            before,
+            result,
+            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+            &["read_at_f32, block 0, thread 17: read"],
+        );
+    }
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let before = emulator.faults();
+    let x = stream.alloc_zeros::<f32>(100).unwrap();
+    let out = stream.alloc_zeros::<f32>(1).unwrap();
+    let words = [address(&x, &stream), 100, address(&out, &stream)];
+    launch(&context, &stream, "read_at_f32", 32, &[".u64", ".s64", ".u64"], &words).unwrap();
+    assert!(stream.clone_dtoh(&out).unwrap()[0].is_nan());
+    assert_eq!(emulator.faults(), before);
+}
+
+#[test]
+fn null_and_host_pointers() {
+    let _alone = alone();
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let before = emulator.faults();
+    let result = launch(&context, &stream, "write_at_f32", 32, &[".u64", ".s64"], &[0, 0]);
+    expect(emulator, before, result, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, &["thread 17: write address 0"]);
+}
+
+#[test]
+fn use_after_free() {
+    let _alone = alone();
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let before = emulator.faults();
+    let x = stream.alloc_zeros::<f32>(100).unwrap();
+    let words = [address(&x, &stream), 5];
+    drop(x);
+    let result = launch(&context, &stream, "write_at_f32", 32, &[".u64", ".s64"], &words);
+    let words = ["thread 17: write use after free: at byte 20 of allocation"];
+    expect(emulator, before, result, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, &words);
+}
+
+#[test]
+fn double_free() {
+    let _alone = alone();
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let before = emulator.faults();
+    let x = stream.alloc_zeros::<f32>(100).unwrap();
+    let pointer = address(&x, &stream);
+    drop(x);
+    // SAFETY: freed already, on purpose.
+    let result = unsafe { cudarc::driver::result::free_async(pointer, std::ptr::null_mut()) };
+    expect(emulator, before, result, CUresult::CUDA_ERROR_INVALID_VALUE, &["double free"]);
+    drop(context);
+}
+
+#[test]
+fn addresses_of_the_other_device() {
+    let _alone = alone();
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let before = emulator.faults();
+    let other = CudaContext::new(1).unwrap();
+    let x = other.default_stream().alloc_zeros::<f32>(100).unwrap();
+    let words = [address(&x, &other.default_stream()), 5];
+    context.bind_to_thread().unwrap();
+    let result = launch(&context, &stream, "write_at_f32", 32, &[".u64", ".s64"], &words);
+    expect(
+        emulator,
+        before,
+        result,
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+        &["runs on device 0", "of device 1"],
+    );
+}
+
+#[test]
+fn misaligned_vectors() {
+    let _alone = alone();
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let before = emulator.faults();
+    let x = stream.alloc_zeros::<f32>(100).unwrap();
+    let out = stream.alloc_zeros::<f32>(1).unwrap();
+    let words = [address(&x, &stream), 8, address(&out, &stream)];
+    launch(&context, &stream, "vector_at_f32", 32, &[".u64", ".s64", ".u64"], &words).unwrap();
+    let words = [address(&x, &stream), 9, address(&out, &stream)];
+    let result = launch(&context, &stream, "vector_at_f32", 32, &[".u64", ".s64", ".u64"], &words);
+    let words = ["block 0, thread 3: misaligned", "float4", "bad.cu:"];
+    expect(emulator, before, result, CUresult::CUDA_ERROR_MISALIGNED_ADDRESS, &words);
+}
+
+#[test]
+fn shared_memory() {
+    let _alone = alone();
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let before = emulator.faults();
+    let out = stream.alloc_zeros::<u32>(32).unwrap();
+    let f = function(&context, &ptx(&[entry("shared_index_f32", &[".u32", ".u64"], 32)]), "shared_index_f32");
+    // SAFETY: an index beyond the shared array, on purpose.
+    let result = unsafe { stream.launch_builder(&f).arg(&1u32).arg(&out).launch(shape(1, 32)) }.map(drop);
+    let words = ["thread 31: index 32 is out of bounds for", "[32]", "bad.cu:"];
+    expect(emulator, before, result, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, &words);
+    drop((f, out, stream, context));
+
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let f = function(&context, &ptx(&[entry("shared_pointer_f32", &[".u32"], 32)]), "shared_pointer_f32");
+    // SAFETY: as above.
+    let result = unsafe { stream.launch_builder(&f).arg(&1u32).launch(shape(1, 32)) }.map(drop);
+    let words = ["outside the shared array `words`", "at byte 128 of 128"];
+    expect(emulator, before + 1, result, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, &words);
+    drop((f, stream, context));
+
+    let Some((_, context, stream)) = fresh() else { return };
+    let out = stream.alloc_zeros::<f64>(32).unwrap();
+    launch(&context, &stream, "uninitialised_f32", 32, &[".u64"], &[address(&out, &stream)]).unwrap();
+    assert!(stream.clone_dtoh(&out).unwrap().iter().all(|x| x.is_nan()));
+    // SAFETY: only read as bits.
+    let fresh = unsafe { stream.alloc::<f32>(50) }.unwrap();
+    assert!(stream.clone_dtoh(&fresh).unwrap().iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn divergence() {
+    let _alone = alone();
+    for (name, threads, arguments, words) in [
+        (
+            "half_barrier_f32",
+            64,
+            Some(8u32),
+            &["divergent warp", "lanes 0-7 wait at __syncthreads", "8-31 wait at __syncwarp"][..],
+        ),
+        (
+            "two_barriers_f32",
+            64,
+            None,
+            &["divergent barrier", "came to __syncthreads", "others wait at __syncthreads"],
+        ),
+        ("divergent_shuffle_f32", 32, Some(0), &["divergent warp", "__shfl_xor_sync (bad.cu:"]),
+        ("exited_lanes_f32", 32, Some(0), &["lanes 0-19 wait at __shfl_xor_sync", "lanes 20-31 have exited"]),
+        ("small_mask_f32", 32, Some(0), &["mask 0xffff"]),
+    ] {
+        let Some((emulator, context, stream)) = fresh() else { return };
+        let before = emulator.faults();
+        let out = stream.alloc_zeros::<u32>(32).unwrap();
+        let result = match arguments {
+            None => launch(&context, &stream, name, threads, &[], &[]),
+            Some(0) => launch(&context, &stream, name, threads, &[".u64"], &[address(&out, &stream)]),
+            Some(lanes) => launch(&context, &stream, name, threads, &[".u32"], &[lanes.into()]),
+        };
+        expect(emulator, before, result, CUresult::CUDA_ERROR_LAUNCH_FAILED, words);
+    }
+}
+
+#[test]
+fn traps() {
+    let _alone = alone();
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let before = emulator.faults();
+    let zeros = stream.alloc_zeros::<u32>(32).unwrap();
+    let result = launch(&context, &stream, "divide_by_zero_f32", 32, &[".u64"], &[address(&zeros, &stream)]);
+    expect(emulator, before, result, CUresult::CUDA_ERROR_LAUNCH_FAILED, &["division by zero"]);
+    drop((zeros, stream, context));
+
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let result = launch(&context, &stream, "asserts_f32", 32, &[".u32"], &[31]);
+    let words = ["thread 31: assertion failed: threadIdx", "bad.cu:"];
+    expect(emulator, before + 1, result, CUresult::CUDA_ERROR_ASSERT, &words[1..]);
+    drop((stream, context));
+
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let x = stream.alloc_zeros::<u32>(32).unwrap();
+    let words = [address(&x, &stream), 100_000];
+    let result = launch(&context, &stream, "recursion_f32", 32, &[".u64", ".u32"], &words);
+    expect(emulator, before + 2, result, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, &["stack overflow"]);
+}
+
+#[test]
+fn parameters_that_do_not_fit() {
+    let _alone = alone();
+    for parameters in [&[".u64", ".u32"][..], &[".u64"], &[".u64", ".s64", ".u32"], &[".align 8 .b8[16]"]] {
+        let Some((emulator, context, stream)) = fresh() else { return };
+        let before = emulator.faults();
+        let result = launch(&context, &stream, "write_at_f32", 32, parameters, &[0; 3]);
+        expect(
+            emulator,
+            before,
+            result,
+            CUresult::CUDA_ERROR_INVALID_SOURCE,
+            &["write_at_f32", "(8, 8) bytes in the source"],
+        );
+    }
+}
+
+#[test]
+fn launches_that_the_driver_refuses() {
+    let _alone = alone();
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let before = emulator.faults();
+    let x = stream.alloc_zeros::<f32>(1).unwrap();
+    let f = function(&context, &ptx(&[entry("write_at_f32", &[".u64", ".s64"], 32)]), "write_at_f32");
+    for (blocks, threads, shared) in [(0, 32, 0), (1, 0, 0), (1, 33, 0), (1, 2048, 0), (1, 32, 50_000)] {
+        let mut config = shape(blocks, threads);
+        config.shared_mem_bytes = shared;
+        // SAFETY: nothing is launched.
+        let result = unsafe { stream.launch_builder(&f).arg(&x).arg(&0i64).launch(config) };
+        assert_eq!(result.map(drop).map_err(|e| e.0), Err(CUresult::CUDA_ERROR_INVALID_VALUE));
+    }
+    let other = CudaContext::new(1).unwrap();
+    // SAFETY: nothing is launched.
+    let result = unsafe { other.default_stream().launch_builder(&f).arg(&x).arg(&0i64).launch(shape(1, 32)) };
+    assert_eq!(result.map(drop).map_err(|e| e.0), Err(CUresult::CUDA_ERROR_INVALID_HANDLE));
+    context.bind_to_thread().unwrap();
+    // SAFETY: one element of one.
+    unsafe { stream.launch_builder(&f).arg(&x).arg(&0i64).launch(shape(1, 32)) }.unwrap();
+    assert_eq!(emulator.faults(), before);
+}
