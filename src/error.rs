@@ -61,7 +61,7 @@ pub enum Error {
 
     /// The CUDA driver's library could not be opened.
     #[cfg(feature = "cuda")]
-    #[error("no CUDA driver ({reason}); install NVIDIA's driver, version 525 or newer, or use the CPU path")]
+    #[error("no CUDA driver ({reason}); install NVIDIA's driver, version 525 or newer")]
     NoDriver {
         /// What the loader said.
         reason: String,
@@ -92,7 +92,7 @@ pub enum Error {
     /// The device is older than the kernels.
     #[cfg(feature = "cuda")]
     #[error(
-        "the device's compute capability is {}.{}, the kernels need 7.5 (Turing) or newer; use the CPU path",
+        "the device's compute capability is {}.{}, the kernels need 7.5 (Turing) or newer",
         compute_capability / 10,
         compute_capability % 10
     )]

@@ -80,8 +80,7 @@ impl Reduction<f64> {
     pub(crate) fn factor(&self, rows: usize) -> Result<f64> {
         match *self {
             Reduction::None | Reduction::Sum => Ok(1.0),
-            Reduction::Mean | Reduction::MeanBy { .. } if rows == 0 => Ok(0.0),
-            Reduction::Mean => Ok(1.0 / rows as f64),
+            Reduction::Mean => Ok(1.0 / rows.max(1) as f64),
             Reduction::MeanBy { avg_factor, policy } => Ok(1.0 / policy.normaliser(avg_factor)?),
         }
     }

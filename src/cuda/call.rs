@@ -62,6 +62,19 @@ impl<'a, B: DevicePtr<f32>> From<&'a B> for Scalar<'a> {
     }
 }
 
+impl From<Reduction<f64>> for Reduction<Scalar<'_>> {
+    fn from(reduction: Reduction<f64>) -> Self {
+        match reduction {
+            Reduction::None => Reduction::None,
+            Reduction::Sum => Reduction::Sum,
+            Reduction::Mean => Reduction::Mean,
+            Reduction::MeanBy { avg_factor, policy } => {
+                Reduction::MeanBy { avg_factor: avg_factor.into(), policy }
+            }
+        }
+    }
+}
+
 impl<'a> Scalar<'a> {
     fn host(self) -> Option<f64> {
         match self {

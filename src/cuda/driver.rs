@@ -4,6 +4,7 @@
 //! of cudarc is called before [`driver_version`] has opened the library itself. (cudarc's own
 //! question, `is_culib_present`, does not exist with its `dynamic-linking` feature.)
 
+use std::error::Error as _;
 use std::ffi::{CStr, c_int};
 use std::sync::Arc;
 
@@ -32,7 +33,8 @@ pub fn driver_version() -> Result<i32> {
         let library = match unsafe { libloading::Library::new(name) } {
             Ok(library) => library,
             Err(error) => {
-                reason = error.to_string();
+                // The loader's own words are one level down.
+                reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
                 continue;
             }
         };
@@ -96,7 +98,11 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    pub(crate) fn of(context: &CudaContext) -> Result<DeviceInfo> {
+    /// Asks the driver about a context's device.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn of(context: &CudaContext) -> Result<DeviceInfo> {
         let (major, minor) = check("cuDeviceGetAttribute", context.compute_capability())?;
         let multiprocessors = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
         Ok(DeviceInfo {
@@ -130,16 +136,23 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
     (0..device_count()?).map(|ordinal| DeviceInfo::of(&*context(ordinal)?)).collect()
 }
 
-/// Turns a driver's error into ours. Only for errors that the driver gave, so that it is there to
-/// name them.
-pub(crate) fn check<T>(call: &'static str, result: Result<T, DriverError>) -> Result<T> {
-    let text = |found: Result<&CStr, DriverError>| {
-        found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
-    };
-    result.map_err(|error| Error::Driver {
-        call,
-        code: error.0 as u32,
-        name: text(error.error_name()),
-        message: text(error.error_string()),
+/// Turns an error of cudarc's into [`Error::Driver`], which names the `call` and carries the
+/// driver's own words.
+///
+/// # Errors
+/// The one that it is given.
+pub fn check<T>(call: &'static str, result: Result<T, DriverError>) -> Result<T> {
+    result.map_err(|error| {
+        // Without a driver, cudarc would panic when asked what an error means.
+        let words = |ask: fn(&DriverError) -> Result<&CStr, DriverError>| {
+            let found = driver_version().ok().and_then(|_| ask(&error).ok());
+            found.map_or_else(|| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
+        };
+        Error::Driver {
+            call,
+            code: error.0 as u32,
+            name: words(DriverError::error_name),
+            message: words(DriverError::error_string),
+        }
     })
 }

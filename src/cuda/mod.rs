@@ -44,8 +44,7 @@ mod status;
 
 pub(crate) use call::Prepared;
 pub use call::{Device, LabelBuffer, Scalar};
-pub(crate) use driver::check;
-pub use driver::{DeviceInfo, context, devices, driver_version};
+pub use driver::{DeviceInfo, check, context, devices, driver_version};
 pub use handle::{Handle, Kernels};
 pub use images::{Provenance, provenance};
 pub use launch::{Storage, StorageElement};

@@ -1,0 +1,7 @@
+//! Files of tensors.
+
+mod input;
+mod output;
+
+pub use input::{Input, Tensors};
+pub use output::Output;

@@ -1,0 +1,95 @@
+//! Writing tensors: all of the file, or none.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::TensorView;
+
+use crate::error::{Error, Result};
+use crate::floats::Floats;
+
+/// A file that is to be written.
+pub struct Output {
+    path: PathBuf,
+    tensors: Vec<(String, Vec<usize>, Floats)>,
+}
+
+impl Output {
+    /// Finds out early what would be found out at the end.
+    pub fn new(path: &Path, input: &Path) -> Result<Output> {
+        let output = Output { path: path.to_owned(), tensors: Vec::new() };
+        if let Ok(metadata) = fs::metadata(path) {
+            if metadata.is_dir() {
+                return Err(output.error("it is a folder; give the name of a file"));
+            }
+            if !metadata.is_file() {
+                return Err(
+                    output.error("it is not a regular file, and would be replaced by one; give another name")
+                );
+            }
+        }
+        if let (Ok(path), Ok(input)) = (path.canonicalize(), input.canonicalize())
+            && path == input
+        {
+            return Err(output.error("it is the input file; give another name"));
+        }
+        if path.file_name().is_none() {
+            return Err(output.error("it has no file name; give one"));
+        }
+        let folder = output.folder();
+        if !folder.is_dir() {
+            return Err(output.error(format!("there is no folder {}; make it first", folder.display())));
+        }
+        Ok(output)
+    }
+
+    pub fn add(&mut self, name: String, shape: &[usize], numbers: Floats) {
+        self.tensors.push((name, shape.to_vec(), numbers));
+    }
+
+    /// Writes a file beside, and renames it when it is whole. `about` goes into its metadata.
+    pub fn write(&self, about: &str) -> Result<()> {
+        let data: Vec<_> = self.tensors.iter().map(|(_, _, numbers)| numbers.bytes()).collect();
+        let mut views = Vec::new();
+        for ((name, shape, numbers), data) in self.tensors.iter().zip(&data) {
+            let view = TensorView::new(numbers.dtype().in_file(), shape.clone(), data);
+            views.push((name, view.map_err(|error| self.error(error))?));
+        }
+        // One key: the crate writes the keys in no fixed order, and equal runs give equal bytes.
+        let metadata = HashMap::from([("gfocal".to_owned(), about.to_owned())]);
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| self.error(error))?;
+
+        let mut file = builder().tempfile_in(self.folder()).map_err(|error| self.error(error))?;
+        file.write_all(&bytes).map_err(|error| self.error(error))?;
+        file.persist(&self.path).map_err(|error| self.error(error.error))?;
+        Ok(())
+    }
+
+    fn folder(&self) -> &Path {
+        match self.path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        }
+    }
+
+    fn error(&self, reason: impl ToString) -> Error {
+        Error::Output { path: self.path.clone(), reason: reason.to_string() }
+    }
+}
+
+#[cfg(unix)]
+fn builder() -> tempfile::Builder<'static, 'static> {
+    use std::os::unix::fs::PermissionsExt;
+
+    // As any file that a program makes (the umask is taken away), and not for the owner alone.
+    let mut builder = tempfile::Builder::new();
+    builder.permissions(fs::Permissions::from_mode(0o666));
+    builder
+}
+
+#[cfg(not(unix))]
+fn builder() -> tempfile::Builder<'static, 'static> {
+    tempfile::Builder::new()
+}

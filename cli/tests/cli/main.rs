@@ -1,0 +1,11 @@
+//! The `gfocal` command from outside: files in, table, JSON and files out.
+
+mod cuda;
+mod formula;
+mod info;
+mod losses;
+mod mistakes;
+mod options;
+mod output;
+mod sample;
+mod support;
