@@ -87,7 +87,7 @@ struct Tile {
                 float chunk[VECTOR];
 #pragma unroll
                 for (u32 k = 0; k < VECTOR; ++k) chunk[k] = z[j + k];
-                store_words(scalar(r * K + j), pack(chunk));
+                store_words_shared(scalar(r * K + j), pack(chunk));
             }
         } else {
 #pragma unroll
@@ -100,7 +100,7 @@ struct Tile {
         if (whole) {
 #pragma unroll
             for (u32 v = 0; v < WORDS / 4; v += 32)
-                if (v + lane < WORDS / 4) store_words(words + place((v + lane) * 4), load_words(from + (v + lane) * VECTOR));
+                if (v + lane < WORDS / 4) store_words_shared(words + place((v + lane) * 4), load_words(from + (v + lane) * VECTOR));
         } else {
             for (u32 k = lane; k < count; k += 32) *((Scalar*)(words + place(k / ROWS)) + k % ROWS) = from[k];
         }

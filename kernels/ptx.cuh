@@ -91,6 +91,12 @@ DEVICE u32 take_ticket(u32* counter, u32 last) {
     return ticket;
 }
 
+// 16 bytes to global memory, 16-byte aligned. As plain C++ the compiler may take it apart.
+DEVICE void store_16_bytes(void* p, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 : : "l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
 // *p += 1, *p = max(*p, x): atomic, without a result.
 DEVICE void count_up(u32* p) { asm volatile("red.global.add.u32 [%0], 1;" : : "l"(p) : "memory"); }
 DEVICE void raise_to(u64* p, u64 x) {
@@ -157,6 +163,8 @@ DEVICE u32 take_ticket(u32* counter, u32 last) {
     __threadfence();
     return ticket;
 }
+
+DEVICE void store_16_bytes(void* p, u32 a, u32 b, u32 c, u32 d) { *(uint4*)p = make_uint4(a, b, c, d); }
 
 DEVICE void count_up(u32* p) { atomicAdd(p, 1u); }
 DEVICE void raise_to(u64* p, u64 x) { atomicMax(p, x); }

@@ -9,6 +9,8 @@
 //  3. `linear` gives each thread one column for good, so that its loop has no division; it
 //     needs whole 16-byte vectors in a row. `rows` takes any shape and any address, and gives
 //     row sums. `dense` is `rows` with a target for every element.
+//  4. A warp whose logits are all at most -2 takes series that need one special function for an
+//     element, not two, and half the instructions. A detector's negatives begin at -4.6.
 #include "call.cuh"
 #include "math.cuh"
 #include "rows.cuh"
@@ -33,11 +35,11 @@ struct QflArgs {
     u32 has_ignore_label;
 };
 
-constexpr u32 NO_COLUMN = 0xffffffffu, BAD_ROW = 0xfffffffeu;
+constexpr u32 NO_COLUMN = 0xffffffffu;
 
 // What the inputs say of a row.
 struct Target {
-    u32 column;     // the labelled one, or NO_COLUMN, or BAD_ROW: label or quality cannot be used
+    u32 column;     // the labelled one, or NO_COLUMN
     float quality;  // of that column, in [0, 1]
     float weight;   // 0: no loss and no gradient, whatever the logits hold
 };
@@ -57,7 +59,6 @@ DEVICE Target read_target(const QflArgs& a, u64 row, bool reports) {
     if (column < a.classes) {
         float quality = a.quality[row];
         if (quality != quality) {
-            target.column = BAD_ROW;
             target.weight = 0.0f;
             if (status) report(&status->bad_qualities, status, row);
         } else {
@@ -65,7 +66,6 @@ DEVICE Target read_target(const QflArgs& a, u64 row, bool reports) {
             target.quality = __saturatef(quality);
         }
     } else if (a.background_first ? label != 0 : label > (long long)a.classes) {
-        target.column = BAD_ROW;
         target.weight = 0.0f;
         if (status) report(&status->bad_labels, status, row);
     }
@@ -84,13 +84,13 @@ DEVICE LossGrad soft(const QflArgs& a, float x, float y, float scale) {
                     : qfl_background_any_beta(x, a.beta, scale);
 }
 
-// A logit so low that its loss and its gradient are 0: what stands for the labelled one while
-// the rest of its vector is computed.
+// A logit so low that its loss and its gradient are 0: it stands for the labelled one while the
+// rest of its vector is computed, and for those of rows that give nothing.
 constexpr float MASKED_LOGIT = -100.0f;
 #if defined(STORAGE_F16)
-constexpr u32 MASKED = 0xd640;
+constexpr u32 MASKED = 0xd640d640;
 #elif defined(STORAGE_BF16)
-constexpr u32 MASKED = 0xc2c8;
+constexpr u32 MASKED = 0xc2c8c2c8;
 #else
 constexpr u32 MASKED = 0xc2c80000;
 #endif
@@ -103,9 +103,21 @@ DEVICE void mask_out(Words& words, u32 index) {
         words.w[k] = k == index ? MASKED : words.w[k];
 #else
         u32 half = k == index / 2 ? 0xffffu << index % 2 * 16 : 0;
-        words.w[k] = (words.w[k] & ~half) | (MASKED * 0x10001u & half);
+        words.w[k] = (words.w[k] & ~half) | (MASKED & half);
 #endif
     }
+}
+
+// Whether all logits of a vector are at most -2, and none is so low as to be -inf: the sign and
+// the highest bit of the exponent are set, the next one is not.
+DEVICE bool confident(const Words& words) {
+#ifdef STORAGE_F32
+    constexpr u32 SET = 0xe0000000, NOT_SET = 0x20000000;
+#else
+    constexpr u32 SET = 0xe000e000, NOT_SET = 0x20002000;
+#endif
+    u32 all = (words.w[0] ^ NOT_SET) & (words.w[1] ^ NOT_SET) & (words.w[2] ^ NOT_SET) & (words.w[3] ^ NOT_SET);
+    return (all & SET) == SET;
 }
 
 // The labelled element of a row, at `offset` from the first logit: its loss. Its gradient takes
@@ -120,76 +132,99 @@ DEVICE float labelled_loss(const QflArgs& a, u64 offset, float y, float scale, b
     return element.loss;
 }
 
+// The loss of a vector of background logits, which their gradients replace. All lanes of a warp
+// call it together: most negatives of a detector are confident, and then all take the short way.
+template <bool GRADIENT, bool BETA_2>
+DEVICE float background_vector(const QflArgs& a, Words& words, float scale) {
+    float x[VECTOR], loss = 0.0f;
+    unpack(words, x);
+    if (BETA_2 && __all_sync(ALL_LANES, confident(words))) {
+#pragma unroll
+        for (int k = 0; k < VECTOR; ++k) {
+            LossGrad element = qfl_confident<sizeof(Scalar) == 2>(x[k], scale);
+            loss += element.loss;
+            x[k] = element.grad;
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < VECTOR; ++k) {
+            LossGrad element = background<BETA_2>(a, x[k], scale);
+            loss += element.loss;
+            x[k] = element.grad;
+        }
+    }
+    if (GRADIENT) words = pack(x);
+    return loss;
+}
+
+// What the threads of a row share of its target.
+struct Record {
+    u32 column;
+    float weight;
+};
+
 // Sum or mean, sparse targets; logits and gradient on 16-byte boundaries, classes a multiple of
-// VECTOR and at most BLOCK * VECTOR.
+// VECTOR and at most BLOCK * VECTOR. A tile of rows at a time: each thread asks for its vectors,
+// then the targets are read, once for each row, and shared.
 template <bool GRADIENT, bool BETA_2>
 DEVICE void qfl_linear(const QflArgs& a) {
     constexpr u32 UNROLL = BETA_2 ? 4 : 2;  // rows that a thread has in flight
-    const u32 vectors = a.classes / VECTOR, step = BLOCK / vectors;
-    const u32 first = threadIdx.x / vectors, column = threadIdx.x % vectors * VECTOR;
+    SHARED(Record, records, 2 * UNROLL * BLOCK);
+    const u32 vectors = a.classes / VECTOR, step = BLOCK / vectors, tile = UNROLL * step;
+    const u32 column = threadIdx.x % vectors * VECTOR;
+    const u32 first = threadIdx.x / vectors < step ? threadIdx.x / vectors : tile;  // the rest idles
     const float grad_factor = factors(a.scaling).grad;
+    const u64 stride = (u64)step * a.classes;
     Accumulator sum;
     bool finite = true;
-    const u64 rows = first < step ? a.rows : 0;  // those of an idle thread are none
-    for (u64 block_base = (u64)blockIdx.x * (UNROLL * step); block_base < a.rows;
-         block_base += (u64)gridDim.x * (UNROLL * step)) {
-        const u64 base = block_base + first;
+    u32 half = 0;  // of the records: one barrier a tile is enough for two halves in turn
+    for (u64 base = (u64)blockIdx.x * tile; base < a.rows; base += (u64)gridDim.x * tile) {
+        const u32 rows = (u32)min((u64)tile, a.rows - base);
+        const u64 start = (base + first) * a.classes + column;
         Words words[UNROLL];
-        float weights[UNROLL], loss = 0.0f;
-        bool rare = false;  // a labelled element, or a bad row
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
-            u64 row = base + u * step;
-            if (row < rows) words[u] = load_words(a.logits + row * a.classes + column);
+            words[u] = Words{{MASKED, MASKED, MASKED, MASKED}};
+            if (first + u * step < rows) words[u] = load_words(a.logits + start + u * stride);
         }
-#pragma unroll
-        for (u32 u = 0; u < UNROLL; ++u) {
-            u64 row = base + u * step;
-            if (row >= rows) continue;
-            Target target = read_target(a, row, false);
-            weights[u] = target.weight;
-            const u32 labelled = target.column - column;  // below VECTOR if it is in this vector
-            if (labelled < VECTOR) {
-                mask_out(words[u], labelled);
-                rare = true;
-            }
-            rare |= target.column == BAD_ROW;
+        Record* shared = records + half;
+        half ^= UNROLL * BLOCK;
+        for (u32 r = threadIdx.x; r < rows; r += BLOCK) {
+            Target target = read_target(a, base + r, true);
+            shared[r] = {target.column, target.weight};
         }
+        __syncthreads();
+        float loss = 0.0f;
+        bool labelled = false;
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
-            u64 row = base + u * step, offset = row * a.classes + column;
-            if (row >= rows) continue;
-            float x[VECTOR], vector_loss = 0.0f;
-            if (weights[u] == 0.0f) {
-                words[u] = Words{{0, 0, 0, 0}};
-            } else {
-                float scale = grad_factor * weights[u] * upstream_of(a.scaling, row);
-                unpack(words[u], x);
-#pragma unroll
-                for (int k = 0; k < VECTOR; ++k) {
-                    LossGrad element = background<BETA_2>(a, x[k], scale);
-                    vector_loss += element.loss;
-                    x[k] = element.grad;
-                }
-                if (GRADIENT) words[u] = pack(x);
-                loss = fmaf(weights[u], vector_loss, loss);
+            const u32 r = first + u * step;
+            Record row = {NO_COLUMN, 0.0f};
+            if (r < rows) row = shared[r];
+            float scale = grad_factor * row.weight;
+            if (row.weight == 0.0f) {
+                words[u] = Words{{MASKED, MASKED, MASKED, MASKED}};
+                scale = 0.0f;  // the factor may be inf
             }
-            if (GRADIENT) {
-                store_words(a.grad + offset, words[u]);
+            if (row.column - column < VECTOR) {
+                mask_out(words[u], row.column - column);
+                labelled = true;
+            }
+            loss = fmaf(row.weight, background_vector<GRADIENT, BETA_2>(a, words[u], scale), loss);
+            if (GRADIENT && r < rows) {
+                store_words(a.grad + start + u * stride, words[u]);
                 if (a.scaling.found_inf) finite &= is_finite(words[u]);
             }
         }
-        if (rare) {  // and so it reads again what it needs
+        if (labelled) {
 #pragma unroll 1
-            for (u32 u = 0; u < UNROLL; ++u) {
-                u64 row = base + u * step;
-                if (row >= rows) break;
-                Target target = read_target(a, row, column == 0);
-                if (target.column - column >= VECTOR) continue;
-                float scale = grad_factor * target.weight * upstream_of(a.scaling, row);
-                u64 offset = row * a.classes + target.column;
-                float element = labelled_loss<GRADIENT, BETA_2>(a, offset, target.quality, scale, finite);
-                loss = fmaf(target.weight, element, loss);
+            for (u32 r = first; r < rows; r += step) {
+                Record row = shared[r];
+                if (row.column - column >= VECTOR) continue;
+                const u64 offset = (base + r) * a.classes + row.column;
+                const float quality = __saturatef(a.quality[base + r]);
+                float element = labelled_loss<GRADIENT, BETA_2>(a, offset, quality, grad_factor * row.weight, finite);
+                loss = fmaf(row.weight, element, loss);
             }
         }
         sum.add(loss);

@@ -69,7 +69,12 @@ DEVICE Words load_words(const void* p) {
     return {{v.x, v.y, v.z, v.w}};
 }
 
+// To global memory.
 DEVICE void store_words(void* p, const Words& words) {
+    store_16_bytes(p, words.w[0], words.w[1], words.w[2], words.w[3]);
+}
+
+DEVICE void store_words_shared(void* p, const Words& words) {
     *(uint4*)p = make_uint4(words.w[0], words.w[1], words.w[2], words.w[3]);
 }
 

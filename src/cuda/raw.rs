@@ -191,6 +191,7 @@ pub unsafe fn launch_qfl(
     let dense = args.target != 0;
     let linear = !dense
         && args.scaling.per_row == 0
+        && args.scaling.upstream == 0
         && args.classes.is_multiple_of(vector)
         && args.classes / vector <= QFL_BLOCK
         && addresses.is_multiple_of(16);
