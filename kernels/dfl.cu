@@ -13,8 +13,8 @@
 #include "math.cuh"
 #include "softmax.cuh"
 
-constexpr int BLOCK = 128;       // of `tile`; twin in src/cuda/launch.rs
-constexpr int ROWS_BLOCK = 256;  // of `rows`; twin in src/cuda/launch.rs
+constexpr int BLOCK = 128;       // of `tile`; twin in src/cuda/raw.rs
+constexpr int ROWS_BLOCK = 256;  // of `rows`; twin in src/cuda/raw.rs
 
 // Field by field the same as `DflArgs` in src/cuda/raw.rs.
 struct DflArgs {

@@ -6,7 +6,7 @@
 #include "reduce.cuh"
 #include "softmax.cuh"
 
-constexpr int BLOCK = 256;  // twin in src/cuda/launch.rs
+constexpr int BLOCK = 256;  // twin in src/cuda/raw.rs
 
 // Field by field the same as `IntegralArgs` in src/cuda/raw.rs.
 struct IntegralArgs {

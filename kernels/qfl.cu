@@ -15,8 +15,8 @@
 #include "math.cuh"
 #include "rows.cuh"
 
-constexpr int BLOCK = 320;         // 16 rows of 80 f32 or 32 of 80 f16; twin in src/cuda/launch.rs
-constexpr int ROWS_BLOCK = 256;    // of `rows` and `dense`; twin in src/cuda/launch.rs
+constexpr int BLOCK = 320;         // 16 rows of 80 f32 or 32 of 80 f16; twin in src/cuda/raw.rs
+constexpr int ROWS_BLOCK = 256;    // of `rows` and `dense`; twin in src/cuda/raw.rs
 
 // Field by field the same as `QflArgs` in src/cuda/raw.rs.
 struct QflArgs {

@@ -89,8 +89,8 @@ impl<'a, Op: Operation, M: Memory, T: Element> Call<'a, Op, M, T> {
     }
 
     /// How the losses of the rows are reduced; the default is [`Reduction::Mean`].
-    pub fn reduction(mut self, reduction: impl Into<Reduction<M::Scalar<'a>>>) -> Self {
-        self.reduction = reduction.into();
+    pub fn reduction(mut self, reduction: Reduction<M::Scalar<'a>>) -> Self {
+        self.reduction = reduction;
         self
     }
 

@@ -86,7 +86,7 @@ impl<'a> Options<'a> {
     where
         'a: 'c,
     {
-        let call = call.reduction(self.scaling.reduction).grad_scale(self.scaling.grad_scale);
+        let call = call.reduction(self.scaling.reduction.into()).grad_scale(self.scaling.grad_scale);
         match &self.weight {
             Some(weight) => call.weight(weight),
             None => call,

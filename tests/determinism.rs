@@ -1,0 +1,132 @@
+//! Shows that a call gives the same bits every time, whatever the order in which blocks and
+//! threads run; that it allocates nothing and waits for nothing; that sum and mean are one
+//! launch; and that status and scratch memory can be used again and again.
+
+mod support;
+
+use gfocal::{AvgPolicy, Reduction, bf16, f16};
+use support::cuda::{Buffers, Layout};
+use support::gpu::OnDevice;
+use support::random::Random;
+use support::tolerance::check_same_bits;
+use support::{Case, Gpu, Pass, check, cuda, gpu};
+
+/// Shapes so large that many blocks take part and each kernel loops, and shapes with tails.
+fn cases() -> Vec<Case> {
+    let mut random = Random::new(21);
+    let mut cases = Vec::new();
+    for (rows, classes) in [(3000, 80), (1501, 80), (997, 13), (2000, 7), (31, 1203), (33, 1)] {
+        let logits = random.many(rows * classes, -8.0, 4.0);
+        let labels: Vec<i64> = (0..rows).map(|_| random.index(classes + 2) as i64).collect();
+        let quality: Vec<f32> = (0..rows).map(|_| random.unit() as f32).collect();
+        let sparse = Case::sparse([rows, classes], &logits, &labels, &quality);
+        cases.push(if rows % 2 == 0 { sparse } else { sparse.with_beta(1.5) });
+    }
+    let target: Vec<f32> = (0..700 * 20).map(|_| random.unit() as f32).collect();
+    cases.push(Case::dense([700, 20], &random.many(700 * 20, -8.0, 4.0), &target));
+    for (rows, bins) in [(5000, 17), (4999, 16), (1333, 33), (2500, 2)] {
+        let target: Vec<f32> = (0..rows).map(|_| random.between(-0.5, bins as f64) as f32).collect();
+        cases.push(Case::dfl([rows, bins], &random.many(rows * bins, -5.0, 5.0), &target));
+    }
+    cases
+}
+
+fn reductions(rows: usize) -> [Reduction; 3] {
+    let by = Reduction::MeanBy { avg_factor: rows as f64 / 3.0, policy: AvgPolicy::AtLeast(1.0) };
+    [Reduction::Sum, by, Reduction::None]
+}
+
+/// The same call with new orders each time.
+fn same_bits<T: OnDevice>(gpu: &Gpu, case: &Case, layout: &Layout) {
+    let what = format!("{:?} in {}", case.shape, T::NAME);
+    let mut first = None;
+    for seed in 0..4 {
+        if let Some(emulator) = gpu.emulator {
+            emulator.set_seed(seed * 7919 + 1);
+        }
+        let got = cuda::run::<T>(gpu, case, Pass::ForwardBackward, layout).expect("a legal call");
+        match &first {
+            None => {
+                check(&what, case, Pass::ForwardBackward, &got);
+                first = Some(got);
+            }
+            Some(first) => {
+                check_same_bits(&what, &got.loss, &first.loss);
+                check_same_bits(&what, &got.grad, &first.grad);
+                assert_eq!(got.status, first.status, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_over_orders() {
+    let Some(gpu) = gpu() else { return };
+    for case in cases() {
+        for reduction in [Reduction::Sum, Reduction::None] {
+            let case = case.clone().reduced(reduction);
+            same_bits::<f32>(&gpu, &case, &Layout::ALIGNED);
+        }
+        let case = case.reduced(Reduction::Mean);
+        same_bits::<f16>(&gpu, &case, &Layout::ALIGNED);
+        same_bits::<bf16>(&gpu, &case, &Layout::MISALIGNED);
+    }
+}
+
+/// The buffers are made once; the handle's scratch memory and the status serve every call.
+#[test]
+fn no_allocation_no_wait_one_launch() {
+    let Some(gpu) = gpu() else { return };
+    for case in cases() {
+        for reduction in reductions(case.shape[0]) {
+            let case = case.clone().reduced(reduction);
+            for layout in [Layout::ALIGNED, Layout::MISALIGNED] {
+                counted::<f32>(&gpu, &case, &layout);
+                counted::<f16>(&gpu, &case, &layout);
+            }
+        }
+    }
+}
+
+fn counted<T: OnDevice>(gpu: &Gpu, case: &Case, layout: &Layout) {
+    let mut buffers = Buffers::<T>::new(gpu, case, layout);
+    let mut first = None;
+    for repetition in 1..=3u32 {
+        let before = gpu.emulator.map(|emulator| emulator.counters());
+        buffers.call(gpu, case, Pass::ForwardBackward).expect("a legal call");
+        if let (Some(emulator), Some(before)) = (gpu.emulator, before) {
+            let spent = emulator.counters().since(&before);
+            let counts = (spent.allocations, spent.frees, spent.waits, spent.copies_to_host, spent.launches);
+            assert_eq!(
+                counts,
+                (0, 0, 0, 0, 1),
+                "{:?}: allocations, frees, waits, copies, launches",
+                case.shape
+            );
+        }
+        let got = buffers.outcome(gpu, Pass::ForwardBackward);
+        let status = got.status;
+        let (loss, grad, counts) = first.get_or_insert((got.loss.clone(), got.grad.clone(), status));
+        check_same_bits("loss", &got.loss, loss);
+        check_same_bits("gradient", &got.grad, grad);
+        // The status adds up until it is reset.
+        assert_eq!(status.bad_labels, counts.bad_labels * repetition);
+        assert_eq!(status.out_of_range_targets, counts.out_of_range_targets * repetition);
+        assert_eq!(status.first_bad_row, counts.first_bad_row);
+    }
+    buffers.status.reset(&gpu.stream).expect("a reset");
+    assert!(buffers.status.read(&gpu.stream).expect("the stream's work ends well").is_ok());
+}
+
+/// One handle, calls of all kinds in turn: each finds the scratch memory as it needs it.
+#[test]
+fn kinds_of_calls_share_a_handle() {
+    let Some(gpu) = gpu() else { return };
+    let cases = cases();
+    for pass in Pass::ALL {
+        for case in cases.iter().chain(cases.iter().rev()) {
+            let got = cuda::run::<f32>(&gpu, case, pass, &Layout::ALIGNED).expect("a legal call");
+            check("in turn", case, pass, &got);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Shows that the gradients of the CPU path in f64 are the derivatives of its losses, by central
+//! differences; and what they are defined to be where there is no derivative, at σ(x) = y.
+
+mod support;
+
+use gfocal::Reduction;
+use support::random::Random;
+use support::{Case, Pass, check_elements, cpu, cuda, expect, gpu};
+
+const BETAS: [f64; 6] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0];
+const STEP: f64 = 1e-5;
+
+/// The loss of each row, in f64.
+fn losses(case: &Case) -> Vec<f64> {
+    cpu::run::<f64>(&case.clone().reduced(Reduction::None), Pass::Forward).expect("a legal call").loss
+}
+
+/// Compares the gradient with central differences. A row's loss depends on its own logits only,
+/// so that one column of all rows moves at once.
+///
+/// The tolerance is the method's: its truncation error of h²/6 times the third derivative, which
+/// is below 1e-6 of the gradient for the logits here; and rounding, 2^-53 of the loss over h.
+#[track_caller]
+fn check_gradient(what: &str, case: &Case) {
+    let [rows, columns] = case.shape;
+    let got =
+        cpu::run::<f64>(&case.clone().reduced(Reduction::Sum), Pass::Backward).expect("a legal call").grad;
+    let at = losses(case);
+    for column in 0..columns {
+        let moved = |by: f64| {
+            let mut case = case.clone();
+            (0..rows).for_each(|row| case.logits[row * columns + column] += by);
+            losses(&case)
+        };
+        let (above, below) = (moved(STEP), moved(-STEP));
+        for row in 0..rows {
+            let difference = (above[row] - below[row]) / (2.0 * STEP);
+            let grad = got[row * columns + column];
+            let tolerance = 1e-6 * difference.abs() + 5e-10 * at[row];
+            let error = (grad - difference).abs();
+            // Written so that NaN fails.
+            let good = error <= tolerance;
+            assert!(
+                good,
+                "{what}, row {row}, column {column}: gradient {grad:e}, difference quotient {difference:e}"
+            );
+        }
+    }
+}
+
+/// Logits over [-30, 30], each in a row of its own, but for those near σ(x) = y: there, for
+/// β < 2, higher derivatives have poles.
+fn logits_for(y: f64, beta: f64) -> Vec<f64> {
+    let sigma = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let all = (0..=600).map(|i| -30.0 + 0.1 * f64::from(i) + 0.0137);
+    all.filter(|&x| beta >= 2.0 || y == 0.0 || y == 1.0 || (sigma(x) - y).abs() > 0.03).collect()
+}
+
+#[test]
+fn qfl_sparse() {
+    for beta in BETAS {
+        for y in [0.0f32, 1e-3, 0.25, 0.5, 0.7, 0.999, 1.0] {
+            let logits = logits_for(y.into(), beta);
+            let rows = logits.len();
+            let positives = Case::sparse([rows, 1], &logits, &vec![0; rows], &vec![y; rows]).with_beta(beta);
+            check_gradient(&format!("beta {beta}, y {y}"), &positives);
+        }
+        let logits = logits_for(0.0, beta);
+        let rows = logits.len();
+        let background =
+            Case::sparse([rows, 1], &logits, &vec![1; rows], &vec![f32::NAN; rows]).with_beta(beta);
+        check_gradient(&format!("beta {beta}, background"), &background);
+    }
+}
+
+#[test]
+fn qfl_sparse_with_several_classes_and_weights() {
+    let mut random = Random::new(11);
+    for beta in BETAS {
+        // Positive logits are below and their targets above, so that σ stays away from y.
+        let (rows, classes) = (40, 5);
+        let logits = random.many(rows * classes, -4.0, 0.5);
+        let labels: Vec<i64> = (0..rows).map(|_| random.index(classes + 1) as i64).collect();
+        let quality: Vec<f32> = (0..rows).map(|_| random.between(0.7, 1.0) as f32).collect();
+        let weight: Vec<f32> = (0..rows).map(|_| random.between(0.5, 2.0) as f32).collect();
+        let case = Case::sparse([rows, classes], &logits, &labels, &quality).with_beta(beta);
+        check_gradient(&format!("beta {beta}"), &case.with(|options| options.weight = Some(weight)));
+    }
+}
+
+#[test]
+fn qfl_dense() {
+    for beta in BETAS {
+        for y in [0.0f32, 0.3, 0.8, 1.0] {
+            let logits = logits_for(y.into(), beta);
+            let rows = logits.len();
+            let case = Case::dense([rows, 1], &logits, &vec![y; rows]).with_beta(beta);
+            check_gradient(&format!("dense, beta {beta}, y {y}"), &case);
+        }
+        // Many positives in a row.
+        let mut random = Random::new(12);
+        let target: Vec<f32> = (0..40 * 3).map(|_| random.between(0.7, 1.0) as f32).collect();
+        let logits = random.many(40 * 3, -3.0, 0.5);
+        check_gradient(
+            &format!("dense rows, beta {beta}"),
+            &Case::dense([40, 3], &logits, &target).with_beta(beta),
+        );
+    }
+}
+
+#[test]
+fn dfl() {
+    let mut random = Random::new(13);
+    for bins in [2usize, 3, 16, 17, 40] {
+        // Every integer, 0 and the last bin included, and as many between them.
+        let mut target: Vec<f32> = (0..bins).map(|t| t as f32).collect();
+        target.extend((1..2 * bins).map(|_| random.between(0.0, bins as f64 - 1.0) as f32));
+        for range in [0.0, 3.0, 15.0] {
+            let logits = random.many(target.len() * bins, -range, range);
+            check_gradient(
+                &format!("{bins} bins, logits to {range}"),
+                &Case::dfl([target.len(), bins], &logits, &target),
+            );
+        }
+    }
+}
+
+#[test]
+fn integral() {
+    let mut random = Random::new(14);
+    for bins in [2usize, 16, 17, 40] {
+        let shape = [20, bins];
+        let upstream = vec![1.0; shape[0]];
+        let logits = random.many(shape[0] * bins, -6.0, 6.0);
+        let (at, grad) = cpu::integral(&logits, shape, &upstream).expect("a legal call");
+        for column in 0..bins {
+            let moved = |by: f64| {
+                let mut logits = logits.clone();
+                (0..shape[0]).for_each(|row| logits[row * bins + column] += by);
+                cpu::integral(&logits, shape, &upstream).expect("a legal call").0
+            };
+            let (above, below) = (moved(STEP), moved(-STEP));
+            for row in 0..shape[0] {
+                let difference = (above[row] - below[row]) / (2.0 * STEP);
+                let error = (grad[row * bins + column] - difference).abs();
+                let good = error <= 1e-6 * difference.abs() + 5e-10 * at[row];
+                assert!(
+                    good,
+                    "{bins} bins, row {row}, column {column}: off by {error:e} from {difference:e}"
+                );
+            }
+        }
+    }
+}
+
+/// At σ(x) = y, the gradient is 0 for every β. The loss is 0, and ln 2 for β = 0.
+#[test]
+fn the_defined_values_where_sigma_is_y() {
+    let gpu = gpu();
+    for beta in BETAS {
+        let want = if beta == 0.0 { 2f64.ln() } else { 0.0 };
+        let sparse = Case::sparse([1, 1], &[0.0], &[0], &[0.5]).with_beta(beta);
+        let dense = Case::dense([1, 1], &[0.0], &[0.5]).with_beta(beta);
+        for case in [sparse, dense] {
+            let got = cpu::run::<f64>(&case, Pass::ForwardBackward).expect("a legal call");
+            assert_eq!(got.grad, [0.0], "beta {beta}");
+            assert!((got.loss[0] - want).abs() <= 1e-15, "beta {beta}: {}", got.loss[0]);
+            let got = cpu::run::<f32>(&case, Pass::ForwardBackward).expect("a legal call");
+            assert_eq!((got.grad[0], got.loss[0]), (0.0, want as f32), "beta {beta} in f32");
+            let Some(gpu) = &gpu else { continue };
+            let got = cuda::run::<f32>(gpu, &case, Pass::ForwardBackward, &cuda::Layout::ALIGNED)
+                .expect("a legal call");
+            assert_eq!(got.grad, [0.0], "beta {beta} on CUDA");
+            check_elements("loss", &got.loss, &expect(&case).loss);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Shows what the emulator cannot: that the committed PTX has every kernel in every variant, takes
+//! the parameters that the library passes, and holds the instructions that the kernels were
+//! written for and none that they avoid. And that the twins of structures and constants in Rust
+//! and in the kernels are the same, field by field.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use gfocal::cuda::raw::{DflArgs, IntegralArgs, QflArgs, StatusWords};
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The storage types, and the compute capabilities that each is compiled for.
+const VARIANTS: [(&str, u32); 5] = [("f32", 75), ("f16", 75), ("f16", 80), ("bf16", 75), ("bf16", 80)];
+
+/// Each unit, the structure it takes and its size, and how many kernels it has.
+fn units() -> [(&'static str, &'static str, usize, usize); 3] {
+    [
+        ("qfl", "QflArgs", size_of::<QflArgs>(), 12),
+        ("dfl", "DflArgs", size_of::<DflArgs>(), 6),
+        ("integral", "IntegralArgs", size_of::<IntegralArgs>(), 2),
+    ]
+}
+
+/// A kernel as its source has it: its name without the storage type, and its threads.
+fn kernels(unit: &str) -> Vec<(String, u32)> {
+    let source = read(&format!("kernels/{unit}.cu"));
+    let constants = constants(&source);
+    let lines = source.lines().filter_map(|line| line.strip_prefix("KERNEL("));
+    let kernel = |line: &str| {
+        let mut words = line.split([',', ')']).map(str::trim);
+        let (name, threads) = (words.next().expect("a name"), words.next().expect("a number of threads"));
+        (name.to_owned(), constants[threads])
+    };
+    lines.map(kernel).collect()
+}
+
+/// `constexpr int NAME = VALUE;` and `const NAME: u32 = VALUE;`.
+fn constants(source: &str) -> BTreeMap<String, u32> {
+    let mut found = BTreeMap::new();
+    for line in source.lines() {
+        let Some(declaration) = line.strip_prefix("constexpr int ").or_else(|| line.strip_prefix("const "))
+        else {
+            continue;
+        };
+        if let Some((name, rest)) = declaration.split_once('=')
+            && let Some((value, _)) = rest.split_once(';')
+            && let Ok(value) = value.trim().parse()
+        {
+            found.insert(name.split(':').next().expect("a name").trim().to_owned(), value);
+        }
+    }
+    found
+}
+
+/// The texts of the entry points by name: declaration and body.
+fn entries(ptx: &str) -> BTreeMap<&str, &str> {
+    let parts = ptx.split(".visible .entry ").skip(1);
+    parts.map(|part| (part.split('(').next().expect("a name"), part)).collect()
+}
+
+#[test]
+fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
+    let mut checked = 0;
+    for (unit, _, size, count) in units() {
+        let kernels = kernels(unit);
+        assert_eq!(kernels.len(), count, "{unit}");
+        let raw = read("src/cuda/raw.rs");
+        for (storage, capability) in VARIANTS {
+            let ptx = read(&format!("kernels/ptx/{unit}.{storage}.sm_{capability}.ptx"));
+            assert!(
+                ptx.contains("\n.version 8.0\n"),
+                "{unit} {storage}: every driver from 525 on takes PTX 8.0"
+            );
+            assert!(ptx.contains(&format!("\n.target sm_{capability}\n")), "{unit} {storage}");
+            let entries = entries(&ptx);
+            assert_eq!(entries.len(), count, "{unit} {storage}: {:?}", entries.keys());
+            for (kernel, threads) in &kernels {
+                assert!(raw.contains(&format!("\"{kernel}\"")), "src/cuda/raw.rs loads {kernel}");
+                let name = format!("{kernel}_{storage}");
+                let entry = entries.get(name.as_str()).unwrap_or_else(|| panic!("{name} is missing"));
+                let parameter = format!("(\n\t.param .align 8 .b8 {name}_param_0[{size}]\n)");
+                assert!(
+                    entry[name.len()..].starts_with(&parameter),
+                    "{name} takes one parameter of {size} bytes"
+                );
+                assert!(
+                    entry.contains(&format!(".maxntid {threads}, 1, 1\n")),
+                    "{name} has blocks of {threads}"
+                );
+                checked += 1;
+            }
+        }
+    }
+    assert_eq!(checked, 5 * (12 + 6 + 2));
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/ptx")).expect("kernels/ptx");
+    let ptx =
+        files.filter(|file| file.as_ref().expect("a file").path().extension().is_some_and(|e| e == "ptx"));
+    assert_eq!(ptx.count(), 15, "a file for each unit and variant, and no other");
+}
+
+#[test]
+fn instructions() {
+    for (unit, ..) in units() {
+        for (storage, capability) in VARIANTS {
+            let ptx = read(&format!("kernels/ptx/{unit}.{storage}.sm_{capability}.ptx"));
+            // No spills, no arrays in local memory, no calls, no approximation that is too coarse.
+            for forbidden in [".local", "call", ".func", "tanh", "sin.approx", "cos.approx", "trap"] {
+                assert!(!ptx.contains(forbidden), "{unit} {storage} sm_{capability} has {forbidden}");
+            }
+            for (name, entry) in entries(&ptx) {
+                let has = |instruction: &str| entry.contains(instruction);
+                let need = |instruction: &str| assert!(has(instruction), "{name} lacks {instruction}");
+                need("ex2.approx.ftz.f32");
+                need("ld.global.v4");
+                let reduces = unit != "integral";
+                // The ticket of the grid's reduction, which wraps by itself; and the status.
+                assert_eq!(has("atom.acq_rel.gpu.global.inc.u32"), reduces, "{name}: the ticket");
+                assert_eq!(has("red.global.max.u64"), reduces, "{name}: the first bad row");
+                if reduces {
+                    need("shfl.sync");
+                    need("ld.global.cg.f64");
+                }
+                assert_eq!(
+                    has("cvt.f32.f16"),
+                    storage == "f16",
+                    "{name}: f16 is converted by one instruction"
+                );
+                // Packed conversions exist from sm_80 on; bf16 is rounded by integers before.
+                let stores = name.contains("backward");
+                for (kind, packed) in [("f16", "cvt.rn.f16x2.f32"), ("bf16", "cvt.rn.bf16x2.f32")] {
+                    assert!(
+                        !has(packed) || (stores && storage == kind && capability >= 80),
+                        "{name}: {packed}"
+                    );
+                }
+                let to_f16 = has("cvt.rn.f16.f32") || has("cvt.rn.f16x2.f32");
+                assert_eq!(to_f16, stores && storage == "f16", "{name}: conversion to f16");
+            }
+            if capability >= 80 {
+                assert!(
+                    ptx.contains(&format!("cvt.rn.{storage}x2.f32")),
+                    "{unit} {storage}: packed conversions"
+                );
+            }
+        }
+    }
+}
+
+/// Every kernel that writes a gradient writes it 16 bytes at a time where alignment allows.
+#[test]
+fn gradients_are_stored_16_bytes_at_a_time() {
+    let mut missing = Vec::new();
+    for (unit, ..) in units() {
+        for (storage, capability) in VARIANTS {
+            let ptx = read(&format!("kernels/ptx/{unit}.{storage}.sm_{capability}.ptx"));
+            for (name, entry) in entries(&ptx) {
+                if name.contains("backward") && !entry.contains("st.global.v4") {
+                    missing.push(format!("{name} for sm_{capability}"));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no st.global.v4 in {}", missing.join(", "));
+}
+
+/// The fields of a structure of the kernels, with their sizes in bytes.
+fn device_fields(source: &str, name: &str) -> Vec<(String, usize)> {
+    let (_, rest) =
+        source.split_once(&format!("struct {name} {{\n")).unwrap_or_else(|| panic!("no struct {name}"));
+    let (body, _) = rest.split_once("\n};").expect("its end");
+    let mut fields = Vec::new();
+    for line in body.lines() {
+        let declaration = line.split("//").next().expect("a line").trim().trim_end_matches(';');
+        let (kind, names) = match declaration.split_once('*') {
+            Some((_, name)) => ("pointer", name),
+            None => {
+                let first = declaration.split(',').next().expect("a field");
+                let end = first.trim_end().rfind(' ').expect("a type and a name");
+                declaration.split_at(end)
+            }
+        };
+        let size = match kind.trim() {
+            "pointer" | "u64" | "long long" => 8,
+            "u32" | "float" => 4,
+            "Scaling" => 88,
+            other => panic!("{name} has a field of the unknown type {other}"),
+        };
+        fields.extend(names.split(',').map(|field| (field.trim().to_owned(), size)));
+    }
+    fields
+}
+
+/// The fields of a structure of src/cuda/raw.rs, with their sizes in bytes.
+fn host_fields(name: &str) -> Vec<(String, usize)> {
+    let source = read("src/cuda/raw.rs");
+    let (_, rest) =
+        source.split_once(&format!("pub struct {name} {{\n")).unwrap_or_else(|| panic!("no struct {name}"));
+    let (body, _) = rest.split_once("\n}").expect("its end");
+    let fields =
+        body.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.strip_suffix(',')?.split_once(": "));
+    let size = |kind: &str| match kind {
+        "DeviceAddress" | "u64" | "i64" => 8,
+        "u32" | "f32" => 4,
+        "Scaling" => size_of::<gfocal::cuda::raw::Scaling>(),
+        other => panic!("{name} has a field of the unknown type {other}"),
+    };
+    fields.map(|(field, kind)| (field.to_owned(), size(kind))).collect()
+}
+
+#[test]
+fn structures_are_twins() {
+    let (call, status) = (read("kernels/call.cuh"), size_of::<StatusWords>());
+    let mut pairs = vec![
+        ("Scaling", "Scaling", call.clone(), size_of::<gfocal::cuda::raw::Scaling>()),
+        ("Status", "StatusWords", call, status),
+    ];
+    for (unit, name, size, _) in units() {
+        pairs.push((name, name, read(&format!("kernels/{unit}.cu")), size));
+    }
+    for (device, host, source, size) in pairs {
+        let fields = device_fields(&source, device);
+        assert!(fields.len() >= 5, "{device}: {fields:?}");
+        assert_eq!(fields, host_fields(host), "{device}: the kernels and src/cuda/raw.rs");
+        let sum: usize = fields.iter().map(|(_, size)| size).sum();
+        assert_eq!(sum.next_multiple_of(8), size, "{device}: no padding but at the end");
+    }
+}
+
+#[test]
+fn constants_are_twins() {
+    let host = constants(&(read("src/cuda/raw.rs") + &read("src/cuda/launch.rs")));
+    let mut checked = 0;
+    for (unit, ..) in units() {
+        for (name, value) in constants(&read(&format!("kernels/{unit}.cu"))) {
+            if name.ends_with("BLOCK") {
+                let twin = format!("{}_{name}", unit.to_uppercase());
+                assert_eq!(host.get(&twin), Some(&value), "{twin}");
+                checked += 1;
+            }
+        }
+    }
+    assert_eq!(checked, 5);
+}

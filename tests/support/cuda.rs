@@ -1,0 +1,196 @@
+//! Runs a case on CUDA.
+
+use gfocal::cuda::{Scalar, StatusBlock};
+use gfocal::{Reduction, Result, integral};
+
+use super::case::{Case, Loss, Outcome, Pass};
+use super::cpu::{dfl_of, narrowed, qfl_of};
+use super::gpu::{Buffer, Gpu, OnDevice, Poison};
+
+/// Where the buffers lie, in elements from the start of an allocation, and which numbers are on
+/// the device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Layout {
+    pub logits: usize,
+    pub grad: usize,
+    pub loss: usize,
+    /// Labels, or the targets of a loss that has none.
+    pub targets: usize,
+    pub quality: usize,
+    pub weight: usize,
+    pub upstream: usize,
+    pub device_avg_factor: bool,
+    pub device_grad_scale: bool,
+}
+
+impl Layout {
+    /// All buffers as the driver aligns them.
+    pub const ALIGNED: Layout = Layout {
+        logits: 0,
+        grad: 0,
+        loss: 0,
+        targets: 0,
+        quality: 0,
+        weight: 0,
+        upstream: 0,
+        device_avg_factor: false,
+        device_grad_scale: false,
+    };
+    /// No buffer at a multiple of 16 bytes, and no two alike. Numbers are on the device.
+    pub const MISALIGNED: Layout = Layout {
+        logits: 1,
+        grad: 3,
+        loss: 1,
+        targets: 3,
+        quality: 1,
+        weight: 3,
+        upstream: 5,
+        device_avg_factor: true,
+        device_grad_scale: true,
+    };
+}
+
+/// The device buffers of a case, for calls on them.
+pub struct Buffers<T> {
+    pub logits: Buffer<T>,
+    pub labels: Buffer<i64>,
+    pub narrow: Buffer<i32>,
+    pub quality: Buffer<f32>,
+    pub target: Buffer<f32>,
+    pub weight: Option<Buffer<f32>>,
+    pub upstream: Option<Buffer<f32>>,
+    pub avg_factor: Option<Buffer<f32>>,
+    pub grad_scale: Option<Buffer<f32>>,
+    pub found_inf: Buffer<f32>,
+    pub loss: Buffer<f32>,
+    pub grad: Buffer<T>,
+    pub status: StatusBlock,
+}
+
+impl<T: OnDevice> Buffers<T> {
+    pub fn new(gpu: &Gpu, case: &Case, layout: &Layout) -> Buffers<T> {
+        let (mut labels, mut narrow, mut quality, mut target) = (&[][..], vec![], &[][..], &[][..]);
+        match &case.loss {
+            Loss::Sparse { labels: l, narrow: false, quality: q, .. } => (labels, quality) = (l, q),
+            Loss::Sparse { labels: l, narrow: true, quality: q, .. } => (narrow, quality) = (narrowed(l), q),
+            Loss::Dense { target: t, .. } | Loss::Dfl { target: t, .. } => target = t,
+        }
+        let options = &case.options;
+        let given = |values: &Option<Vec<f32>>, offset| {
+            values.as_ref().map(|values| Buffer::new(gpu, values, offset))
+        };
+        let avg_factor = match options.reduction {
+            Reduction::MeanBy { avg_factor, .. } if layout.device_avg_factor => Some(avg_factor as f32),
+            _ => None,
+        };
+        let grad_scale = layout.device_grad_scale.then_some(options.grad_scale as f32);
+        Buffers {
+            logits: Buffer::new(gpu, &case.logits_as::<T>(), layout.logits),
+            labels: Buffer::new(gpu, labels, layout.targets),
+            narrow: Buffer::new(gpu, &narrow, layout.targets),
+            quality: Buffer::new(gpu, quality, layout.quality),
+            target: Buffer::new(gpu, target, layout.targets),
+            weight: given(&options.weight, layout.weight),
+            upstream: given(&options.upstream, layout.upstream),
+            avg_factor: avg_factor.map(|value| Buffer::new(gpu, &[value], 1)),
+            grad_scale: grad_scale.map(|value| Buffer::new(gpu, &[value], 2)),
+            found_inf: Buffer::new(gpu, &[Outcome::<T>::FLAG_BEFORE], 1),
+            loss: Buffer::poisoned(gpu, case.losses(), layout.loss),
+            grad: Buffer::poisoned(gpu, case.logits.len(), layout.grad),
+            status: StatusBlock::new(&gpu.stream).expect("device memory"),
+        }
+    }
+
+    /// Enqueues the call.
+    pub fn call(&mut self, gpu: &Gpu, case: &Case, pass: Pass) -> Result<()> {
+        let Buffers { loss, grad, status, found_inf, .. } = self;
+        let (mut found_inf, mut loss, mut grad) = (found_inf.view_mut(), loss.view_mut(), grad.view_mut());
+        let logits = self.logits.view();
+        let (labels, narrow) = (self.labels.view(), self.narrow.view());
+        let (quality, target) = (self.quality.view(), self.target.view());
+        let (weight, upstream) =
+            (self.weight.as_ref().map(Buffer::view), self.upstream.as_ref().map(Buffer::view));
+        let avg = self.avg_factor.as_ref().map(Buffer::view);
+        let scale = self.grad_scale.as_ref().map(Buffer::view);
+        let reduction = match (case.options.reduction, &avg) {
+            (Reduction::None, _) => Reduction::None,
+            (Reduction::Sum, _) => Reduction::Sum,
+            (Reduction::Mean, _) => Reduction::Mean,
+            (Reduction::MeanBy { policy, .. }, Some(avg)) => {
+                Reduction::MeanBy { avg_factor: avg.into(), policy }
+            }
+            (Reduction::MeanBy { avg_factor, policy }, None) => {
+                Reduction::MeanBy { avg_factor: Scalar::Host(avg_factor), policy }
+            }
+        };
+        let grad_scale = scale.as_ref().map_or(Scalar::Host(case.options.grad_scale), Scalar::from);
+        macro_rules! finish {
+            ($operation:expr, $method:ident($($argument:expr),*)) => {{
+                let operation = $operation;
+                let call = operation.$method($($argument),*);
+                let call = call.reduction(reduction).grad_scale(grad_scale).found_inf(&mut found_inf);
+                let mut call = call.status(status);
+                if let Some(weight) = &weight {
+                    call = call.weight(weight);
+                }
+                if let Some(upstream) = &upstream {
+                    call = call.upstream(upstream);
+                }
+                match pass {
+                    Pass::Forward => call.forward(&mut loss),
+                    Pass::ForwardBackward => call.forward_backward(&mut loss, &mut grad),
+                    Pass::Backward => call.backward(&mut grad),
+                }
+            }};
+        }
+        let handle = &gpu.handle;
+        match case.loss {
+            Loss::Sparse { narrow: false, .. } => {
+                finish!(qfl_of(case)?, cuda(handle, &logits, case.shape, &labels, &quality))
+            }
+            Loss::Sparse { narrow: true, .. } => {
+                finish!(qfl_of(case)?, cuda(handle, &logits, case.shape, &narrow, &quality))
+            }
+            Loss::Dense { .. } => finish!(qfl_of(case)?, cuda_dense(handle, &logits, case.shape, &target)),
+            Loss::Dfl { .. } => finish!(dfl_of(case)?, cuda(handle, &logits, case.shape, &target)),
+        }
+    }
+
+    /// What the call has left behind.
+    #[track_caller]
+    pub fn outcome(&self, gpu: &Gpu, pass: Pass) -> Outcome<T> {
+        let (mut loss, mut grad) = (self.loss.read(gpu), self.grad.read(gpu));
+        if pass == Pass::Backward {
+            assert!(loss.drain(..).all(|loss| loss.is_poison()), "a backward pass wrote a loss");
+        }
+        if pass == Pass::Forward {
+            assert!(grad.drain(..).all(|grad| grad.is_poison()), "a forward pass wrote a gradient");
+        }
+        let status = self.status.read(&gpu.stream).expect("the stream's work ends well");
+        Outcome { loss, grad, status, found_inf: self.found_inf.read(gpu)[0] }
+    }
+}
+
+#[track_caller]
+pub fn run<T: OnDevice>(gpu: &Gpu, case: &Case, pass: Pass, layout: &Layout) -> Result<Outcome<T>> {
+    let mut buffers = Buffers::<T>::new(gpu, case, layout);
+    buffers.call(gpu, case, pass)?;
+    Ok(buffers.outcome(gpu, pass))
+}
+
+/// Expectations, and their gradients.
+pub fn integral<T: OnDevice>(
+    gpu: &Gpu,
+    logits: &[T],
+    shape: [usize; 2],
+    upstream: &[f32],
+    layout: &Layout,
+) -> Result<(Vec<f32>, Vec<T>)> {
+    let (mut expectation, mut grad) =
+        (Buffer::poisoned(gpu, shape[0], layout.loss), Buffer::poisoned(gpu, logits.len(), layout.grad));
+    let (logits, upstream) =
+        (Buffer::new(gpu, logits, layout.logits), Buffer::new(gpu, upstream, layout.upstream));
+    integral::forward_cuda(&gpu.handle, &logits.view(), shape, &mut expectation.view_mut())?;
+    integral::backward_cuda(&gpu.handle, &logits.view(), shape, &upstream.view(), &mut grad.view_mut())?;
+    Ok((expectation.read(gpu), grad.read(gpu)))
+}

@@ -1,0 +1,66 @@
+//! What the tests share: a case and its options, the two backends, the reference, tolerances.
+
+#![allow(dead_code, unused_imports, reason = "every test binary uses another part")]
+
+pub mod case;
+pub mod cpu;
+pub mod cuda;
+pub mod gpu;
+pub mod plan;
+pub mod random;
+pub mod reference;
+pub mod tolerance;
+
+use gfocal::Element as _;
+
+pub use case::{Case, Loss, Options, Outcome, Pass};
+pub use gpu::{Buffer, Gpu, gpu};
+pub use reference::{Expected, expect};
+pub use tolerance::{Number, Stored, check_elements, check_reduced};
+
+/// Compares what a backend gave with the reference.
+#[track_caller]
+pub fn check<T: Stored>(what: &str, case: &Case, pass: Pass, got: &Outcome<T>) {
+    check_with(what, case, pass, got, &expect(&case.stored_as::<T>()));
+}
+
+/// [`check`], with the reference's results for the case as it is stored.
+#[track_caller]
+pub fn check_with<T: Stored>(what: &str, case: &Case, pass: Pass, got: &Outcome<T>, want: &Expected) {
+    let what = format!("{what} in {}, {pass:?}", T::NAME);
+    if pass != Pass::Backward {
+        let what = format!("{what}, loss");
+        match case.options.reduction {
+            gfocal::Reduction::None => check_elements(&what, &got.loss, &want.loss),
+            _ => check_reduced(&what, got.loss[0], &want.loss[0].expect("a reduced loss is specified")),
+        }
+    }
+    if pass != Pass::Forward {
+        check_elements(&format!("{what}, gradient"), &got.grad, &want.grad);
+    }
+    // Only a gradient that is stored and not finite sets the flag.
+    let raised = got.grad.iter().any(|grad| !grad.to_f64().is_finite());
+    let flag = if raised { 1.0 } else { Outcome::<T>::FLAG_BEFORE };
+    assert_eq!(got.found_inf, flag, "{what}: found_inf");
+    assert_eq!(got.status, want.status, "{what}: status");
+}
+
+/// A legal case on the CPU in `T`, each pass compared with the reference.
+#[track_caller]
+pub fn check_cpu<T: Stored>(case: &Case) {
+    let want = expect(&case.stored_as::<T>());
+    for pass in Pass::ALL {
+        let got = cpu::run::<T>(case, pass).expect("a legal call");
+        check_with("on the CPU", case, pass, &got, &want);
+    }
+}
+
+/// A legal case on CUDA in `T`, each pass compared with the reference.
+#[track_caller]
+pub fn check_cuda<T: gpu::OnDevice>(gpu: &Gpu, case: &Case, layout: &cuda::Layout) {
+    let want = expect(&case.stored_as::<T>());
+    for pass in Pass::ALL {
+        let got = cuda::run::<T>(gpu, case, pass, layout).expect("a legal call");
+        check_with("on CUDA", case, pass, &got, &want);
+    }
+}
