@@ -12,7 +12,14 @@ std::recursive_mutex& lock() {
 }
 
 bool initialized = false;
-thread_local std::vector<Context*> current;
+
+// This thread's stack of contexts. Never freed, as the stream's map: destructors of the process's
+// own thread-local values may still call the driver when those of this library have run.
+std::vector<Context*>& current() {
+    thread_local auto* stack = new std::vector<Context*>;
+    return *stack;
+}
+
 
 std::set<Context*>& contexts() {
     static auto* all = new std::set<Context*>;
@@ -97,7 +104,7 @@ Call::Call(Need need) : hold_(lock()) {
         error = NOT_INITIALIZED;
         return;
     }
-    context = current.empty() ? nullptr : current.back();
+    context = current().empty() ? nullptr : current().back();
     if (need == INITIALIZED) return;
     if (!context) {
         error = INVALID_CONTEXT;
@@ -288,7 +295,7 @@ static Result create_context(Context** out, unsigned flags, int device) {
     if (!out) return INVALID_VALUE;
     if (!is_device(device)) return INVALID_DEVICE;
     *out = new_context(device, false, flags);
-    current.push_back(*out);
+    current().push_back(*out);
     return SUCCESS;
 }
 CUDA Result cuCtxCreate_v2(Context** out, unsigned flags, int device) {
@@ -306,7 +313,7 @@ CUDA Result cuCtxDestroy_v2(Context* context) {
     if (call.error) return call.error;
     if (!is_context(context) || context->primary) return INVALID_CONTEXT;
     destroy(context);
-    if (call.context == context) current.pop_back();
+    if (call.context == context) current().pop_back();
     return SUCCESS;
 }
 
@@ -322,8 +329,8 @@ CUDA Result cuCtxSetCurrent(Context* context) {
     Call call(INITIALIZED);
     if (call.error) return call.error;
     if (context && !is_context(context)) return INVALID_CONTEXT;
-    if (!current.empty()) current.pop_back();
-    if (context) current.push_back(context);
+    if (!current().empty()) current().pop_back();
+    if (context) current().push_back(context);
     return SUCCESS;
 }
 
@@ -331,7 +338,7 @@ CUDA Result cuCtxPushCurrent_v2(Context* context) {
     Call call(INITIALIZED);
     if (call.error) return call.error;
     if (!is_context(context)) return INVALID_CONTEXT;
-    current.push_back(context);
+    current().push_back(context);
     return SUCCESS;
 }
 
@@ -339,7 +346,7 @@ CUDA Result cuCtxPopCurrent_v2(Context** out) {
     Call call(CURRENT);
     if (call.error == INVALID_CONTEXT || call.error == NOT_INITIALIZED) return call.error;
     if (out) *out = call.context;
-    current.pop_back();
+    current().pop_back();
     return SUCCESS;
 }
 

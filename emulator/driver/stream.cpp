@@ -14,8 +14,8 @@ std::set<Event*>& events() {
 
 // This thread's own stream of each context.
 Stream* per_thread(Context* context) {
-    thread_local std::map<uint64_t, Stream*> streams;
-    Stream*& stream = streams[context->id];
+    thread_local auto* streams = new std::map<uint64_t, Stream*>;  // never freed: see current()
+    Stream*& stream = (*streams)[context->id];
     if (!stream) {
         stream = new Stream;
         stream->context = context;
