@@ -8,7 +8,7 @@ use crate::error::{Error, Result, check_option};
 use crate::reduction::Reduction;
 use crate::status::Status;
 
-/// Where the tensors of a call are: [`Host`] or [`cuda::Device`](crate::cuda::Device).
+/// Where the tensors of a call are: [`Host`] or `cuda::Device`.
 pub trait Memory: Sealed + 'static {
     /// A tensor that is read.
     type Slice<'a, T: 'static>: Copy;
@@ -53,6 +53,7 @@ pub trait Operation: Sealed + Sized {
 #[must_use = "a call does nothing until forward, forward_backward or backward"]
 pub struct Call<'a, Op: Operation, M: Memory, T: Element> {
     pub(crate) operation: &'a Op,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call has none"))]
     pub(crate) backend: M::Backend<'a>,
     pub(crate) logits: M::Slice<'a, T>,
     pub(crate) shape: [usize; 2],
@@ -62,6 +63,7 @@ pub struct Call<'a, Op: Operation, M: Memory, T: Element> {
     pub(crate) reduction: Reduction<M::Scalar<'a>>,
     pub(crate) grad_scale: M::Scalar<'a>,
     pub(crate) found_inf: Option<M::SliceMut<'a, f32>>,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call returns it"))]
     pub(crate) status: M::StatusOut<'a>,
 }
 

@@ -5,7 +5,7 @@ use crate::error::{Result, check_option};
 /// How the losses of the rows are reduced.
 ///
 /// `S` is what an average factor may be: a number of the host (f64) on the CPU; a number or a
-/// device scalar ([`cuda::Scalar`](crate::cuda::Scalar)) on CUDA.
+/// device scalar (`cuda::Scalar`) on CUDA.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Reduction<S = f64> {
     /// The loss of each row, `[rows]`.

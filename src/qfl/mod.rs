@@ -156,7 +156,7 @@ pub enum Class {
     Background,
     /// The ignore label: no loss.
     Ignored,
-    /// None of these: no loss, and counted in the [`Status`](crate::Status).
+    /// None of these: no loss, and counted in the [`Status`].
     Invalid,
 }
 
