@@ -102,6 +102,7 @@ struct Tile {
             for (u32 v = 0; v < WORDS / 4; v += 32)
                 if (v + lane < WORDS / 4) store_words_shared(words + place((v + lane) * 4), load_words(from + (v + lane) * VECTOR));
         } else {
+#pragma unroll 1
             for (u32 k = lane; k < count; k += 32) *((Scalar*)(words + place(k / ROWS)) + k % ROWS) = from[k];
         }
         __syncwarp();
@@ -114,6 +115,7 @@ struct Tile {
             for (u32 v = 0; v < WORDS / 4; v += 32)
                 if (v + lane < WORDS / 4) store_words(to + (v + lane) * VECTOR, load_words(words + place((v + lane) * 4)));
         } else {
+#pragma unroll 1
             for (u32 k = lane; k < count; k += 32) to[k] = *((Scalar*)(words + place(k / ROWS)) + k % ROWS);
         }
         __syncwarp();

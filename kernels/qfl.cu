@@ -172,25 +172,28 @@ DEVICE void qfl_linear(const QflArgs& a) {
     SHARED(Record, records, 2 * UNROLL * BLOCK);
     const u32 vectors = a.classes / VECTOR, step = BLOCK / vectors, tile = UNROLL * step;
     const u32 column = threadIdx.x % vectors * VECTOR;
-    const u32 first = threadIdx.x / vectors < step ? threadIdx.x / vectors : tile;  // the rest idles
+    const bool idle = threadIdx.x / vectors >= step;
+    const u32 first = idle ? 0 : threadIdx.x / vectors;
     const float grad_factor = factors(a.scaling).grad;
     const u64 stride = (u64)step * a.classes;
     Accumulator sum;
     bool finite = true;
     u32 half = 0;  // of the records: one barrier a tile is enough for two halves in turn
     for (u64 base = (u64)blockIdx.x * tile; base < a.rows; base += (u64)gridDim.x * tile) {
-        const u32 rows = (u32)min((u64)tile, a.rows - base);
+        const u32 rows = (u32)min((u64)tile, a.rows - base), end = idle ? 0 : rows;
         const u64 start = (base + first) * a.classes + column;
         Words words[UNROLL];
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
             words[u] = Words{{MASKED, MASKED, MASKED, MASKED}};
-            if (first + u * step < rows) words[u] = load_words(a.logits + start + u * stride);
+            if (first + u * step < end) words[u] = load_words(a.logits + start + u * stride);
         }
         Record* shared = records + half;
         half ^= UNROLL * BLOCK;
-        for (u32 r = threadIdx.x; r < rows; r += BLOCK) {
-            Target target = read_target(a, base + r, true);
+#pragma unroll 1
+        for (u32 r = threadIdx.x; r < tile; r += BLOCK) {
+            Target target = {NO_COLUMN, 0.0f, 0.0f};
+            if (r < rows) target = read_target(a, base + r, true);
             shared[r] = {target.column, target.weight};
         }
         __syncthreads();
@@ -198,27 +201,27 @@ DEVICE void qfl_linear(const QflArgs& a) {
         bool labelled = false;
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
-            const u32 r = first + u * step;
-            Record row = {NO_COLUMN, 0.0f};
-            if (r < rows) row = shared[r];
+            const Record row = shared[first + u * step];
+            const u32 inside = row.column - column;  // below VECTOR if the label is in this vector
             float scale = grad_factor * row.weight;
-            if (row.weight == 0.0f) {
-                words[u] = Words{{MASKED, MASKED, MASKED, MASKED}};
-                scale = 0.0f;  // the factor may be inf
-            }
-            if (row.column - column < VECTOR) {
-                mask_out(words[u], row.column - column);
+            if (row.weight == 0.0f || inside < VECTOR) {
+                if (row.weight == 0.0f) {
+                    words[u] = Words{{MASKED, MASKED, MASKED, MASKED}};
+                    scale = 0.0f;  // the factor may be inf
+                }
+                mask_out(words[u], inside);
                 labelled = true;
             }
             loss = fmaf(row.weight, background_vector<GRADIENT, BETA_2>(a, words[u], scale), loss);
-            if (GRADIENT && r < rows) {
-                store_words(a.grad + start + u * stride, words[u]);
-                if (a.scaling.found_inf) finite &= is_finite(words[u]);
-            }
+            if (GRADIENT && first + u * step < end) store_words(a.grad + start + u * stride, words[u]);
+        }
+        if (GRADIENT && a.scaling.found_inf) {  // the words of idle lanes are finite
+#pragma unroll
+            for (u32 u = 0; u < UNROLL; ++u) finite &= is_finite(words[u]);
         }
         if (labelled) {
 #pragma unroll 1
-            for (u32 r = first; r < rows; r += step) {
+            for (u32 r = first; r < end; r += step) {
                 Record row = shared[r];
                 if (row.column - column >= VECTOR) continue;
                 const u64 offset = (base + r) * a.classes + row.column;

@@ -36,6 +36,7 @@ DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 la
         }
     }
     u32 inside = span.vectors * VECTOR;
+#pragma unroll 1
     for (u32 k = lane; k < length - inside; k += lanes) {
         u32 i = k < span.head ? k : k + inside;
         float x[1] = {load(row + i)};

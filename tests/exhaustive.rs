@@ -1,5 +1,7 @@
-//! Every f16 and every bf16 logit, as background, labelled and with a dense target: inf and NaN
-//! propagate, all others are within tolerance from the largest to the subnormal ones.
+//! Every f16 and every bf16 logit, and f32 logits close together over the range that matters, as
+//! background, labelled and with a dense target: inf and NaN propagate, all others are within
+//! tolerance from the largest to the subnormal ones. Neighbours in a row are alike, so that whole
+//! warps take the kernels' short way for confident negatives.
 
 mod support;
 
@@ -13,7 +15,7 @@ const CLASSES: usize = 8;
 const ROWS: usize = (1 << 16) / CLASSES;
 
 fn check_all<T: OnDevice>(gpu: &Gpu, logit: impl Fn(u16) -> T) {
-    let logits: Vec<f64> = (0..=u16::MAX).map(|bits| logit(bits).to_f64()).collect();
+    let logits: Vec<f64> = (0..=u16::MAX).map(|index| logit(index).to_f64()).collect();
     let check = |case: Case| {
         for reduction in [Reduction::None, Reduction::Sum] {
             let case = case.clone().reduced(reduction);
@@ -45,4 +47,10 @@ fn every_f16_logit() {
 fn every_bf16_logit() {
     let Some(gpu) = gpu() else { return };
     check_all(&gpu, bf16::from_bits);
+}
+
+#[test]
+fn f32_logits_from_minus_104_to_104() {
+    let Some(gpu) = gpu() else { return };
+    check_all(&gpu, |index| (f32::from(index) - 32768.0) / 314.0);
 }
