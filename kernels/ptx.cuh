@@ -15,7 +15,7 @@ typedef unsigned short u16;
 // Static shared memory, 16-byte aligned.
 #define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 
-// 2^x: 2 ulp over the full range; results below 2^-126 are 0.
+// 2^x: 2 ulp over the full range, exactly 1 at 0; results below 2^-126 are 0.
 DEVICE float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -127,15 +127,30 @@ inline To bits(From from) {
 inline float flush(float x) {
     return (bits<u32>(x) & 0x7f800000u) == 0 ? bits<float>(bits<u32>(x) & 0x80000000u) : x;
 }
+// Some units in the last place further, unless there is none.
+inline float further(float x, int ulps) {
+    u32 magnitude = bits<u32>(x) & 0x7fffffffu;
+    bool normal = magnitude >= 0x00800000u + 2 && magnitude < 0x7f800000u - 2;
+    return normal ? bits<float>(bits<u32>(x) + (u32)ulps) : x;
+}
 }  // namespace twin
 
-DEVICE float exp2_approx(float x) { return twin::flush(__builtin_exp2f(twin::flush(x))); }
-DEVICE float log2_approx(float x) { return __builtin_log2f(twin::flush(x)); }
-DEVICE float rcp_approx(float x) { return twin::flush(1.0f / twin::flush(x)); }
+// The emulator can make these as wrong as they may be on a GPU.
+DEVICE float exp2_approx(float x) {
+    int ulps = x == 0.0f ? 0 : 2 * emu::special_errors.exp2;
+    return twin::flush(twin::further(__builtin_exp2f(twin::flush(x)), ulps));
+}
+DEVICE float log2_approx(float x) {
+    float y = __builtin_log2f(twin::flush(x));
+    return y + 0x1p-22f * emu::special_errors.log2 * __builtin_fmaxf(__builtin_fabsf(y), 1.0f);
+}
+DEVICE float rcp_approx(float x) {
+    return twin::flush(twin::further(1.0f / twin::flush(x), emu::special_errors.reciprocal));
+}
 DEVICE double rcp_approx(double x) {
     return twin::bits<double>(twin::bits<u64>(1.0 / x) & 0xffffffff00000000ull);
 }
-DEVICE float divide(float a, float b) { return a / b; }
+DEVICE float divide(float a, float b) { return twin::further(a / b, 2 * emu::special_errors.reciprocal); }
 
 DEVICE float f16_to_f32(u16 h) {
     u32 sign = (u32)(h & 0x8000) << 16, magnitude = h & 0x7fff;

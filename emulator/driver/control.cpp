@@ -44,6 +44,11 @@ CUDA unsigned gfocal_emulator_version() { return 1; }
 
 CUDA void gfocal_emulator_counters(Counters* out) { *out = counters(); }
 
+CUDA void gfocal_emulator_set_special_errors(int exp2, int log2, int reciprocal) {
+    Hold hold;
+    emu::special_errors = {exp2, log2, reciprocal};
+}
+
 CUDA void gfocal_emulator_set_seed(uint64_t seed) {
     Hold hold;
     settings().seed = seed;

@@ -24,6 +24,12 @@ struct Thread {
 extern Thread* now;
 extern Index block_dim, grid_dim;
 
+// How far off the special functions are: -1, 0 or 1 times what NVIDIA's manual allows.
+struct SpecialErrors {
+    int exp2, log2, reciprocal;
+};
+extern SpecialErrors special_errors;
+
 // What the lanes of a warp, or the threads of a block, do together.
 enum Together : unsigned {
     SHUFFLE, SHUFFLE_XOR, SHUFFLE_UP, SHUFFLE_DOWN, VOTE_ANY, VOTE_ALL, BALLOT, SYNC_WARP,

@@ -14,6 +14,7 @@ namespace emu {
 Thread* now = nullptr;
 Index block_dim, grid_dim;
 Kernel* kernels = nullptr;
+SpecialErrors special_errors = {0, 0, 0};
 Executor* executor = nullptr;
 
 namespace {

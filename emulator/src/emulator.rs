@@ -1,6 +1,6 @@
 //! The opened library.
 
-use crate::{Error, compile};
+use crate::{Error, Sign, compile};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::ffi::{c_char, c_int, c_uint};
 use std::path::{Path, PathBuf};
@@ -42,6 +42,7 @@ impl Counters {
 pub struct Emulator {
     counters: unsafe extern "C" fn(*mut Counters),
     set_seed: unsafe extern "C" fn(u64),
+    set_special_errors: unsafe extern "C" fn(c_int, c_int, c_int),
     seed: unsafe extern "C" fn() -> u64,
     faults: unsafe extern "C" fn() -> u64,
     last_fault: unsafe extern "C" fn(*mut c_char, usize) -> usize,
@@ -65,6 +66,7 @@ impl Emulator {
             Some(Self {
                 counters: *library.get("gfocal_emulator_counters").ok()?,
                 set_seed: *library.get("gfocal_emulator_set_seed").ok()?,
+                set_special_errors: *library.get("gfocal_emulator_set_special_errors").ok()?,
                 seed: *library.get("gfocal_emulator_seed").ok()?,
                 faults: *library.get("gfocal_emulator_faults").ok()?,
                 last_fault: *library.get("gfocal_emulator_last_fault").ok()?,
@@ -87,6 +89,14 @@ impl Emulator {
     pub fn set_seed(&self, seed: u64) {
         // SAFETY: the function takes any value, on any thread.
         unsafe { (self.set_seed)(seed) }
+    }
+
+    /// From here on, the special functions of the kernels (`ex2.approx`, `lg2.approx`, and
+    /// `rcp.approx` with `div.full`) are off by -1, 0 or 1 times the error that NVIDIA's manual
+    /// allows, where 0 is as near as the CPU comes.
+    pub fn set_special_errors(&self, exp2: Sign, log2: Sign, reciprocal: Sign) {
+        // SAFETY: the function takes any values, on any thread; it waits for a running kernel.
+        unsafe { (self.set_special_errors)(exp2 as c_int, log2 as c_int, reciprocal as c_int) }
     }
 
     /// The seed that was set last.

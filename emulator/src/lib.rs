@@ -41,6 +41,18 @@ mod emulator;
 pub use emulator::{Counters, Emulator};
 pub use error::Error;
 
+/// To which side an approximate function is off; see [`Emulator::set_special_errors`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Sign {
+    /// Too small by the allowed error.
+    Minus = -1,
+    /// Not at all.
+    None = 0,
+    /// Too large by the allowed error.
+    Plus = 1,
+}
+
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 

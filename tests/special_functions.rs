@@ -1,0 +1,72 @@
+//! The numeric contract with the GPU's special functions as wrong as NVIDIA's manual allows: 2
+//! units in the last place for `ex2.approx`, 1 for `rcp.approx`, 2^-22 for `lg2.approx`, to both
+//! sides in every combination. In a test binary of its own: the setting is the process's.
+
+mod support;
+
+use gfocal::{Reduction, bf16, f16};
+use gfocal_emulator::Sign;
+use support::cuda::Layout;
+use support::gpu::{Gpu, OnDevice, gpu};
+use support::random::Random;
+use support::{Case, check_cuda};
+
+const SIDES: [Sign; 2] = [Sign::Minus, Sign::Plus];
+
+/// QFL of logits over the range in which f32 gradients do not vanish, neighbours alike, so that
+/// both ways of the kernels are taken.
+fn qfl(classes: usize) -> Vec<Case> {
+    let rows = 4096 / classes;
+    let count = rows * classes;
+    let logits: Vec<f64> = (0..count).map(|i| (i as f64 / count as f64 - 0.5) * 60.0).collect();
+    let mut random = Random::new(3);
+    let labels: Vec<i64> = (0..rows).map(|_| random.index(classes + 1) as i64).collect();
+    let quality: Vec<f32> = (0..rows).map(|_| random.unit() as f32).collect();
+    let target: Vec<f32> = (0..count).map(|_| random.unit() as f32).collect();
+    let mut cases = Vec::new();
+    for beta in [2.0, 0.5, 1.0, 3.0, 6.5] {
+        cases.push(Case::sparse([rows, classes], &logits, &labels, &quality).with_beta(beta));
+        cases.push(Case::dense([rows, classes], &logits, &target).with_beta(beta));
+    }
+    cases
+}
+
+/// DFL of rows from flat to one bin with everything.
+fn dfl(bins: usize) -> Case {
+    let rows = 200;
+    let mut random = Random::new(5);
+    let logits: Vec<f64> =
+        (0..rows * bins).map(|i| random.between(-1.0, 1.0) * ((i / bins) as f64 / 10.0)).collect();
+    let target: Vec<f32> = (0..rows).map(|_| random.between(0.0, (bins - 1) as f64) as f32).collect();
+    Case::dfl([rows, bins], &logits, &target)
+}
+
+fn check<T: OnDevice>(gpu: &Gpu, cases: &[Case]) {
+    for case in cases {
+        // The sum is checked against 2e-6 too, and takes other kernels than the losses of rows.
+        for reduction in [Reduction::None, Reduction::Sum] {
+            check_cuda::<T>(gpu, &case.clone().reduced(reduction), &Layout::ALIGNED);
+        }
+    }
+}
+
+#[test]
+fn the_contract_holds_at_the_worst_of_the_special_functions() {
+    let Some(gpu) = gpu() else { return };
+    let Some(emulator) = gpu.emulator else {
+        return eprintln!("a GPU has special functions of its own: nothing to set");
+    };
+    let mut cases: Vec<Case> = [16, 7].into_iter().flat_map(qfl).collect();
+    cases.extend([2, 16, 17, 33].map(dfl));
+    for exp2 in SIDES {
+        for log2 in SIDES {
+            for reciprocal in SIDES {
+                emulator.set_special_errors(exp2, log2, reciprocal);
+                check::<f32>(&gpu, &cases);
+                check::<f16>(&gpu, &cases);
+                check::<bf16>(&gpu, &cases);
+            }
+        }
+    }
+    emulator.set_special_errors(Sign::None, Sign::None, Sign::None);
+}
