@@ -15,7 +15,7 @@ typedef unsigned short u16;
 // Static shared memory, 16-byte aligned.
 #define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 
-// 2^x: 2 ulp over the full range, exactly 1 at 0; results below 2^-126 are 0.
+// 2^x: 2 ulp over the full range; results below 2^-126 are 0.
 DEVICE float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -137,8 +137,7 @@ inline float further(float x, int ulps) {
 
 // The emulator can make these as wrong as they may be on a GPU.
 DEVICE float exp2_approx(float x) {
-    int ulps = x == 0.0f ? 0 : 2 * emu::special_errors.exp2;
-    return twin::flush(twin::further(__builtin_exp2f(twin::flush(x)), ulps));
+    return twin::flush(twin::further(__builtin_exp2f(twin::flush(x)), 2 * emu::special_errors.exp2));
 }
 DEVICE float log2_approx(float x) {
     float y = __builtin_log2f(twin::flush(x));

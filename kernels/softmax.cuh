@@ -28,8 +28,9 @@ DEVICE Softmax register_softmax(float (&z)[K]) {
     const float total = (partial[0] + partial[1]) + (partial[2] + partial[3]);
     float others = 0.0f;
     if (total < CONFIDENT) {
+        const float at_peak = exp_below(peak, peak);  // 1, but for the error of exp2_approx
 #pragma unroll
-        for (int j = 0; j < K; ++j) others += z[j] < 1.0f ? z[j] : 0.0f;
+        for (int j = 0; j < K; ++j) others += z[j] < at_peak ? z[j] : 0.0f;
     }
     return {peak, total, log_total(total, others)};
 }
@@ -47,7 +48,7 @@ DEVICE Softmax row_softmax(const Scalar* row, u32 length, u32 lane, u32 lanes) {
         for (float value : z) {
             float e = fmaf(value, 0.0f, exp_below(value, peak));
             total += e;
-            others += e < 1.0f ? e : 0.0f;
+            others += value < peak ? e : 0.0f;
         }
     });
     total = lanes_sum(total, (int)lanes);
