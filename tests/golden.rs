@@ -70,7 +70,7 @@ fn load(path: &Path) -> Golden {
 
 /// All of them. The number is asserted, so that no file is forgotten.
 fn all() -> Vec<Golden> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folder = support::root().join("tests/golden");
     let files = std::fs::read_dir(folder).expect("tests/golden").map(|entry| entry.expect("an entry").path());
     let mut paths: Vec<_> =
         files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect();

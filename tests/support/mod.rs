@@ -18,6 +18,11 @@ pub use gpu::{Buffer, Gpu, gpu};
 pub use reference::{Expected, expect};
 pub use tolerance::{Number, Stored, check_elements, check_reduced};
 
+/// The checkout: where cargo says at run time, or the GPU kit's script, else where it was compiled.
+pub fn root() -> std::path::PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
+}
+
 /// Compares what a backend gave with the reference.
 #[track_caller]
 pub fn check<T: Stored>(what: &str, case: &Case, pass: Pass, got: &Outcome<T>) {

@@ -1,5 +1,7 @@
-//! The repository's chores: `cargo xtask ptx` and `cargo xtask sass`.
+//! The repository's chores: `cargo xtask ptx`, `cargo xtask sass` and `cargo xtask gpu-kit`.
 
+#[cfg(unix)]
+mod gpu_kit;
 #[allow(dead_code)] // the build script wants more of it, and of the next one
 #[path = "../../build/manifest.rs"]
 mod manifest;
@@ -35,12 +37,21 @@ enum Chore {
     },
     /// Assemble kernels/ptx for several GPUs and check the machine code; no GPU is needed
     Sass,
+    /// Put tests, benches, the command and a script into a folder for a machine with a GPU
+    #[cfg(unix)]
+    GpuKit {
+        /// Where to put it
+        #[arg(default_value = "target/gpu-kit")]
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
         Chore::Ptx { check } => ptx::run(check),
         Chore::Sass => sass::run(),
+        #[cfg(unix)]
+        Chore::GpuKit { folder } => gpu_kit::run(&folder),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
