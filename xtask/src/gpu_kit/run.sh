@@ -48,21 +48,15 @@ sanitize() {
 
 # gfocal against a copy and against its peers, on the same data.
 bench() {
-    if bin/gfocal bench --help >/dev/null 2>&1; then
-        run bench-gfocal 240 bash -c "bin/gfocal bench --device cuda --dtype f32,f16,bf16 --format json >'$OUT/gfocal.json'"
-    fi
-    if [[ -d benches/peers ]] && has python3; then
-        for peer in benches/peers/*.py; do
-            [[ $(basename "$peer") == peers.py ]] || continue
-            run bench-peers 220 bash -c "python3 '$peer' --device cuda >'$OUT/peers.json'"
-        done
-    fi
+    run bench-gfocal 230 bash -c "bin/gfocal bench --device cuda --format json --plot '$OUT/gfocal.svg' >'$OUT/gfocal.json'"
+    python3 -c 'import torch' 2>/dev/null || { echo "no PyTorch here: peers left out"; return 0; }
+    run bench-peers 230 bash -c "python3 benches/peers/bench.py --device cuda >'$OUT/peers.json'"
+    python3 benches/peers/join.py "$OUT/gfocal.json" "$OUT/peers.json" | tee "$OUT/bench.txt"
 }
 
 # What bounds the main kernels.
 profile() {
     has ncu || return 0
-    bin/gfocal bench --help >/dev/null 2>&1 || { echo "gfocal bench is not there: left out"; return 0; }
     run profile 400 ncu --clock-control none --set full --launch-skip 20 --launch-count 12 \
         bin/gfocal bench --device cuda --sizes 134400x80 --ops qfl --dtype f32,bf16 --format json
 }
