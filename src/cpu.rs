@@ -1,9 +1,12 @@
 //! Calls on memory of the host: what all operations have in common.
 
+use rayon::prelude::*;
+
 use crate::call::{Call, Memory, Operation};
 use crate::element::{Element, LabelSlice, Sealed};
 use crate::error::Result;
 use crate::status::Status;
+use crate::vector;
 
 /// Memory of the host; the call runs on the CPU.
 #[derive(Clone, Copy, Debug)]
@@ -65,48 +68,146 @@ impl<'a, Op: Operation, T: Element> Call<'a, Op, Host, T> {
         Op::run_cpu(&mut self, None, Some(grad))
     }
 
-    /// Runs `row_loss` over the rows, after all checks. It is given a row, its logits, what to
-    /// multiply the gradient by and where to put it; it gives the row's loss, or `None` if there
-    /// is neither loss nor gradient. Rows that the weight masks do not come to it.
-    pub(crate) fn for_rows(
+    /// Runs `run` over blocks of rows, after all checks, on all threads of the current rayon pool.
+    ///
+    /// Which rows a block has depends on the shape alone, and their sums are added up in the order
+    /// of the blocks: so the result does not depend on the number of threads.
+    pub(crate) fn for_blocks(
         &mut self,
         loss_weight: f64,
         loss: Option<&mut [T::Loss]>,
         grad: Option<&mut [T]>,
-        mut row_loss: impl FnMut(usize, &[T], f64, Option<&mut [T]>) -> Option<f64>,
-    ) -> Result<()> {
+        run: impl Fn(&mut Block<T>) + Sync,
+    ) -> Result<Status> {
         let [rows, columns] = self.shape;
         let factor = loss_weight * self.reduction.factor(rows)?;
-        let (mut loss, mut grad) = (loss, grad);
-        let mut sum = 0.0;
-        for row in 0..rows {
-            let columns = row * columns..(row + 1) * columns;
-            let weight = self.weight.map_or(1.0, |weight| weight[row].into());
-            let upstream = self.upstream.map_or(1.0, |upstream| upstream[row].into());
-            let scale = factor * self.grad_scale * weight * upstream;
-            let mut grad = grad.as_deref_mut().map(|grad| &mut grad[columns.clone()]);
-            let found = if weight == 0.0 {
-                None
-            } else {
-                row_loss(row, &self.logits[columns], scale, grad.as_deref_mut())
-            };
-            if let (None, Some(grad)) = (found, &mut grad) {
-                grad.fill(T::from_f64(0.0));
+        let (mut reduced, mut losses) = if self.reduction.is_none() { (None, loss) } else { (loss, None) };
+        let mut grad = grad;
+        let block_rows = rows_of_block(rows, columns);
+        let mut blocks: Vec<Block<T>> = (0..rows)
+            .step_by(block_rows)
+            .map(|first| {
+                let rows = first..rows.min(first + block_rows);
+                Block {
+                    first,
+                    columns,
+                    logits: &self.logits[rows.start * columns..rows.end * columns],
+                    grad: grad.as_mut().map(|grad| split_off(grad, rows.len() * columns)),
+                    status: Status::default(),
+                    weight: self.weight.map(|weight| &weight[rows.clone()]),
+                    upstream: self.upstream.map(|upstream| &upstream[rows.clone()]),
+                    losses: losses.as_mut().map(|losses| split_off(losses, rows.len())),
+                    loss_factor: factor,
+                    grad_factor: factor * self.grad_scale,
+                    sum: 0.0,
+                    not_finite: false,
+                }
+            })
+            .collect();
+        let look_for_inf = self.found_inf.is_some();
+        let run = |block: &mut Block<T>| {
+            run(block);
+            if look_for_inf {
+                block.not_finite = block.grad.as_deref().is_some_and(T::any_not_finite);
             }
-            let row_loss = found.map_or(0.0, |loss| loss * weight);
-            sum += row_loss;
-            if let (true, Some(loss)) = (self.reduction.is_none(), &mut loss) {
-                loss[row] = T::Loss::from_f64(row_loss * factor);
-            }
-            if let (Some(grad), Some(found_inf)) = (grad, &mut self.found_inf)
-                && grad.iter().any(|slope| !slope.to_f64().is_finite())
-            {
-                found_inf[0] = 1.0;
-            }
+        };
+        if rows * columns < SMALL {
+            blocks.iter_mut().for_each(run);
+        } else {
+            blocks.par_iter_mut().for_each(run);
         }
-        if let (false, Some(loss)) = (self.reduction.is_none(), loss) {
+        let (mut sum, mut status) = (0.0, Status::default());
+        for block in &blocks {
+            sum += block.sum;
+            status.append(&block.status);
+        }
+        if let Some(found_inf) = &mut self.found_inf
+            && blocks.iter().any(|block| block.not_finite)
+        {
+            found_inf[0] = 1.0;
+        }
+        if let Some(loss) = &mut reduced {
             loss[0] = T::Loss::from_f64(if rows == 0 { 0.0 } else { sum * factor });
         }
-        Ok(())
+        Ok(status)
     }
+}
+
+/// Fewer elements are not worth waking threads for.
+const SMALL: usize = 1 << 15;
+
+/// Blocks of at least 2^14 elements, so that handing them out costs nothing, and where there is
+/// more to do, some hundred of them. A multiple of what vectors of rows need.
+fn rows_of_block(rows: usize, columns: usize) -> usize {
+    let elements = (rows.saturating_mul(columns) / 256).clamp(1 << 14, 1 << 17);
+    (elements / columns).next_multiple_of(vector::LANES).max(1)
+}
+
+/// Takes the first `len` elements off `rest`.
+fn split_off<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    let (first, others) = std::mem::take(rest).split_at_mut(len);
+    *rest = others;
+    first
+}
+
+/// Consecutive rows of a call: what they hold, and what becomes of them.
+pub(crate) struct Block<'a, T: Element> {
+    /// The number of its first row in the call; other numbers of rows count from it.
+    pub first: usize,
+    pub columns: usize,
+    pub logits: &'a [T],
+    pub grad: Option<&'a mut [T]>,
+    pub status: Status,
+    weight: Option<&'a [f32]>,
+    upstream: Option<&'a [f32]>,
+    /// The losses of the rows, where they are not reduced.
+    losses: Option<&'a mut [T::Loss]>,
+    loss_factor: f64,
+    grad_factor: f64,
+    sum: f64,
+    not_finite: bool,
+}
+
+impl<T: Element> Block<'_, T> {
+    pub fn rows(&self) -> usize {
+        self.logits.len() / self.columns
+    }
+
+    /// A weight of exactly 0 masks the row, whatever it holds.
+    pub fn is_masked(&self, row: usize) -> bool {
+        self.weight(row) == 0.0
+    }
+
+    fn weight(&self, row: usize) -> f64 {
+        self.weight.map_or(1.0, |weight| weight[row].into())
+    }
+
+    /// What to multiply the gradient of a row by.
+    pub fn scale(&self, row: usize) -> f64 {
+        let upstream = self.upstream.map_or(1.0, |upstream| upstream[row].into());
+        self.grad_factor * self.weight(row) * upstream
+    }
+
+    /// Whether all rows have the same scale.
+    pub fn has_one_scale(&self) -> bool {
+        self.weight.is_none() && self.upstream.is_none()
+    }
+
+    /// Takes the loss of a row, whose gradient is written; or `None` if it gives neither.
+    pub fn finish(&mut self, row: usize, loss: Option<f64>) {
+        if let (None, Some(grad)) = (loss, &mut self.grad) {
+            grad[row * self.columns..(row + 1) * self.columns].fill(T::from_f64(0.0));
+        }
+        let loss = loss.map_or(0.0, |loss| loss * self.weight(row));
+        self.sum += loss;
+        if let Some(losses) = &mut self.losses {
+            losses[row] = T::Loss::from_f64(loss * self.loss_factor);
+        }
+    }
+}
+
+/// Whether f32 has room for a gradient of order 1 times this scale, and for what is smaller. Other
+/// rows are computed in f64.
+pub(crate) fn fits_single(scale: f64) -> bool {
+    scale == 0.0 || (1e-15..=1e15).contains(&scale.abs())
 }

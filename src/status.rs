@@ -39,6 +39,14 @@ impl Status {
         self.bad_row(row);
     }
 
+    /// Adds the counts of rows that come after all of these.
+    pub(crate) fn append(&mut self, later: &Status) {
+        self.bad_labels += later.bad_labels;
+        self.bad_qualities += later.bad_qualities;
+        self.out_of_range_targets += later.out_of_range_targets;
+        self.first_bad_row = self.first_bad_row.or(later.first_bad_row);
+    }
+
     /// Rows come in order, so that the first stays.
     fn bad_row(&mut self, row: usize) {
         self.first_bad_row.get_or_insert(row as u64);

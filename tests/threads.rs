@@ -1,0 +1,74 @@
+//! The CPU path gives the same bits on any number of threads.
+
+mod support;
+
+use gfocal::{Reduction, bf16, f16};
+use support::random::Random;
+use support::tolerance::{Stored, check_same_bits};
+use support::{Case, Outcome, Pass, check_cpu, cpu};
+
+/// Large enough to be shared among threads, with odd ends.
+fn cases() -> Vec<Case> {
+    let mut random = Random::new(31);
+    let mut cases = Vec::new();
+    for (rows, classes) in [(4001, 80), (2503, 13), (77, 1203), (40_001, 1)] {
+        let logits = random.many(rows * classes, -9.0, 4.0);
+        let labels: Vec<i64> = (0..rows).map(|_| random.index(classes + 2) as i64).collect();
+        let quality: Vec<f32> = (0..rows).map(|_| random.unit() as f32).collect();
+        cases.push(Case::sparse([rows, classes], &logits, &labels, &quality));
+        let target: Vec<f32> = (0..rows * classes).map(|_| random.unit() as f32).collect();
+        cases.push(Case::dense([rows, classes], &logits, &target));
+    }
+    for (rows, bins) in [(5003, 17), (5003, 16), (999, 70), (3, 12_000)] {
+        let target: Vec<f32> = (0..rows).map(|_| random.between(-0.5, bins as f64) as f32).collect();
+        cases.push(Case::dfl([rows, bins], &random.many(rows * bins, -8.0, 8.0), &target));
+    }
+    cases
+}
+
+fn same_bits<T: Stored>(case: &Case) {
+    let run = |threads: usize| -> Outcome<T> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| cpu::run(case, Pass::ForwardBackward)).expect("a legal call")
+    };
+    let first = run(1);
+    for threads in [2, 3, 7] {
+        let got = run(threads);
+        check_same_bits("loss", &got.loss, &first.loss);
+        check_same_bits("gradient", &got.grad, &first.grad);
+        assert_eq!((got.status, got.found_inf), (first.status, first.found_inf), "{threads} threads");
+    }
+}
+
+#[test]
+fn the_same_bits_on_any_number_of_threads() {
+    for case in cases() {
+        for reduction in [Reduction::Sum, Reduction::None] {
+            let case = case.clone().reduced(reduction);
+            same_bits::<f64>(&case);
+            same_bits::<f32>(&case);
+            same_bits::<f16>(&case);
+            same_bits::<bf16>(&case);
+        }
+    }
+}
+
+/// Other tests have small shapes: these take many blocks.
+#[test]
+fn large_shapes_against_the_reference() {
+    let mut random = Random::new(37);
+    for case in cases() {
+        let rows = case.shape[0];
+        check_cpu::<f32>(&case.clone().reduced(Reduction::Mean));
+        // Masked rows, and scales from those that f32 does not hold to those that underflow.
+        let weight: Vec<f32> = (0..rows).map(|_| random.index(3) as f32).collect();
+        let upstream: Vec<f32> = (0..rows).map(|row| 10f32.powi(row as i32 % 61 - 30)).collect();
+        let case = case.reduced(Reduction::None).with(|options| {
+            (options.weight, options.upstream) = (Some(weight), Some(upstream));
+        });
+        check_cpu::<f64>(&case);
+        check_cpu::<f32>(&case);
+        check_cpu::<f16>(&case);
+        check_cpu::<bf16>(&case);
+    }
+}
