@@ -11,6 +11,8 @@
 
 mod isa;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 use half::bf16;
 pub use isa::Isa;

@@ -89,9 +89,10 @@ fn softmax_rows_body<const FUSED: bool>(z: &mut [Lanes], softmax: &mut Softmax) 
             others[i] += f64::from(some[i]);
         }
     }
-    for i in 0..LANES {
-        softmax.total[i] = (1.0 + others[i]) as f32;
-        softmax.log_total[i] = log1p_positive::<FUSED>(others[i] as f32);
+    softmax.total = others.map(|others| (1.0 + others) as f32);
+    let others = others.map(|others| others as f32);
+    for (log_total, others) in softmax.log_total.iter_mut().zip(others) {
+        *log_total = log1p_positive::<FUSED>(others);
     }
     (softmax.peak, softmax.bad) = (peak, bad);
 }
