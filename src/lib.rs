@@ -13,8 +13,8 @@ mod math;
 pub mod qfl;
 mod reduction;
 mod status;
-mod storage;
 mod vector;
+mod widen;
 
 pub use call::{Call, Memory, Operation};
 pub use cpu::Host;

@@ -36,7 +36,7 @@ pub(super) fn run<T: Element>(
     let isa = Isa::detect();
     let max = operation.target_max(shape[1]);
     call.for_blocks(operation.loss_weight, loss, grad, |block| {
-        if T::SINGLE {
+        if T::SINGLE && shape[1] <= MOST_SINGLE_BINS {
             run_single(isa, target, max, block);
         } else {
             for row in 0..block.rows() {
@@ -79,6 +79,9 @@ fn double_row<T: Element>(target: &TwoHot, block: &mut Block<T>, row: usize) -> 
     let [z_left, z_right] = [logits[target.left], logits[target.left + 1]].map(T::to_f64);
     dfl(target, &softmax, z_left, z_right)
 }
+
+/// A sum of more f32 than this may be off by more than a loss may be.
+const MOST_SINGLE_BINS: usize = 256;
 
 /// A block in vectors, some rows at a time.
 fn run_single<T: Element>(isa: Isa, targets: &[f32], max: f32, block: &mut Block<T>) {

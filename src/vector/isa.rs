@@ -1,4 +1,5 @@
-//! Which vector instructions there are, found at run time.
+//! Which vector instructions there are, found at run time. AVX-512 is not among them: naming it to
+//! the compiler needs Rust 1.89.
 
 /// A set of vector instructions of this machine. Its values other than the portable one come from
 /// detection alone, so that having one shows that the instructions are there.
@@ -11,8 +12,6 @@ pub(super) enum Set {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
 }
 
 impl Isa {
@@ -27,14 +26,6 @@ impl Isa {
             Some(Set::Portable),
             #[cfg(target_arch = "x86_64")]
             (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Set::Avx2),
-            #[cfg(target_arch = "x86_64")]
-            (is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma"))
-            .then_some(Set::Avx512),
         ];
         sets.into_iter().flatten().map(Isa)
     }
@@ -55,19 +46,10 @@ macro_rules! dispatch {
             fn avx2($($arg: $type),*) {
                 $body::<true>($($arg),*)
             }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-            fn avx512($($arg: $type),*) {
-                $body::<true>($($arg),*)
-            }
             match isa.0 {
                 // SAFETY: `Isa::all`, which alone makes this value, has detected AVX2 and FMA.
                 #[cfg(target_arch = "x86_64")]
                 Set::Avx2 => unsafe { avx2($($arg),*) },
-                // SAFETY: `Isa::all`, which alone makes this value, has detected AVX-512 F, VL,
-                // BW and DQ, AVX2 and FMA.
-                #[cfg(target_arch = "x86_64")]
-                Set::Avx512 => unsafe { avx512($($arg),*) },
                 Set::Portable => $body::<PORTABLE_FUSED>($($arg),*),
             }
         }

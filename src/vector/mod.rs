@@ -3,7 +3,7 @@
 //!
 //! The functions of one element are written so that the compiler makes vectors of loops over
 //! them: no branches, no calls. [`dispatch!`](isa) compiles the loops for each set of
-//! instructions. All sets with fused multiply-add (AVX2 with FMA, AVX-512, NEON) do the same
+//! instructions. All sets with fused multiply-add (AVX2 with FMA, NEON) do the same
 //! operations in the same order on each element, and so give the same bits; the fallback without
 //! it rounds the products too, and gives others within the same tolerances.
 //!

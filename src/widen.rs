@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use crate::vector::{self, Isa};
 
 /// How the CPU path computes with a storage type.
-pub trait Storage: Sized {
+pub trait Widen: Sized {
     /// Whether arithmetic is in f32; otherwise it is in f64, element by element.
     const SINGLE: bool;
 
@@ -26,7 +26,7 @@ fn any<T: Copy>(values: &[T], is: impl Fn(T) -> bool) -> bool {
     values.chunks(256).any(|values| values.iter().fold(false, |any, &value| any | is(value)))
 }
 
-impl Storage for f64 {
+impl Widen for f64 {
     const SINGLE: bool = false;
     fn widen<'a>(_: Isa, _: &'a [f64], _: &'a mut [f32]) -> &'a [f32] {
         unreachable!("f64 is not computed in f32")
@@ -39,7 +39,7 @@ impl Storage for f64 {
     }
 }
 
-impl Storage for f32 {
+impl Widen for f32 {
     const SINGLE: bool = true;
     fn widen<'a>(_: Isa, from: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
         from
@@ -52,7 +52,7 @@ impl Storage for f32 {
     }
 }
 
-impl Storage for f16 {
+impl Widen for f16 {
     const SINGLE: bool = true;
     fn widen<'a>(_: Isa, from: &'a [f16], room: &'a mut [f32]) -> &'a [f32] {
         let room = &mut room[..from.len()];
@@ -69,7 +69,7 @@ impl Storage for f16 {
     }
 }
 
-impl Storage for bf16 {
+impl Widen for bf16 {
     const SINGLE: bool = true;
     fn widen<'a>(isa: Isa, from: &'a [bf16], room: &'a mut [f32]) -> &'a [f32] {
         let room = &mut room[..from.len()];
