@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use gfocal::AvgPolicy;
 
+use crate::bench::BenchArgs;
 use crate::values::{
     BackgroundChoice, DeviceChoice, DtypeChoice, HeadReductionChoice, PolicyChoice, ReductionChoice, beta,
     finite, not_negative,
@@ -18,6 +19,8 @@ Examples:
       QFL on the GPU, over 37 positives; loss and gradient go to out.safetensors
   gfocal dfl step.safetensors --reduction none --dtype bf16 --json
       DFL of logits rounded to bf16, told in JSON
+  gfocal bench --device cpu --plot bench.svg
+      how fast it is here, and how far from a plain copy
   gfocal info
       which kernels are built in, and which device would be used
 
@@ -73,6 +76,8 @@ pub enum Command {
     /// Both, and their weighted sum, as GFL's head has it
     #[command(after_help = GFL_EXAMPLES)]
     Gfl(GflArgs),
+    /// Times the losses on random data, after checking that they are right
+    Bench(BenchArgs),
     /// Version, where the kernels come from, driver, devices, and what `--device auto` chooses and why
     Info(InfoArgs),
 }

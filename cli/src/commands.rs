@@ -119,7 +119,7 @@ fn finish(
 impl CommonArgs {
     fn files(&self) -> Result<(Input, Option<Output>)> {
         let input = Input::read(&self.file)?;
-        let output = self.output.as_deref().map(|path| Output::new(path, &self.file)).transpose()?;
+        let output = self.output.as_deref().map(|path| Output::new(path, Some(&self.file))).transpose()?;
         Ok((input, output))
     }
 

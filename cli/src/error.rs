@@ -55,6 +55,23 @@ pub enum Error {
     #[error("cannot write {}: {reason}", path.display())]
     Output { path: PathBuf, reason: String },
 
+    #[error("{device} is {name}: what it takes there says nothing of a GPU; use a real one, or --device cpu")]
+    Emulated { device: String, name: String },
+
+    #[error(
+        "none of --ops has one of --passes; integral has forward and backward, qfl and dfl have all three"
+    )]
+    NoPass,
+
+    #[error("{rows}x{columns} needs {needed} bytes of memory, and {free} are free; give smaller --sizes")]
+    Memory { rows: usize, columns: usize, needed: u128, free: u64 },
+
+    #[error("{case} is not timed, since it is wrong: {what}")]
+    Wrong { case: String, what: String },
+
+    #[error("cannot draw the plot: {0}; leave out --plot")]
+    Plot(String),
+
     #[error("cannot write to standard output: {0}")]
     Stdout(io::Error),
 }

@@ -2,6 +2,7 @@
 //! `.safetensors` file.
 
 mod args;
+mod bench;
 mod commands;
 mod device;
 mod error;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Qfl(args) => commands::qfl(args),
         Command::Dfl(args) => commands::dfl(args),
         Command::Gfl(args) => commands::gfl(args),
+        Command::Bench(args) => bench::run(args),
         Command::Info(args) => info::run(args),
     };
     match done {

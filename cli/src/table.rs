@@ -82,7 +82,7 @@ fn remarks(report: &LossReport) -> String {
 }
 
 /// Columns as wide as their cells, the first to the left, the others to the right.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();

@@ -17,8 +17,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// Finds out early what would be found out at the end.
-    pub fn new(path: &Path, input: &Path) -> Result<Output> {
+    /// Finds out early what would be found out at the end. It must not be the input, if there is one.
+    pub fn new(path: &Path, input: Option<&Path>) -> Result<Output> {
         let output = Output { path: path.to_owned(), tensors: Vec::new() };
         if let Ok(metadata) = fs::metadata(path) {
             if metadata.is_dir() {
@@ -30,7 +30,7 @@ impl Output {
                 );
             }
         }
-        if let (Ok(path), Ok(input)) = (path.canonicalize(), input.canonicalize())
+        if let (Ok(path), Some(Ok(input))) = (path.canonicalize(), input.map(Path::canonicalize))
             && path == input
         {
             return Err(output.error("it is the input file; give another name"));
@@ -49,7 +49,7 @@ impl Output {
         self.tensors.push((name, shape.to_vec(), numbers));
     }
 
-    /// Writes a file beside, and renames it when it is whole. `about` goes into its metadata.
+    /// Writes the tensors. `about` goes into the file's metadata.
     pub fn write(&self, about: &str) -> Result<()> {
         let data: Vec<_> = self.tensors.iter().map(|(_, _, numbers)| numbers.bytes()).collect();
         let mut views = Vec::new();
@@ -60,9 +60,13 @@ impl Output {
         // One key: the crate writes the keys in no fixed order, and equal runs give equal bytes.
         let metadata = HashMap::from([("gfocal".to_owned(), about.to_owned())]);
         let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| self.error(error))?;
+        self.write_bytes(&bytes)
+    }
 
+    /// Writes a file beside, and renames it when it is whole.
+    pub fn write_bytes(&self, bytes: &[u8]) -> Result<()> {
         let mut file = builder().tempfile_in(self.folder()).map_err(|error| self.error(error))?;
-        file.write_all(&bytes).map_err(|error| self.error(error))?;
+        file.write_all(bytes).map_err(|error| self.error(error))?;
         file.persist(&self.path).map_err(|error| self.error(error.error))?;
         Ok(())
     }

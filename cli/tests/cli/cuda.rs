@@ -29,7 +29,7 @@ static DRIVER: LazyLock<Option<Option<PathBuf>>> = LazyLock::new(|| {
 });
 
 /// The command with a driver.
-fn with_driver() -> Option<Command> {
+pub fn with_driver() -> Option<Command> {
     let mut command = command();
     if let Some(folder) = DRIVER.as_ref()? {
         command.env("LD_LIBRARY_PATH", folder);
@@ -37,7 +37,7 @@ fn with_driver() -> Option<Command> {
     Some(command)
 }
 
-fn emulated() -> bool {
+pub fn emulated() -> bool {
     matches!(&*DRIVER, Some(Some(_)))
 }
 

@@ -1,5 +1,6 @@
 //! The `gfocal` command from outside: files in, table, JSON and files out.
 
+mod bench;
 mod cuda;
 mod formula;
 mod info;

@@ -1,0 +1,138 @@
+//! The options of `gfocal bench`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use serde::{Serialize, Serializer};
+
+use super::case::{Op, Pass};
+use crate::values::{DeviceChoice, DtypeChoice};
+
+const ABOUT: &str = "\
+What is computed: the sum of the losses with a weight for each row, and its gradient; for integral
+the expectation of each row, and its gradient.
+
+Data: random, the same in every run, as at the start of training. Logits of QFL are N(-4.6, 1), 1 % of
+the rows are positives of a random class with a quality from 0.3 to 1; logits of DFL and integral are
+N(0, 1), targets uniform over the bins. Weights are from 0.5 to 1.5.
+
+Bytes: those that the operation itself must move: logits once, the gradient once, 8 bytes of label
+for QFL (the qualities of the few positives are ignored) or 4 of target for DFL, 4 of weight.
+
+Ceilings: a copy that moves as many bytes, half read and half written, and a read of as many bytes, measured
+beside each case. On the CPU by all cores or by one, whichever is faster, over the same buffers again
+and again, as the losses are; on CUDA by the driver's copy from device to device, and no read ceiling.
+
+CUDA: replays of a graph of launches that each have buffers of their own, four times the L2 cache in
+all, between two events. Without graphs or events (drivers before CUDA 12.8), a note says so.
+
+Examples:
+  gfocal bench --device cpu --ops qfl --dtype f32
+  gfocal bench --sizes 134400x80,1075200x80 --ops qfl --passes forward_backward --format json
+  gfocal bench --plot bench.svg";
+
+#[derive(Debug, Args)]
+#[command(after_help = ABOUT)]
+pub struct BenchArgs {
+    /// What to time: auto, cpu, cuda (the same as cuda:0) or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+
+    /// Operations, with commas between
+    #[arg(long, value_name = "OPS", value_enum, value_delimiter = ',', default_value = "qfl,dfl")]
+    pub ops: Vec<Op>,
+
+    /// Passes, with commas between; a pass that an operation has not is left out [default: forward and
+    /// forward_backward, and backward for integral]
+    #[arg(long, value_name = "PASSES", value_enum, value_delimiter = ',')]
+    pub passes: Vec<Pass>,
+
+    /// Sizes, as 8400x80, with commas between, for all of --ops [default: 8400, 33600 and 134400 x 80 for QFL;
+    /// 4096, 33600 and 262144 x 17 for DFL and integral]
+    #[arg(long, value_name = "ROWSxCOLUMNS", value_delimiter = ',')]
+    pub sizes: Vec<Size>,
+
+    /// Types of the logits, with commas between
+    #[arg(long, value_name = "TYPES", value_enum, value_delimiter = ',', default_value = "f32,f16,bf16")]
+    pub dtype: Vec<DtypeChoice>,
+
+    /// How long to time each case, in seconds; at least ten samples are taken
+    #[arg(long, value_name = "S", value_parser = seconds, allow_hyphen_values = true, default_value = "1")]
+    pub seconds: f64,
+
+    /// How to print
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "table")]
+    pub format: Format,
+
+    /// Picture to draw: each operation beside the copy, and throughput over the number of rows
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+}
+
+/// What `--format` may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Table,
+    /// A line of names and one line for each case
+    Csv,
+    /// An array of objects
+    Json,
+}
+
+/// Rows and columns of logits, 1 or more each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().ok().filter(|&number: &usize| number > 0);
+        let numbers =
+            text.split_once('x').and_then(|(rows, columns)| Some((number(rows)?, number(columns)?)));
+        let (rows, columns) = numbers.ok_or("it must be ROWSxCOLUMNS, as 8400x80, of 1 or more each")?;
+        Ok(Size { rows, columns })
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.rows, self.columns)
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|value| (0.001..=600.0).contains(value));
+    value.ok_or_else(|| "it must be a number from 0.001 to 600".to_owned())
+}
+
+impl Serialize for Op {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl Serialize for Pass {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!("8400x80".parse(), Ok(Size { rows: 8400, columns: 80 }));
+        for wrong in ["", "x", "8400", "8400x", "0x80", "8400x0", "-1x80", "8400X80", "1x2x3", "1.5x2"] {
+            assert!(wrong.parse::<Size>().is_err(), "{wrong}");
+        }
+    }
+}

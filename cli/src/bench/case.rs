@@ -1,0 +1,152 @@
+//! What is timed.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+use super::args::{BenchArgs, Size};
+use crate::error::{Error, Result};
+use crate::floats::Dtype;
+
+/// An operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Op {
+    /// Quality Focal Loss
+    Qfl,
+    /// Distribution Focal Loss
+    Dfl,
+    /// The expectation of a distribution over bins
+    Integral,
+}
+
+/// What of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Pass {
+    /// The result alone
+    Forward,
+    /// Loss and gradient in one pass
+    #[value(name = "forward_backward")]
+    ForwardBackward,
+    /// The gradient alone
+    Backward,
+}
+
+impl Op {
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Qfl => "qfl",
+            Op::Dfl => "dfl",
+            Op::Integral => "integral",
+        }
+    }
+
+    /// The passes that it has.
+    pub fn passes(self) -> &'static [Pass] {
+        match self {
+            Op::Qfl | Op::Dfl => &[Pass::Forward, Pass::ForwardBackward, Pass::Backward],
+            Op::Integral => &[Pass::Forward, Pass::Backward],
+        }
+    }
+
+    fn default_passes(self) -> &'static [Pass] {
+        match self {
+            Op::Qfl | Op::Dfl => &[Pass::Forward, Pass::ForwardBackward],
+            Op::Integral => self.passes(),
+        }
+    }
+
+    /// Anchors of one, four and sixteen images of 640x640, with the classes of COCO; sides of boxes.
+    fn default_sizes(self) -> [Size; 3] {
+        let (rows, columns) = match self {
+            Op::Qfl => ([8_400, 33_600, 134_400], 80),
+            Op::Dfl | Op::Integral => ([4_096, 33_600, 262_144], 17),
+        };
+        rows.map(|rows| Size { rows, columns })
+    }
+}
+
+impl Pass {
+    pub fn name(self) -> &'static str {
+        match self {
+            Pass::Forward => "forward",
+            Pass::ForwardBackward => "forward_backward",
+            Pass::Backward => "backward",
+        }
+    }
+}
+
+/// An operation, a type and a size: what has the same data.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub op: Op,
+    pub dtype: Dtype,
+    pub size: Size,
+    pub passes: Vec<Pass>,
+}
+
+impl Case {
+    /// All that the options ask for.
+    pub fn all(args: &BenchArgs) -> Result<Vec<Case>> {
+        let mut cases: Vec<Case> = Vec::new();
+        for &op in &args.ops {
+            let mut passes = if args.passes.is_empty() { op.default_passes() } else { op.passes() }.to_vec();
+            passes.retain(|pass| args.passes.is_empty() || args.passes.contains(pass));
+            let sizes = if args.sizes.is_empty() { op.default_sizes().to_vec() } else { args.sizes.clone() };
+            for &size in sizes.iter().filter(|_| !passes.is_empty()) {
+                cases.extend(args.dtype.iter().map(|&dtype| Case {
+                    op,
+                    dtype: dtype.into(),
+                    size,
+                    passes: passes.clone(),
+                }));
+            }
+        }
+        if cases.is_empty() { Err(Error::NoPass) } else { Ok(cases) }
+    }
+
+    /// The bytes that a pass must move.
+    pub fn bytes(&self, pass: Pass) -> usize {
+        let Size { rows, columns } = self.size;
+        let tensor = rows * columns * self.element_bytes();
+        let per_row = match (self.op, pass) {
+            (Op::Qfl, _) => 8 + 4,
+            (Op::Dfl, _) => 4 + 4,
+            (Op::Integral, _) => 4, // written forward, read backward
+        };
+        tensor * if pass == Pass::Forward { 1 } else { 2 } + rows * per_row
+    }
+
+    /// What the largest pass takes on a device, more or less.
+    pub fn memory(&self) -> u128 {
+        let Size { rows, columns } = self.size;
+        rows as u128 * (columns as u128 * 2 * self.element_bytes() as u128 + 32)
+    }
+
+    fn element_bytes(&self) -> usize {
+        match self.dtype {
+            Dtype::F64 => 8,
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::Bf16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} in {}", self.op.name(), self.size, self.dtype.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_the_least_that_must_move() {
+        let case = |op, dtype| Case { op, dtype, size: Size { rows: 10, columns: 80 }, passes: vec![] };
+        assert_eq!(case(Op::Qfl, Dtype::F32).bytes(Pass::Forward), 10 * (320 + 12));
+        assert_eq!(case(Op::Qfl, Dtype::Bf16).bytes(Pass::ForwardBackward), 10 * (320 + 12));
+        assert_eq!(case(Op::Dfl, Dtype::F16).bytes(Pass::Backward), 10 * (320 + 8));
+        assert_eq!(case(Op::Integral, Dtype::F32).bytes(Pass::Forward), 10 * (320 + 4));
+    }
+}

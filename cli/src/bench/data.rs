@@ -1,0 +1,90 @@
+//! Random inputs, the same in every run.
+
+use gfocal::Element;
+use gfocal::cuda::StorageElement;
+use gfocal::cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::case::{Case, Op};
+
+/// The types that are timed.
+pub trait Stored: Element<Loss = f32> + StorageElement + DeviceRepr + ValidAsZeroBits {}
+impl<T: Element<Loss = f32> + StorageElement + DeviceRepr + ValidAsZeroBits> Stored for T {}
+
+const SEED: u64 = 7;
+/// The logit of the prior probability 0.01.
+const PRIOR: f64 = -4.6;
+const POSITIVES: f64 = 0.01;
+
+/// The tensors of a case. What an operation does not take is empty.
+pub struct Inputs<T> {
+    pub op: Op,
+    pub shape: [usize; 2],
+    pub logits: Vec<T>,
+    pub labels: Vec<i64>,
+    pub quality: Vec<f32>,
+    /// Of DFL, in units of bins.
+    pub target: Vec<f32>,
+    /// Of a loss; for integral the gradient with respect to each expectation.
+    pub weight: Vec<f32>,
+}
+
+impl<T: Stored> Inputs<T> {
+    pub fn random(case: &Case) -> Inputs<T> {
+        let [rows, columns] = [case.size.rows, case.size.columns];
+        let mut rng = StdRng::seed_from_u64(SEED);
+        let mean = if case.op == Op::Qfl { PRIOR } else { 0.0 };
+        let mut logits = Vec::with_capacity(rows * columns + 1);
+        while logits.len() < rows * columns {
+            logits.extend(normal_pair(&mut rng).map(|number| T::from_f64(mean + number)));
+        }
+        logits.truncate(rows * columns);
+        let mut many = |range: std::ops::Range<f32>, wanted| -> Vec<f32> {
+            (0..if wanted { rows } else { 0 }).map(|_| rng.random_range(range.clone())).collect()
+        };
+        let weight = many(0.5..1.5, true);
+        let quality = many(0.3..1.0, case.op == Op::Qfl);
+        // One bin has no range; the library refuses it later.
+        let target = many(0.0..(columns.max(2) - 1) as f32, case.op == Op::Dfl);
+        let label = |rng: &mut StdRng| {
+            if rng.random_bool(POSITIVES) { rng.random_range(0..columns) } else { columns }
+        };
+        let labels = (0..quality.len()).map(|_| label(&mut rng) as i64).collect();
+        Inputs { op: case.op, shape: [rows, columns], logits, labels, quality, target, weight }
+    }
+
+    /// The logits of a row.
+    pub fn row(&self, row: usize) -> Vec<f64> {
+        let columns = self.shape[1];
+        self.logits[row * columns..][..columns].iter().map(|logit| logit.to_f64()).collect()
+    }
+}
+
+/// Two independent numbers of the normal distribution (Box and Muller).
+fn normal_pair(rng: &mut StdRng) -> [f64; 2] {
+    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+    let (sin, cos) = (std::f64::consts::TAU * rng.random::<f64>()).sin_cos();
+    [radius * cos, radius * sin]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::args::Size;
+    use crate::floats::Dtype;
+
+    #[test]
+    fn the_distribution_is_that_of_the_help() {
+        let size = Size { rows: 20_000, columns: 3 };
+        let case = Case { op: Op::Qfl, dtype: Dtype::F32, size, passes: vec![] };
+        let inputs = Inputs::<f32>::random(&case);
+        let count = inputs.logits.len() as f32;
+        let mean = inputs.logits.iter().sum::<f32>() / count;
+        let variance = inputs.logits.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / count;
+        let positives = inputs.labels.iter().filter(|&&label| label < 3).count();
+        assert!((mean + 4.6).abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+        assert!((140..260).contains(&positives), "{positives}");
+        assert_eq!(inputs.logits, Inputs::<f32>::random(&case).logits);
+    }
+}
