@@ -119,7 +119,8 @@ impl Case {
     /// What the largest pass takes on a device, more or less.
     pub fn memory(&self) -> u128 {
         let Size { rows, columns } = self.size;
-        rows as u128 * (columns as u128 * 2 * self.element_bytes() as u128 + 32)
+        let row = columns as u128 * 2 * self.element_bytes() as u128 + 32;
+        row.saturating_mul(rows as u128)
     }
 
     fn element_bytes(&self) -> usize {

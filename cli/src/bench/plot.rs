@@ -130,6 +130,7 @@ fn draw_sweep(area: &Area, series: &[Vec<&Record>]) -> Result<(), Box<dyn std::e
     area.draw(&Text::new("Throughput over the size; copies dashed", (20, 12), (FONT, 15)))?;
     let mut chart = ChartBuilder::on(area)
         .margin_top(36)
+        .margin_left(20)
         .margin_right(240)
         .margin_bottom(12)
         .set_label_area_size(LabelAreaPosition::Left, 80)
