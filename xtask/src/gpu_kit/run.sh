@@ -26,7 +26,7 @@ run() {
 
 has() { command -v "$1" >/dev/null 2>&1 || { echo "no $1 here: left out"; return 1; }; }
 
-# Every test that uses a device, on this machine's driver; 1000 bitwise equal repeats, fewer where an
+# The tests of what a device computes, on this machine's driver; 1000 bitwise equal repeats, fewer where an
 # emulated driver runs them; graph replays; every f16 and bf16 logit.
 check() {
     local repeats=1000
