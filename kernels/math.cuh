@@ -1,5 +1,5 @@
-// The scalar maths of the losses. Its twin is src/math.rs: the same names in the same order,
-// there in f64. Relative errors below hold for finite logits; inf and NaN logits give a loss
+// The scalar maths of the losses. Its twins are src/math.rs, in f64, and src/vector, in f32 for
+// slices: the same names in the same order. Relative errors below hold for finite logits; inf and NaN logits give a loss
 // and a gradient that are not finite.
 //
 // sigmoid and softplus share e = exp(-|x|), which lies in (0, 1], so nothing overflows:
@@ -69,7 +69,7 @@ DEVICE LossGrad qfl_background(float x, float scale) {
 // P = log1p_ratio / (1 + e)^2 and Q = (1 + 2 * log1p_ratio) / (1 + e)^3,
 //   loss = e^3 * P(e),  grad = e^3 * Q(e).
 // Minimax, relative error 1e-7 and 2e-7; for gradients that are stored in 16 bits (HALF), 8e-7
-// and 4e-5. This has no twin: it gives what qfl_background gives, with half the instructions.
+// and 4e-5. This has no twin: it gives what qfl_background gives, with fewer instructions.
 template <bool HALF>
 DEVICE LossGrad qfl_confident(float x, float scale) {
     const float e = exp2_approx(LOG2_E * x);

@@ -10,7 +10,7 @@
 //     needs whole 16-byte vectors in a row. `rows` takes any shape and any address, and gives
 //     row sums. `dense` is `rows` with a target for every element.
 //  4. A warp whose logits are all at most -2 takes series that need one special function for an
-//     element, not two, and half the instructions. A detector's negatives begin at -4.6.
+//     element, not two, and fewer instructions. A detector's negatives begin at -4.6.
 #include "call.cuh"
 #include "math.cuh"
 #include "rows.cuh"
@@ -163,9 +163,9 @@ struct Record {
     float weight;
 };
 
-// Sum or mean, sparse targets; logits and gradient on 16-byte boundaries, classes a multiple of
-// VECTOR and at most BLOCK * VECTOR. A tile of rows at a time: each thread asks for its vectors,
-// then the targets are read, once for each row, and shared.
+// Sum or mean, sparse targets, no upstream gradients; logits and gradient on 16-byte boundaries,
+// classes a multiple of VECTOR and at most BLOCK * VECTOR. A tile of rows at a time: each thread
+// asks for its vectors, then the targets are read, once for each row, and shared.
 template <bool GRADIENT, bool BETA_2>
 DEVICE void qfl_linear(const QflArgs& a) {
     constexpr u32 UNROLL = BETA_2 ? 4 : 2;  // rows that a thread has in flight
