@@ -1,4 +1,4 @@
-//! More than 2^31 elements, through the raw-pointer layer and without the memory: only the last
+//! More than 2^32 elements, through the raw-pointer layer and without the memory: only the last
 //! row has a weight, so that only its logits are read, and the address of the first row is computed
 //! back from it. An index that wraps leaves the one row that there is. (The kernels for narrow rows
 //! read masked rows too, ahead of their weights, and so cannot be tested in this way.)
@@ -21,7 +21,7 @@ struct Last {
 
 impl Last {
     fn new(columns: usize) -> Last {
-        let rows = (1usize << 31).div_ceil(columns) + 3;
+        let rows = (1usize << 32).div_ceil(columns) + 3;
         // 251 is prime: no two vectors of 8 are alike.
         let logits = (0..columns).map(|i| f16::from_f32((i % 251) as f32 / 25.0 - 6.0)).collect();
         Last { rows, columns, logits }
@@ -114,7 +114,7 @@ impl Last {
 }
 
 #[test]
-fn elements_past_2_to_the_31() {
+fn elements_past_2_to_the_32() {
     let Some(gpu) = gpu() else { return };
     Last::new(1 << 20).qfl(&gpu);
     Last::new((1 << 20) + 1).qfl(&gpu); // the rows lie at every alignment
