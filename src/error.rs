@@ -27,6 +27,26 @@ pub enum Error {
         shape: [usize; 2],
     },
 
+    /// A buffer does not have the length that the number of boxes asks for.
+    #[error("{tensor} has {actual} elements, {boxes} boxes need {expected}")]
+    BoxLength {
+        /// The buffer's name.
+        tensor: &'static str,
+        /// Its length, in elements.
+        actual: usize,
+        /// How many boxes there are.
+        boxes: usize,
+        /// The length that would be right.
+        expected: usize,
+    },
+
+    /// So many boxes do not fit into the address space.
+    #[error("{boxes} boxes are more than memory can address")]
+    TooManyBoxes {
+        /// How many there are.
+        boxes: usize,
+    },
+
     /// Too few columns for the operation, or more than it can count.
     #[error("logits {shape:?} has {columns} {axis}, it must have {minimum} to {maximum}")]
     Columns {

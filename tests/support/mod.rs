@@ -10,6 +10,7 @@ pub mod plan;
 pub mod random;
 pub mod reference;
 pub mod tolerance;
+pub mod vectors;
 
 use gfocal::Element as _;
 

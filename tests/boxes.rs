@@ -1,0 +1,235 @@
+//! Shows that the box losses are mmdetection's, with PyTorch's gradients also at ties (the file
+//! tests/boxes/autograd.safetensors; autograd.py beside it made it); that gradients are the
+//! derivatives of the losses; that boxes of any shape give finite numbers, and coordinates that
+//! are not finite do not; and that boxes and distances are each other's inverse.
+
+mod support;
+
+use gfocal::boxes::{BoxLoss, Coordinate, IouKind, box_to_distances, distances_to_box, iou};
+use support::check_elements;
+use support::random::Random;
+use support::tolerance::{Number, Want, check_same_bits};
+use support::vectors::Vectors;
+
+fn name(kind: IouKind) -> String {
+    format!("{kind:?}").to_lowercase()
+}
+
+fn run<T: Coordinate>(loss: &BoxLoss, pred: &[T], target: &[T]) -> (Vec<T>, Vec<T>) {
+    let boxes = pred.len() / 4;
+    let mut losses = vec![T::from_f64(f64::NAN); boxes];
+    let mut grad = vec![T::from_f64(f64::NAN); pred.len()];
+    loss.forward_backward(pred, target, boxes, None, &mut losses, &mut grad).expect("a legal call");
+    (losses, grad)
+}
+
+/// What a loss or the gradient of one box may be away from the truth: relative, and because
+/// intersection, union and hull cancel, relative to the largest of the box's numbers.
+fn wants(values: &[f64], each: usize) -> Vec<Option<Want>> {
+    let wants = values.chunks_exact(each).flat_map(|of_box| {
+        let scale = of_box.iter().fold(1.0, |most: f64, value| most.max(value.abs()));
+        of_box.iter().map(move |&value| Some(Want { value, magnitude: value.abs(), scale, cancels: true }))
+    });
+    wants.collect()
+}
+
+fn as_type<T: Coordinate>(values: &[f64]) -> Vec<T> {
+    values.iter().map(|&value| T::from_f64(value)).collect()
+}
+
+fn compare<T: Coordinate + Number>(vectors: &Vectors) {
+    let eps = vectors.case["eps"].as_f64().expect("an epsilon");
+    let (pred, target) = (as_type::<T>(&vectors.f64s("pred")), as_type::<T>(&vectors.f64s("target")));
+    let mut overlaps = vec![T::from_f64(f64::NAN); pred.len() / 4];
+    iou(&pred, &target, overlaps.len(), eps, &mut overlaps).expect("a legal call");
+    check_elements("IoU", &overlaps, &wants(&vectors.f64s("iou"), 1));
+    for kind in IouKind::ALL {
+        let loss = BoxLoss::new(kind).with_eps(eps).expect("an epsilon");
+        let (losses, grad) = run(&loss, &pred, &target);
+        check_elements(&name(kind), &losses, &wants(&vectors.f64s(&format!("{}.loss", name(kind))), 1));
+        let want = wants(&vectors.f64s(&format!("{}.grad", name(kind))), 4);
+        check_elements(&format!("gradient of {}", name(kind)), &grad, &want);
+        let mut forward = losses.clone();
+        loss.forward(&pred, &target, losses.len(), &mut forward).expect("a legal call");
+        check_same_bits(&name(kind), &forward, &losses);
+    }
+}
+
+#[test]
+fn as_autograd_has_them() {
+    let vectors = Vectors::open("tests/boxes/autograd.safetensors");
+    assert!(vectors.f64s("iou").len() > 60);
+    compare::<f64>(&vectors);
+    compare::<f32>(&vectors);
+}
+
+/// Boxes of about the same place and size, whose coordinates are all different.
+fn scene(random: &mut Random, boxes: usize) -> [Vec<f64>; 2] {
+    [0, 1].map(|_| {
+        let one = |random: &mut Random| {
+            let (x, y) = (random.between(0.0, 10.0), random.between(0.0, 10.0));
+            [x, y, x + random.between(1.0, 12.0), y + random.between(1.0, 12.0)]
+        };
+        (0..boxes).flat_map(|_| one(random)).collect()
+    })
+}
+
+/// Away from ties. The tolerance is the method's: truncation of the step squared times the third
+/// derivative, and rounding, 2^-53 over the step.
+#[test]
+fn gradients_are_derivatives() {
+    const STEP: f64 = 1e-5;
+    let [pred, target] = scene(&mut Random::new(31), 400);
+    for kind in IouKind::ALL {
+        let loss = BoxLoss::new(kind);
+        let (_, grad) = run(&loss, &pred, &target);
+        // alpha is a constant for the gradient, but not for the loss: so CIoU's differences are
+        // taken of DIoU, and of v, with alpha as it is where the gradient is taken.
+        let values = |moved: &[f64]| -> Vec<f64> {
+            if kind != IouKind::Ciou {
+                return run(&loss, moved, &target).0;
+            }
+            let distance = run(&BoxLoss::new(IouKind::Diou), moved, &target).0;
+            let rows = moved.chunks_exact(4).zip(pred.chunks_exact(4)).zip(target.chunks_exact(4));
+            rows.zip(distance)
+                .map(|(((moved, at), target), d)| d + alpha(at, target) * v(moved, target))
+                .collect()
+        };
+        for side in 0..4 {
+            let moved = |by: f64| {
+                let mut pred = pred.clone();
+                pred.iter_mut().skip(side).step_by(4).for_each(|x| *x += by);
+                values(&pred)
+            };
+            for (row, (above, below)) in moved(STEP).iter().zip(moved(-STEP)).enumerate() {
+                let (difference, grad) = ((above - below) / (2.0 * STEP), grad[4 * row + side]);
+                let close = (difference - grad).abs() <= 1e-8 * grad.abs() + 1e-9;
+                assert!(close, "{kind:?}, box {row}, side {side}: {grad:e}, difference {difference:e}");
+            }
+        }
+    }
+}
+
+/// CIoU's aspect term, from its definition.
+fn v(pred: &[f64], target: &[f64]) -> f64 {
+    let angle = |b: &[f64]| ((b[2] - b[0]) / (b[3] - b[1] + 1e-6)).atan();
+    4.0 / std::f64::consts::PI.powi(2) * (angle(target) - angle(pred)).powi(2)
+}
+
+fn alpha(pred: &[f64], target: &[f64]) -> f64 {
+    let mut overlap = [0.0];
+    iou(pred, target, 1, 1e-6, &mut overlap).expect("a legal call");
+    if overlap[0] > 0.5 { v(pred, target) / (1.0 - overlap[0] + v(pred, target)) } else { 0.0 }
+}
+
+/// All boxes with coordinates out of a few, so that ties, empty and inverted boxes all occur,
+/// from the smallest to the largest numbers of f32. In f64, because gradients may be beyond f32.
+#[test]
+fn every_box_gives_finite_numbers() {
+    for scale in [1e-45f32, 1e-38, 1e-20, 1e-6, 1.0, 1e6, 1e18, 1e38] {
+        let side = |i: usize, shift: usize| f64::from(scale * ((i >> shift & 3) as f32 - 1.0));
+        let boxes: Vec<f64> = (0..256).flat_map(|i| [0, 2, 4, 6].map(|shift| side(i, shift))).collect();
+        for target in boxes.chunks_exact(4) {
+            let targets = target.repeat(256);
+            for kind in IouKind::ALL {
+                let (loss, grad) = run(&BoxLoss::new(kind), &boxes, &targets);
+                if let Some(at) = (0..1024).find(|&at| !(loss[at / 4].is_finite() && grad[at].is_finite())) {
+                    panic!(
+                        "{kind:?}, {:?}, {target:?}: {}, {}",
+                        &boxes[at / 4 * 4..][..4],
+                        loss[at / 4],
+                        grad[at]
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_shows() {
+    for kind in IouKind::ALL {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for side in 0..4 {
+                let (good, mut pred) = ([1.0, 2.0, 5.0, 6.0], [2.0, 1.0, 6.0, 7.0]);
+                pred[side] = bad;
+                let (loss, grad) = run(&BoxLoss::new(kind), &pred, &good);
+                let shows = |loss: &[f64], grad: &[f64]| loss.iter().chain(grad).any(|x| !x.is_finite());
+                assert!(!bad.is_nan() || loss[0].is_nan(), "{kind:?}, {bad}, side {side}: {loss:?}");
+                assert!(shows(&loss, &grad), "{kind:?}, {bad}, side {side}: {loss:?} {grad:?}");
+                let (loss, _) = run(&BoxLoss::new(kind), &good, &pred);
+                assert!(!bad.is_nan() || loss[0].is_nan(), "{kind:?}, target {bad}, side {side}: {loss:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn upstream_scales_and_threads_do_not_matter() {
+    let [pred, target] = scene(&mut Random::new(32), 20_000);
+    let upstream = Random::new(33).many(20_000, -3.0, 3.0);
+    for kind in IouKind::ALL {
+        let loss = BoxLoss::new(kind);
+        let (losses, grad) = run(&loss, &pred, &target);
+        let (mut again, mut scaled) = (losses.clone(), grad.clone());
+        loss.forward_backward(&pred, &target, 20_000, Some(&upstream), &mut again, &mut scaled)
+            .expect("a legal call");
+        check_same_bits("loss", &again, &losses);
+        let want: Vec<f64> = grad.iter().enumerate().map(|(i, grad)| upstream[i / 4] * grad).collect();
+        check_same_bits("gradient", &scaled, &want);
+        // One box alone.
+        for row in [0, 4095, 4096, 19_999] {
+            let at = 4 * row..4 * row + 4;
+            let (alone, alone_grad) = run(&loss, &pred[at.clone()], &target[at.clone()]);
+            check_same_bits("alone", &alone, &losses[row..=row]);
+            check_same_bits("alone", &alone_grad, &grad[at]);
+        }
+    }
+}
+
+#[test]
+fn distances_and_boxes_are_inverse() {
+    let mut random = Random::new(34);
+    let points = random.many(2 * 100, -50.0, 50.0);
+    let distances = random.many(4 * 100, -2.0, 20.0);
+    let (mut boxes, mut back) = (vec![f64::NAN; 400], vec![f64::NAN; 400]);
+    distances_to_box(&points, &distances, 100, &mut boxes).expect("a legal call");
+    for (row, b) in boxes.chunks_exact(4).enumerate() {
+        let (point, d) = (&points[2 * row..], &distances[4 * row..]);
+        assert_eq!(b, [point[0] - d[0], point[1] - d[1], point[0] + d[2], point[1] + d[3]]);
+    }
+    box_to_distances(&points, &boxes, 100, None, &mut back).expect("a legal call");
+    assert!(back.iter().zip(&distances).all(|(back, d)| (back - d).abs() <= 1e-13));
+    box_to_distances(&points, &boxes, 100, Some(15.9), &mut back).expect("a legal call");
+    assert!(back.iter().zip(&distances).all(|(back, d)| (back - d.clamp(0.0, 15.9)).abs() <= 1e-13));
+    assert!(back.contains(&0.0) && back.contains(&15.9));
+}
+
+#[test]
+fn errors() {
+    let (four, mut one, mut out) = ([0.0f32; 4], [0.0f32], [0.0f32; 4]);
+    let loss = BoxLoss::default();
+    let text = |result: gfocal::Result<()>| result.expect_err("a wrong call").to_string();
+    assert_eq!(text(loss.forward(&four, &four, 2, &mut one)), "pred has 4 elements, 2 boxes need 8");
+    assert_eq!(text(loss.forward(&four, &four[1..], 1, &mut one)), "target has 3 elements, 1 boxes need 4");
+    assert_eq!(text(loss.forward(&four, &four, 1, &mut [])), "loss has 0 elements, 1 boxes need 1");
+    let both = |upstream: &[f32], one: &mut [f32], out: &mut [f32]| {
+        text(loss.forward_backward(&four, &four, 1, Some(upstream), one, out))
+    };
+    assert_eq!(both(&[], &mut one, &mut out), "upstream has 0 elements, 1 boxes need 1");
+    assert_eq!(both(&[1.0], &mut one, &mut out[..3]), "grad has 3 elements, 1 boxes need 4");
+    let many = usize::MAX / 2;
+    assert_eq!(
+        text(loss.forward(&four, &four, many, &mut one)),
+        format!("{many} boxes are more than memory can address")
+    );
+    for eps in [0.0, -1.0, 2.0, f64::NAN] {
+        let text = loss.with_eps(eps).expect_err("a wrong epsilon").to_string();
+        assert_eq!(text, format!("eps is {eps}, it must be from 1e-30 to 1"));
+        assert!(iou(&four, &four, 1, eps, &mut one).is_err());
+    }
+    assert_eq!(text(distances_to_box(&four, &four, 1, &mut out)), "points has 4 elements, 1 boxes need 2");
+    let encode = box_to_distances(&[0.0f32; 2], &four, 1, Some(-1.0), &mut out);
+    assert_eq!(text(encode), "max is -1, it must be a finite number of 0 or more");
+    assert!(box_to_distances(&[0.0f32; 2], &four, 1, Some(f64::NAN), &mut out).is_err());
+}
