@@ -35,8 +35,9 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
-    /// Assemble kernels/ptx for several GPUs and check the machine code; no GPU is needed
-    Sass,
+    /// Assemble kernels/ptx for several GPUs and hold the machine code against kernels/budgets.toml;
+    /// no GPU is needed
+    Sass(sass::Options),
     /// Put tests, benches, the command and a script into a folder for a machine with a GPU
     #[cfg(unix)]
     GpuKit {
@@ -49,7 +50,7 @@ enum Chore {
 fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
         Chore::Ptx { check } => ptx::run(check),
-        Chore::Sass => sass::run(),
+        Chore::Sass(options) => sass::run(&options),
         #[cfg(unix)]
         Chore::GpuKit { folder } => gpu_kit::run(&folder),
     };

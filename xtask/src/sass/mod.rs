@@ -1,52 +1,104 @@
-//! `cargo xtask sass`: what the committed PTX becomes on the GPUs that load it.
+//! `cargo xtask sass`: what the committed PTX becomes on the GPUs that load it, against the budgets
+//! in `kernels/budgets.toml`.
 //!
 //! No GPU is needed: ptxas assembles, nvdisasm prints the machine code, and this reads it. It
-//! counts what stands in the code, not what a run executes.
+//! counts what stands in the code, not what a run executes: an instruction under a predicate counts,
+//! and how often a loop or a branch is taken is not known.
 
+mod budgets;
+mod device;
+mod dump;
+mod figures;
+mod flow;
 mod listing;
 mod resources;
+#[cfg(test)]
+mod tests;
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
+
+use clap::Args;
 
 use crate::manifest;
 use crate::variants::{Sources, Variant, in_parallel};
 use crate::wheels::{NVCC, NVDISASM, cannot_write, run as run_tool};
 use crate::{cache, root};
-use listing::{Instruction, Kernel};
-use resources::Resources;
+use budgets::{Budgets, Entry, TITLES};
+use figures::Assembled;
+use flow::Flow;
 
-/// Turing, Ampere, Hopper, Blackwell.
-const ARCHITECTURES: [u32; 4] = [75, 80, 90, 120];
+/// What `cargo xtask sass` takes.
+#[derive(Args)]
+pub struct Options {
+    /// Only kernels whose names hold this; `*` stands for any characters
+    #[arg(long, value_name = "PATTERN", default_value = "")]
+    kernel: String,
+    /// Only these architectures, as in sm_80,sm_90
+    #[arg(long, value_name = "ARCH", value_delimiter = ',')]
+    arch: Vec<String>,
+    /// Print the reason of each budget too
+    #[arg(long)]
+    verbose: bool,
+    /// Print the machine code of these kernels instead, with loops and cold code marked
+    #[arg(long, value_name = "PATTERN", conflicts_with_all = ["kernel", "verbose"])]
+    dump: Option<String>,
+}
 
-/// Assembles every committed image for the architectures that load it, prints a table, and fails
-/// if a kernel breaks a rule.
-pub fn run() -> Result<(), String> {
+/// Assembles every committed image for the architectures that load it, prints each kernel's figures
+/// against its budget, and fails if a budget is broken.
+pub fn run(options: &Options) -> Result<(), String> {
     let kernels = root().join("kernels");
     let sources = Sources::read(&kernels)?;
     let committed =
         manifest::read(&kernels, &sources).map_err(|reason| format!("{reason}. Run `cargo xtask ptx`."))?;
-    let mut jobs = Vec::new();
+    let file = kernels.join("budgets.toml");
+    let text =
+        fs::read_to_string(&file).map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
+    let budgets = Budgets::read(&text).map_err(|error| format!("kernels/budgets.toml: {error}"))?;
+
+    let mut images = Vec::new();
     for (variant, ptx) in sources.variants().into_iter().zip(&committed.ptx) {
-        for architecture in ARCHITECTURES {
-            if is_loaded(&variant, architecture) {
-                let image = variant.image_name();
-                jobs.push((image, ptx.as_str(), architecture));
+        let name = variant.image_name();
+        let entries = budgets::entries(ptx).map_err(|error| format!("kernels/ptx/{name}: {error}"))?;
+        images.push((variant, ptx.as_str(), entries));
+    }
+    if options.dump.is_none() {
+        let all: Vec<Entry> = images.iter().flat_map(|(.., entries)| entries.iter().copied()).collect();
+        budgets.cover(&all).map_err(|error| format!("kernels/budgets.toml: {error}"))?;
+    }
+
+    let pattern = format!("*{}*", options.dump.as_ref().unwrap_or(&options.kernel));
+    let is_wanted = |name: &str| budgets::matches(&pattern, name);
+    let mut jobs = Vec::new();
+    for (variant, ptx, entries) in &images {
+        for architecture in budgets.architectures().filter(|&number| is_loaded(variant, number)) {
+            let chosen = options.arch.is_empty() || options.arch.contains(&format!("sm_{architecture}"));
+            if chosen && entries.iter().any(|entry| is_wanted(entry.name)) {
+                jobs.push((variant.image_name(), *ptx, entries, architecture));
             }
         }
     }
 
     let tools = Tools::new()?;
-    let results = in_parallel(&jobs, |(image, ptx, architecture)| tools.assemble(image, ptx, *architecture));
+    let results = in_parallel(&jobs, |(image, ptx, entries, architecture)| {
+        tools.assemble(image, ptx, entries, *architecture)
+    });
     let mut kernels = Vec::new();
     for result in results {
-        kernels.extend(result?);
+        kernels.extend(result?.into_iter().filter(|assembled| is_wanted(assembled.name())));
+    }
+    if kernels.is_empty() {
+        return Err("no kernel is of this name, on these architectures".to_owned());
     }
     kernels.sort_by(|a, b| (a.name(), a.architecture).cmp(&(b.name(), b.architecture)));
-    report(&kernels)
+    if options.dump.is_some() {
+        kernels.iter().for_each(dump::print);
+        return Ok(());
+    }
+    report(&kernels, &budgets, options.verbose)
 }
 
 /// Whether a device of this architecture takes this image, and not one for a higher target.
@@ -56,93 +108,63 @@ fn is_loaded(variant: &Variant, architecture: u32) -> bool {
 }
 
 /// The table and the verdict.
-fn report(kernels: &[Assembled]) -> Result<(), String> {
-    let width = kernels.iter().map(|kernel| kernel.name().len()).max();
-    let width = width.unwrap_or(0);
-    let header = ["arch", "regs", "shared", "instr", "LDG.128", "STG.128", "MUFU"];
-    print!("{:width$}", "kernel");
-    for title in header {
-        print!("{title:>9}");
-    }
-    println!("  verdict");
-
-    let mut failures: BTreeMap<String, Vec<String>> = BTreeMap::new();
+fn report(kernels: &[Assembled], budgets: &Budgets, verbose: bool) -> Result<(), String> {
+    let mut table =
+        vec![["kernel", "arch"].into_iter().chain(TITLES).chain(["verdict"]).map(str::to_owned).collect()];
+    // By the reason of the budget: the faults, and the architectures that have them.
+    let mut faults: BTreeMap<&str, BTreeMap<String, Vec<String>>> = BTreeMap::new();
+    let mut reasons: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for kernel in kernels {
-        let faults = kernel.faults();
-        let verdict = if faults.is_empty() { "good" } else { "FAIL" };
-        println!("{:width$}{kernel}  {verdict}", kernel.name());
-        for fault in faults {
-            let architectures = failures.entry(format!("{}: {fault}", kernel.name()));
-            architectures.or_default().push(format!("sm_{}", kernel.architecture));
+        let budget = budgets.of(kernel.name()).ok_or_else(|| format!("{} has no budget", kernel.name()))?;
+        let checks = budget.checks(kernel);
+        let mut broken = budgets.broken_rules(kernel);
+        broken.extend(budget.broken_rules(kernel));
+        broken.extend(
+            checks.iter().filter(|check| !check.is_good).map(|check| format!("{} {check}", check.title)),
+        );
+
+        let architecture = format!("sm_{}", kernel.architecture);
+        let mut row = vec![kernel.name().to_owned(), architecture.clone()];
+        row.extend(checks.iter().map(ToString::to_string));
+        row.push(if broken.is_empty() { "good" } else { "FAIL" }.to_owned());
+        table.push(row);
+        reasons.entry(budget.reason()).or_default().insert(kernel.name());
+        for fault in broken {
+            let known = faults.entry(budget.reason()).or_default();
+            known.entry(format!("{}: {fault}", kernel.name())).or_default().push(architecture.clone());
         }
     }
-    if failures.is_empty() {
+    print_aligned(&table);
+    if verbose {
+        for (reason, names) in reasons {
+            println!("\n{}:\n{reason}", names.into_iter().collect::<Vec<_>>().join(", "));
+        }
+    }
+    if faults.is_empty() {
+        println!("{} kernels keep their budgets", kernels.len());
         return Ok(());
     }
-    let list: String = failures
-        .iter()
-        .map(|(fault, architectures)| format!("\n  {fault} ({})", architectures.join(", ")))
-        .collect();
-    Err(format!("the machine code has faults:{list}"))
+    let mut list = String::new();
+    for (reason, faults) in faults {
+        for (fault, architectures) in faults {
+            list += &format!("\n  {fault} ({})", architectures.join(", "));
+        }
+        list += &format!("\n  Why the budget is as it is: {}", reason.replace('\n', " "));
+    }
+    Err(format!("the machine code breaks kernels/budgets.toml:{list}"))
 }
 
-/// A kernel as it is on one architecture.
-struct Assembled {
-    kernel: Kernel,
-    architecture: u32,
-    resources: Resources,
-}
-
-impl Assembled {
-    fn name(&self) -> &str {
-        &self.kernel.name
-    }
-
-    /// The rules that it breaks.
-    fn faults(&self) -> Vec<String> {
-        let Resources { stack, spills, .. } = self.resources;
-        let local = |instruction: &Instruction| matches!(instruction.base(), "LDL" | "STL");
-        let mut faults = Vec::new();
-        if spills > 0 {
-            faults.push(format!("{spills} bytes of registers are spilled to local memory"));
+/// The first column to the left, the others to the right.
+fn print_aligned(table: &[Vec<String>]) {
+    let columns = table.first().map_or(0, Vec::len);
+    let width = |column: usize| table.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in table {
+        print!("{:width$}", row[0], width = widths[0]);
+        for (cell, width) in row.iter().zip(&widths).skip(1) {
+            print!("  {cell:>width$}");
         }
-        if stack > 0 {
-            faults.push(format!("its stack takes {stack} bytes"));
-        }
-        match self.kernel.count(local) {
-            0 => {}
-            count => faults.push(format!("{count} loads and stores of local memory")),
-        }
-        if let Some(callee) = self.kernel.code.iter().find_map(Instruction::callee) {
-            faults.push(format!("it calls {callee}"));
-        }
-        if self.wide("LDG") == 0 {
-            faults.push("no 128-bit load from global memory".to_owned());
-        }
-        faults
-    }
-
-    /// How many 128-bit instructions there are with an opcode.
-    fn wide(&self, base: &str) -> usize {
-        self.kernel.count(|instruction| instruction.base() == base && instruction.width() == 128)
-    }
-}
-
-/// The columns of the table behind the name.
-impl fmt::Display for Assembled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let resources = &self.resources;
-        let architecture = format!("sm_{}", self.architecture);
-        write!(
-            f,
-            "{architecture:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
-            resources.registers,
-            resources.static_shared,
-            self.kernel.code.len(),
-            self.wide("LDG"),
-            self.wide("STG"),
-            self.kernel.count(|instruction| instruction.base() == "MUFU"),
-        )
+        println!();
     }
 }
 
@@ -166,7 +188,13 @@ impl Tools {
     }
 
     /// Assembles an image and reads its kernels.
-    fn assemble(&self, image: &str, ptx: &str, architecture: u32) -> Result<Vec<Assembled>, String> {
+    fn assemble(
+        &self,
+        image: &str,
+        ptx: &str,
+        entries: &[Entry],
+        architecture: u32,
+    ) -> Result<Vec<Assembled>, String> {
         let failed = |tool: &str, log: String| {
             format!("{tool} fails on kernels/ptx/{image} for sm_{architecture}:\n{log}")
         };
@@ -180,15 +208,16 @@ impl Tools {
         let listing = self.disassemble(&cubin).map_err(|log| failed("nvdisasm", log))?;
 
         let mut kernels = Vec::new();
-        for kernel in listing::read(&listing) {
-            let resources = resources::of(&kernel.name, &log).ok_or_else(|| {
-                let what = format!("its log does not tell what {} takes:\n{log}", kernel.name);
-                failed("ptxas", what)
-            })?;
-            kernels.push(Assembled { kernel, architecture, resources });
-        }
-        if kernels.is_empty() {
-            return Err(format!("kernels/ptx/{image} holds no kernel"));
+        let mut found = listing::read(&listing);
+        for entry in entries {
+            let lacks =
+                |what: &str, text: &str| failed("ptxas", format!("its {what} lacks {}:\n{text}", entry.name));
+            let position =
+                found.iter().position(|kernel| kernel.name == entry.name && !kernel.code.is_empty());
+            let kernel = found.swap_remove(position.ok_or_else(|| lacks("listing", &listing))?);
+            let resources = resources::of(entry.name, &log).ok_or_else(|| lacks("log", &log))?;
+            let flow = Flow::of(&kernel);
+            kernels.push(Assembled { kernel, flow, architecture, threads: entry.threads, resources });
         }
         Ok(kernels)
     }

@@ -1,0 +1,400 @@
+//! `kernels/budgets.toml`: what the machine code of each kernel may cost, and why.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+
+use super::device;
+use super::figures::{Assembled, Figures, MainLoop, is_wide_load};
+
+/// The file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budgets {
+    every_kernel: Rules,
+    #[serde(rename = "family")]
+    families: Vec<Family>,
+}
+
+/// What holds for all kernels.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rules {
+    architectures: Vec<Architecture>,
+    max_spilled_bytes: u32,
+    max_stack_bytes: u32,
+    forbidden: Vec<Opcode>,
+}
+
+/// Kernels that are built alike.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Family {
+    /// Why they cost what they cost.
+    reason: String,
+    #[serde(default)]
+    main_loop: MainLoop,
+    /// How many blocks a launch puts on each multiprocessor at most.
+    blocks_launched: u32,
+    /// Anywhere in the kernel.
+    #[serde(default)]
+    forbidden: Vec<Opcode>,
+    /// In the main loop, cold code apart.
+    #[serde(default)]
+    forbidden_in_main_loop: Vec<Opcode>,
+    #[serde(rename = "budget")]
+    budgets: Vec<Bounds>,
+}
+
+/// What kernels of a family may cost. Each bound is for all architectures alike, or one for each.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bounds {
+    /// Names without the storage type; with it they are those of the entry points.
+    kernels: Vec<String>,
+    storage: Vec<String>,
+    /// That a thread has done after one way round the main loop.
+    elements: u32,
+    max_registers: Bound,
+    /// For the shortest way round, where there is a short one.
+    fast: Option<MostPerElement>,
+    /// For the longest way round.
+    general: MostPerElement,
+    min_loads_before_mufu: Bound,
+    max_narrow_loads: Bound,
+    max_narrow_stores: Bound,
+    min_kib_in_flight: Bound,
+}
+
+/// What holds for a kernel.
+#[derive(Clone, Copy)]
+pub struct Budget<'a> {
+    family: &'a Family,
+    bounds: &'a Bounds,
+}
+
+/// What an element may cost.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MostPerElement {
+    instructions: Bound,
+    mufu: Bound,
+}
+
+/// `64`, or `{ sm_75 = 80, sm_90 = 64 }`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Bound {
+    Alike(f64),
+    Each(BTreeMap<Architecture, f64>),
+}
+
+/// As in `sm_90`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(try_from = "String")]
+struct Architecture(u32);
+
+/// An opcode, which stands for those with more modifiers too; `*` stands for any characters.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct Opcode(String);
+
+/// An entry point of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    pub name: &'a str,
+    /// Of a block, at most.
+    pub threads: u32,
+}
+
+/// One figure against its bound.
+#[derive(Debug, PartialEq)]
+pub struct Check {
+    /// As the table says it.
+    pub title: &'static str,
+    pub figure: f64,
+    pub bound: Option<f64>,
+    pub is_good: bool,
+}
+
+impl Budgets {
+    /// Reads the file; what is misspelt in it is an error.
+    pub fn read(text: &str) -> Result<Budgets, String> {
+        let budgets: Budgets = toml::from_str(text).map_err(|error| error.to_string())?;
+        for architecture in &budgets.every_kernel.architectures {
+            if !device::architectures().any(|known| known == architecture.0) {
+                let number = architecture.0;
+                return Err(format!("xtask/src/sass/device.rs does not know what sm_{number} holds"));
+            }
+        }
+        for family in &budgets.families {
+            if family.reason.trim().is_empty() {
+                return Err(format!(
+                    "the family of {} gives no reason",
+                    family.names().next().unwrap_or_default()
+                ));
+            }
+            for bounds in &family.budgets {
+                bounds.validate(&budgets.every_kernel.architectures)?;
+            }
+        }
+        Ok(budgets)
+    }
+
+    /// The architectures that the kernels are assembled for.
+    pub fn architectures(&self) -> impl Iterator<Item = u32> {
+        self.every_kernel.architectures.iter().map(|architecture| architecture.0)
+    }
+
+    /// Each entry point has one budget, and each budget has its entry points.
+    pub fn cover(&self, entries: &[Entry]) -> Result<(), String> {
+        let mut faults = Vec::new();
+        let mut names: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        for name in &names {
+            match self.all().filter(|bounds| bounds.are_for(name)).count() {
+                0 => faults.push(format!("{name} has no budget")),
+                1 => {}
+                count => faults.push(format!("{name} has {count} budgets")),
+            }
+        }
+        let wanted = self.all().flat_map(Bounds::entry_points);
+        faults.extend(
+            wanted
+                .filter(|name| !names.contains(&name.as_str()))
+                .map(|name| format!("there is no kernel {name}")),
+        );
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Bounds> {
+        self.families.iter().flat_map(|family| &family.budgets)
+    }
+
+    /// The budget of an entry point.
+    pub fn of(&self, name: &str) -> Option<Budget<'_>> {
+        self.families.iter().find_map(|family| {
+            let bounds = family.budgets.iter().find(|bounds| bounds.are_for(name))?;
+            Some(Budget { family, bounds })
+        })
+    }
+
+    /// What every kernel keeps: the rules that this one breaks.
+    pub fn broken_rules(&self, assembled: &Assembled) -> Vec<String> {
+        let rules = &self.every_kernel;
+        let resources = &assembled.resources;
+        let mut faults = Vec::new();
+        if resources.spills > rules.max_spilled_bytes {
+            faults.push(format!("{} bytes of registers are spilled to local memory", resources.spills));
+        }
+        if resources.stack > rules.max_stack_bytes {
+            faults.push(format!("its stack takes {} bytes", resources.stack));
+        }
+        if assembled.kernel.count(is_wide_load) == 0 {
+            faults.push("no 128-bit load from global memory".to_owned());
+        }
+        let opcodes = || assembled.kernel.code.iter().map(|instruction| instruction.opcode.as_str());
+        faults.extend(forbidden(&rules.forbidden, opcodes, "is forbidden"));
+        faults
+    }
+}
+
+impl Family {
+    fn names(&self) -> impl Iterator<Item = String> {
+        self.budgets.iter().flat_map(Bounds::entry_points)
+    }
+}
+
+impl Bounds {
+    fn entry_points(&self) -> impl Iterator<Item = String> {
+        let storages = |kernel| self.storage.iter().map(move |storage| format!("{kernel}_{storage}"));
+        self.kernels.iter().flat_map(storages)
+    }
+
+    fn are_for(&self, name: &str) -> bool {
+        self.entry_points().any(|own| own == name)
+    }
+
+    /// What serde cannot see.
+    fn validate(&self, architectures: &[Architecture]) -> Result<(), String> {
+        let name = self.entry_points().next().ok_or("a budget has no kernels, or no storage")?;
+        let fault = |what: &str| Err(format!("the budget of {name} {what}"));
+        if self.elements == 0 {
+            return fault("has no elements");
+        }
+        let ways = self.fast.iter().chain([&self.general]);
+        let bounds = ways.flat_map(|way| [&way.instructions, &way.mufu]).chain([
+            &self.max_registers,
+            &self.min_loads_before_mufu,
+            &self.max_narrow_loads,
+            &self.max_narrow_stores,
+            &self.min_kib_in_flight,
+        ]);
+        for bound in bounds {
+            if let Bound::Each(each) = bound
+                && !each.keys().eq(architectures)
+            {
+                return fault("has a bound that is not for each of the architectures, or for others");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Budget<'a> {
+    /// Why it is as it is.
+    pub fn reason(&self) -> &'a str {
+        self.family.reason.trim()
+    }
+
+    fn figures(&self, assembled: &Assembled) -> Figures {
+        assembled.figures(self.family.main_loop, self.bounds.elements, self.family.blocks_launched)
+    }
+
+    /// All figures of a kernel against their bounds, in the order of [`TITLES`].
+    pub fn checks(&self, assembled: &Assembled) -> Vec<Check> {
+        let Figures { fast, general, loads_before_mufu, narrow_loads, narrow_stores, kib_in_flight } =
+            self.figures(assembled);
+        let bounds = self.bounds;
+        let short = bounds.fast.as_ref();
+        let at_most = [
+            (f64::from(assembled.resources.registers), Some(&bounds.max_registers)),
+            (fast.instructions, short.map(|way| &way.instructions)),
+            (fast.mufu, short.map(|way| &way.mufu)),
+            (general.instructions, Some(&bounds.general.instructions)),
+            (general.mufu, Some(&bounds.general.mufu)),
+            (narrow_loads as f64, Some(&bounds.max_narrow_loads)),
+            (narrow_stores as f64, Some(&bounds.max_narrow_stores)),
+        ];
+        let at_least = [
+            (loads_before_mufu as f64, &bounds.min_loads_before_mufu),
+            (kib_in_flight, &bounds.min_kib_in_flight),
+        ];
+        let value = |bound: &Bound| bound.on(assembled.architecture);
+        let most = at_most.into_iter().map(|(figure, bound)| {
+            let bound = bound.map(value);
+            (figure, bound, bound.is_none_or(|most| figure <= most))
+        });
+        let least =
+            at_least.into_iter().map(|(figure, bound)| (figure, Some(value(bound)), figure >= value(bound)));
+        let all = TITLES.into_iter().zip(most.chain(least));
+        all.map(|(title, (figure, bound, is_good))| Check { title, figure, bound, is_good }).collect()
+    }
+
+    /// What has no figure.
+    pub fn broken_rules(&self, assembled: &Assembled) -> Vec<String> {
+        let everywhere = || assembled.kernel.code.iter().map(|instruction| instruction.opcode.as_str());
+        let mut faults = forbidden(&self.family.forbidden, everywhere, "is forbidden");
+        let loops = assembled.main_loops(self.family.main_loop);
+        let hot: Vec<usize> = loops.iter().flat_map(|region| region.hot()).collect();
+        let in_loop = || assembled.code(&hot).map(|instruction| instruction.opcode.as_str());
+        faults.extend(forbidden(
+            &self.family.forbidden_in_main_loop,
+            in_loop,
+            "is forbidden in the main loop",
+        ));
+        if loops.is_empty() {
+            faults.push("no innermost loop has a 128-bit load".to_owned());
+        }
+        let short = self.figures(assembled).fast;
+        if self.bounds.fast.is_some() && short.mufu < 1.0 {
+            faults.push(format!(
+                "the shortest way has {:.2} MUFU for each element: it leaves the work out, so its figures say nothing",
+                short.mufu
+            ));
+        }
+        faults
+    }
+}
+
+/// The titles of a budget's checks.
+pub const TITLES: [&str; 9] = [
+    "registers",
+    "fast instr",
+    "fast MUFU",
+    "instr",
+    "MUFU",
+    "narrow loads",
+    "narrow stores",
+    "loads before MUFU",
+    "KiB in flight",
+];
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No more digits than there are: 64, 20.38.
+        let digits = |number: f64| ((number * 100.0).round() / 100.0).to_string();
+        match self.bound {
+            Some(bound) => write!(f, "{}/{}", digits(self.figure), digits(bound)),
+            None => write!(f, "{}", digits(self.figure)),
+        }
+    }
+}
+
+impl Bound {
+    fn on(&self, architecture: u32) -> f64 {
+        match self {
+            Bound::Alike(bound) => *bound,
+            Bound::Each(each) => each[&Architecture(architecture)], // `validate` has seen to it
+        }
+    }
+}
+
+impl TryFrom<String> for Architecture {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let number = name.strip_prefix("sm_").and_then(|number| number.parse().ok());
+        number.map(Architecture).ok_or_else(|| format!("{name} is no architecture, as in sm_90"))
+    }
+}
+
+impl Opcode {
+    fn is(&self, opcode: &str) -> bool {
+        matches(&self.0, opcode) || matches(&format!("{}.*", self.0), opcode)
+    }
+}
+
+/// Which of the opcodes are forbidden, and how often they stand there.
+fn forbidden<'a, I: Iterator<Item = &'a str>>(
+    list: &[Opcode],
+    code: impl Fn() -> I,
+    what: &str,
+) -> Vec<String> {
+    let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+    for opcode in code().filter(|opcode| list.iter().any(|listed| listed.is(opcode))) {
+        *found.entry(opcode).or_default() += 1;
+    }
+    found.into_iter().map(|(opcode, count)| format!("{opcode} {what} and stands there {count} x")).collect()
+}
+
+/// Whether a text is what a pattern says, in which `*` stands for any characters.
+pub fn matches(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((start, rest)) => text.strip_prefix(start).is_some_and(|text| {
+            let mut ends = text.char_indices().map(|(at, _)| at).chain([text.len()]);
+            ends.any(|at| matches(rest, &text[at..]))
+        }),
+    }
+}
+
+/// The entry points of an image: `.visible .entry qfl_f32(` and then `.maxntid 320, 1, 1`.
+pub fn entries(ptx: &str) -> Result<Vec<Entry<'_>>, String> {
+    let mut found: Vec<Entry> = Vec::new();
+    for line in ptx.lines() {
+        if let Some((_, name)) = line.split_once(".entry ") {
+            found.push(Entry { name: name.trim_end_matches(['(', ')', ' ']), threads: 0 });
+        } else if let (Some(size), Some(entry)) = (line.trim().strip_prefix(".maxntid "), found.last_mut()) {
+            let sizes = size.split(',').map(|size| size.trim().parse::<u32>());
+            entry.threads = sizes.product::<Result<_, _>>().map_err(|error| format!("{line}: {error}"))?;
+        }
+    }
+    match found.iter().find(|entry| entry.threads == 0) {
+        Some(entry) => Err(format!("{} does not say how many threads its blocks have", entry.name)),
+        None if found.is_empty() => Err("there is no kernel in it".to_owned()),
+        None => Ok(found),
+    }
+}
