@@ -55,7 +55,9 @@ pub enum Error {
     #[error("cannot write {}: {reason}", path.display())]
     Output { path: PathBuf, reason: String },
 
-    #[error("{device} is {name}: what it takes there says nothing of a GPU; use a real one, or --device cpu")]
+    #[error(
+        "{device} is {name}: what it takes there says nothing of a GPU; use a real one, or --device cpu, or --check-only"
+    )]
     Emulated { device: String, name: String },
 
     #[error(
@@ -63,8 +65,10 @@ pub enum Error {
     )]
     NoPass,
 
-    #[error("{rows}x{columns} needs {needed} bytes of memory, and {free} are free; give smaller --sizes")]
-    Memory { rows: usize, columns: usize, needed: u128, free: u64 },
+    #[error(
+        "{rows}x{columns} needs {needed} bytes of memory, and on {place} {free} are free; give smaller --sizes"
+    )]
+    Memory { rows: usize, columns: usize, needed: u128, place: String, free: u64 },
 
     #[error("{case} is not timed, since it is wrong: {what}")]
     Wrong { case: String, what: String },

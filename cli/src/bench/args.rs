@@ -21,12 +21,13 @@ N(0, 1), targets uniform over the bins. Weights are from 0.5 to 1.5.
 Bytes: those that the operation itself must move: logits once, the gradient once, 8 bytes of label
 for QFL (the qualities of the few positives are ignored) or 4 of target for DFL, 4 of weight.
 
-Ceilings: a copy that moves as many bytes, half read and half written, and a read of as many bytes, measured
-beside each case. On the CPU by all cores or by one, whichever is faster, over the same buffers again
-and again, as the losses are; on CUDA by the driver's copy from device to device, and no read ceiling.
+Ceilings: a copy that moves as many bytes, half read and half written, and for forward passes a read of as
+many bytes, measured beside each case. On the CPU by all cores or by one, whichever is faster, over the
+same buffers again and again, as the losses are; on CUDA by the driver's copy from device to device,
+and by a kernel that only reads.
 
 CUDA: replays of a graph of launches that each have buffers of their own, four times the L2 cache in
-all, between two events. Without graphs or events (drivers before CUDA 12.8), a note says so.
+all or 512 sets, between two events. Without events (drivers before CUDA 12.8), a note says so.
 
 Examples:
   gfocal bench --device cpu --ops qfl --dtype f32
@@ -66,9 +67,13 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "table")]
     pub format: Format,
 
-    /// Picture to draw: each operation beside the copy, and throughput over the number of rows
-    #[arg(long, value_name = "FILE.svg")]
+    /// Picture to draw: a roofline, and times over the number of rows
+    #[arg(long, value_name = "FILE.svg", value_parser = svg)]
     pub plot: Option<PathBuf>,
+
+    /// Check the results of calls and of replayed graphs, and time nothing; on an emulated GPU too
+    #[arg(long, conflicts_with_all = ["plot", "seconds", "format"])]
+    pub check_only: bool,
 }
 
 /// What `--format` may be.
@@ -96,7 +101,8 @@ impl FromStr for Size {
         let number = |text: &str| text.parse().ok().filter(|&number: &usize| number > 0);
         let numbers =
             text.split_once('x').and_then(|(rows, columns)| Some((number(rows)?, number(columns)?)));
-        let (rows, columns) = numbers.ok_or("it must be ROWSxCOLUMNS, as 8400x80, of 1 or more each")?;
+        let (rows, columns) =
+            numbers.ok_or("it must be ROWSxCOLUMNS, as 8400x80, of 1 or more each and less than 2^64")?;
         Ok(Size { rows, columns })
     }
 }
@@ -110,6 +116,12 @@ impl fmt::Display for Size {
 fn seconds(text: &str) -> Result<f64, String> {
     let value = text.parse::<f64>().ok().filter(|value| (0.001..=600.0).contains(value));
     value.ok_or_else(|| "it must be a number from 0.001 to 600".to_owned())
+}
+
+fn svg(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_svg = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
+    if is_svg { Ok(path) } else { Err("the picture is an SVG: name it FILE.svg".to_owned()) }
 }
 
 impl Serialize for Op {

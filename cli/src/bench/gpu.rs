@@ -1,5 +1,6 @@
 //! A GPU: launches in a graph, timed by events.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use gfocal::cuda::{DeviceInfo, Handle, check, driver_version};
@@ -11,6 +12,7 @@ use gfocal::{Call, DistributionFocalLoss, Operation, QualityFocalLoss, Reduction
 
 use super::Outcome;
 use super::case::{Case, Op, Pass};
+use super::ceiling::Reader;
 use super::data::{Inputs, Stored};
 use super::timing::{Samples, wall_clock};
 use crate::device::Cuda;
@@ -20,6 +22,8 @@ use crate::error::{Error, Result};
 const EVENTS: i32 = 12_080;
 /// Launches in a graph, at most.
 const MOST_SETS: usize = 512;
+/// As many show that each launch has buffers of its own.
+const CHECKED_SETS: usize = 2;
 
 /// A GPU with a stream that can be captured.
 pub struct Gpu {
@@ -27,120 +31,146 @@ pub struct Gpu {
     handle: Handle,
     has_events: bool,
     l2: usize,
+    /// The kernel of the read ceiling, or why there is none.
+    reader: RefCell<std::result::Result<Reader, String>>,
+    most_sets: usize,
 }
 
 impl Gpu {
-    pub fn new(cuda: &Cuda) -> Result<Gpu> {
+    /// An emulator may be checked, but not timed.
+    pub fn new(cuda: &Cuda, check_only: bool) -> Result<Gpu> {
         let context = cuda.stream().context();
         let failed = Error::cuda(cuda.ordinal);
         let info = DeviceInfo::of(context).map_err(&failed)?;
-        if info.name.contains("not a GPU") {
+        if !check_only && info.name.contains("not a GPU") {
             return Err(Error::Emulated { device: format!("cuda:{}", cuda.ordinal), name: info.name });
         }
-        Gpu::open(context, &cuda.handle, info.name).map_err(&failed)
+        let most_sets = if check_only { CHECKED_SETS } else { MOST_SETS };
+        Gpu::open(context, &cuda.handle, info, most_sets).map_err(&failed)
     }
 
-    fn open(context: &Arc<CudaContext>, handle: &Handle, name: String) -> gfocal::Result<Gpu> {
+    fn open(
+        context: &Arc<CudaContext>,
+        handle: &Handle,
+        info: DeviceInfo,
+        most_sets: usize,
+    ) -> gfocal::Result<Gpu> {
         let l2 = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
         let l2 = check("cuDeviceGetAttribute", l2)?.unsigned_abs() as usize;
         // SAFETY: all work from here on is on one stream, so that nothing needs to be ordered by events.
         unsafe { context.disable_event_tracking() };
         // The legacy default stream cannot be captured.
         let stream = check("cuStreamCreate", context.new_stream())?;
-        Ok(Gpu { name, handle: handle.on(&stream)?, has_events: driver_version()? >= EVENTS, l2 })
+        let reader = RefCell::new(Reader::new(&stream, info.multiprocessors));
+        let has_events = driver_version()? >= EVENTS;
+        Ok(Gpu { name: info.name, handle: handle.on(&stream)?, has_events, l2, reader, most_sets })
     }
 
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    pub fn note(&self) -> Option<String> {
-        let note = "the driver is older than CUDA 12.8, so times are by the wall clock around graph replays";
-        (!self.has_events).then(|| note.to_owned())
+    /// What is not measured in the best way, and why.
+    pub fn notes(&self, check_only: bool) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Err(why) = &*self.reader.borrow() {
+            notes.push(format!("there is no read ceiling: {why}"));
+        }
+        if !check_only && !self.has_events {
+            let why = "the driver is older than CUDA 12.8";
+            notes.push(format!("{why}, so times are by the wall clock around graph replays"));
+        }
+        notes
+    }
+
+    /// How it is timed.
+    pub fn method(&self) -> &'static str {
+        if self.has_events {
+            "CUDA events around replays of a graph"
+        } else {
+            "wall clock around replays of a graph"
+        }
+    }
+
+    /// Bytes of its memory that are free.
+    pub fn free_memory(&self) -> Result<u64> {
+        Ok(check("cuMemGetInfo", self.stream().context().mem_get_info())?.0 as u64)
     }
 
     fn stream(&self) -> &Arc<CudaStream> {
         self.handle.stream()
     }
 
-    /// How many sets of buffers it takes to get past the L2 cache, of the free memory.
-    fn sets(&self, bytes: usize) -> gfocal::Result<usize> {
+    /// How many sets of buffers of `held` bytes, of which a launch moves `moved`, it takes to get past
+    /// the L2 cache; of half the free memory at most.
+    fn sets(&self, moved: usize, held: usize) -> gfocal::Result<usize> {
         let (free, _) = check("cuMemGetInfo", self.stream().context().mem_get_info())?;
-        let wanted = (4 * self.l2).div_ceil(bytes.max(1)).max(2);
-        Ok(wanted.min(free / 2 / bytes.max(1)).clamp(1, MOST_SETS))
+        let wanted = (4 * self.l2).div_ceil(moved.max(1)).max(2);
+        Ok(wanted.min(free / 2 / held.max(1)).clamp(1, self.most_sets))
     }
 
     /// Seconds of a copy from device to device that reads and writes so many bytes in all.
     pub fn copy_seconds(&self, bytes: usize, seconds: f64) -> Result<f64> {
         let half = bytes.div_ceil(2).max(1);
         let allocate = || check("cuMemAllocAsync", self.stream().alloc_zeros::<u8>(half));
-        let sets = self.sets(2 * half)?;
+        let sets = self.sets(2 * half, 2 * half)?;
         let mut buffers =
             (0..sets).map(|_| Ok((allocate()?, allocate()?))).collect::<gfocal::Result<Vec<_>>>()?;
-        let (samples, _) = self.time(seconds, sets, |i| {
+        let samples = self.time(seconds, sets, |i| {
             let (source, target) = &mut buffers[i];
             check("cuMemcpyDtoDAsync", self.stream().memcpy_dtod(source, target))
         })?;
         Ok(samples.median())
     }
 
-    /// Times `count` launches, the i-th on the i-th set of buffers, and gives the time of one and how it
-    /// was taken.
+    /// Seconds that it takes to read so many bytes; `None` where the kernel for it cannot be had.
+    pub fn read_seconds(&self, bytes: usize, seconds: f64) -> Result<Option<f64>> {
+        let mut reader = self.reader.borrow_mut();
+        let Ok(reader) = &mut *reader else { return Ok(None) };
+        let arrays: Vec<_> =
+            (0..self.sets(bytes, bytes)?).map(|_| reader.array(bytes)).collect::<gfocal::Result<_>>()?;
+        let samples = self.time(seconds, arrays.len(), |i| reader.launch(&arrays[i]))?;
+        Ok(Some(samples.median()))
+    }
+
+    /// Times `count` launches, the i-th on the i-th set of buffers, and gives the time of one.
     fn time(
         &self,
         seconds: f64,
         count: usize,
         mut launch: impl FnMut(usize) -> gfocal::Result<()>,
-    ) -> gfocal::Result<(Samples, &'static str)> {
-        check("cuStreamSynchronize", self.stream().synchronize())?;
+    ) -> Result<Samples> {
         // Once without a graph, so that what is made at the first call is there.
         (0..count).try_for_each(&mut launch)?;
         check("cuStreamSynchronize", self.stream().synchronize())?;
         let graph = self.capture(|| (0..count).try_for_each(&mut launch))?;
-        let method = match (&graph, self.has_events) {
-            (Some(_), true) => "CUDA events around replays of a graph",
-            (Some(_), false) => "wall clock around replays of a graph",
-            (None, true) => "CUDA events around launches without a graph",
-            (None, false) => "wall clock around launches without a graph",
-        };
-        let samples = Samples::take(seconds, || {
-            let time = self.once(|| match &graph {
-                Some(graph) => check("cuGraphLaunch", graph.launch()),
-                None => (0..count).try_for_each(&mut launch),
-            })?;
-            Ok(time / count as f64)
-        });
-        // Nothing but the library's errors comes out of it.
-        let samples = samples.map_err(|error| match error {
-            Error::Library(error) => error,
-            other => unreachable!("{other}"),
-        })?;
-        Ok((samples, method))
+        Samples::take(seconds, || Ok(self.once(&graph)? / count as f64))
     }
 
-    /// A graph of some launches; `None` where the driver does not take it.
-    fn capture(&self, launches: impl FnOnce() -> gfocal::Result<()>) -> gfocal::Result<Option<CudaGraph>> {
+    /// A graph of some launches.
+    fn capture(&self, launches: impl FnOnce() -> gfocal::Result<()>) -> gfocal::Result<CudaGraph> {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        if self.stream().begin_capture(mode).is_err() {
-            return Ok(None);
-        }
+        check("cuStreamBeginCapture", self.stream().begin_capture(mode))?;
         let launched = launches();
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = self.stream().end_capture(flags);
-        Ok(if launched.is_ok() { graph.ok().flatten() } else { None })
+        launched?;
+        let graph = check("cuStreamEndCapture", graph)?;
+        Ok(graph.expect("a capture that has begun gives a graph"))
     }
 
-    fn once(&self, run: impl FnOnce() -> gfocal::Result<()>) -> Result<f64> {
-        let stream = self.stream();
+    /// Seconds of a replay.
+    fn once(&self, graph: &CudaGraph) -> Result<f64> {
+        let (stream, replay) = (self.stream(), || check("cuGraphLaunch", graph.launch()));
         if !self.has_events {
             return wall_clock(|| {
-                run()?;
+                replay()?;
                 Ok(check("cuStreamSynchronize", stream.synchronize())?)
             });
         }
         let record = || check("cuEventRecord", stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)));
         let start = record()?;
-        run()?;
+        replay()?;
         let end = record()?;
         Ok(f64::from(check("cuEventElapsedTime", start.elapsed_ms(&end))?) * 1e-3)
     }
@@ -169,28 +199,34 @@ impl<'a, T: Stored> Sets<'a, T> {
     pub fn new(gpu: &'a Gpu, case: &Case, inputs: &Inputs<T>) -> Result<Self> {
         // The pass that moves least says how many it takes.
         let least = case.passes.iter().map(|&pass| case.bytes(pass)).min().unwrap_or(1);
-        let count = gpu.sets(least)?.min(gpu.sets(case.bytes(Pass::Backward))?.max(1) * 2);
-        let sets = (0..count).map(|_| Set::new(gpu, inputs)).collect::<gfocal::Result<_>>()?;
-        Ok(Sets { gpu, op: inputs.op, shape: inputs.shape, sets })
+        let held = usize::try_from(case.memory()).unwrap_or(usize::MAX);
+        let sets = (0..gpu.sets(least, held)?).map(|_| Set::new(gpu, inputs));
+        Ok(Sets { gpu, op: inputs.op, shape: inputs.shape, sets: sets.collect::<gfocal::Result<_>>()? })
     }
 
-    /// What a pass gives, in memory that held NaN before.
-    pub fn outcome(&mut self, pass: Pass) -> Result<Outcome<T>> {
-        let (stream, set) = (self.gpu.stream(), &mut self.sets[0]);
-        let nan = |len| vec![f32::NAN; len];
-        check("cuMemcpyHtoDAsync", stream.memcpy_htod(&nan(set.loss.len()), &mut set.loss))?;
-        let grad = vec![T::from_f64(f64::NAN); set.grad.len()];
-        check("cuMemcpyHtoDAsync", stream.memcpy_htod(&grad, &mut set.grad))?;
-        set.launch(&self.gpu.handle, self.op, self.shape, pass)?;
-        let loss = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&set.loss))?;
-        let grad = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&set.grad))?;
-        check("cuStreamSynchronize", stream.synchronize())?;
-        Ok(Outcome { loss, grad })
+    /// What a call of a pass gives.
+    pub fn called(&mut self, pass: Pass) -> Result<Outcome<T>> {
+        let (gpu, op, shape) = (self.gpu, self.op, self.shape);
+        let set = &mut self.sets[0];
+        set.clear(gpu.stream())?;
+        set.launch(&gpu.handle, op, shape, pass)?;
+        set.outcome(gpu.stream())
     }
 
-    pub fn time(&mut self, pass: Pass, seconds: f64) -> Result<(Samples, &'static str)> {
+    /// What a replay of its graph gives, in the last set.
+    pub fn replayed(&mut self, pass: Pass) -> Result<Outcome<T>> {
         let (gpu, op, shape, sets) = (self.gpu, self.op, self.shape, &mut self.sets);
-        Ok(gpu.time(seconds, sets.len(), |i| sets[i].launch(&gpu.handle, op, shape, pass))?)
+        let graph =
+            gpu.capture(|| sets.iter_mut().try_for_each(|set| set.launch(&gpu.handle, op, shape, pass)))?;
+        let last = sets.last_mut().expect("there is a set");
+        last.clear(gpu.stream())?;
+        gpu.once(&graph)?;
+        last.outcome(gpu.stream())
+    }
+
+    pub fn time(&mut self, pass: Pass, seconds: f64) -> Result<Samples> {
+        let (gpu, op, shape, sets) = (self.gpu, self.op, self.shape, &mut self.sets);
+        gpu.time(seconds, sets.len(), |i| sets[i].launch(&gpu.handle, op, shape, pass))
     }
 }
 
@@ -215,6 +251,22 @@ impl<T: Stored> Set<T> {
             grad: check("cuMemAllocAsync", stream.alloc_zeros(inputs.logits.len()))?,
             loss: check("cuMemAllocAsync", stream.alloc_zeros(losses))?,
         })
+    }
+
+    /// Fills with NaN what a pass writes.
+    fn clear(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
+        let loss = vec![f32::NAN; self.loss.len()];
+        check("cuMemcpyHtoDAsync", stream.memcpy_htod(&loss, &mut self.loss))?;
+        let grad = vec![T::from_f64(f64::NAN); self.grad.len()];
+        check("cuMemcpyHtoDAsync", stream.memcpy_htod(&grad, &mut self.grad))?;
+        Ok(())
+    }
+
+    fn outcome(&self, stream: &Arc<CudaStream>) -> Result<Outcome<T>> {
+        let loss = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.loss))?;
+        let grad = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.grad))?;
+        check("cuStreamSynchronize", stream.synchronize())?;
+        Ok(Outcome { loss, grad })
     }
 
     fn launch(&mut self, handle: &Handle, op: Op, shape: [usize; 2], pass: Pass) -> gfocal::Result<()> {

@@ -2,6 +2,7 @@
 
 mod args;
 mod case;
+mod ceiling;
 mod cpu;
 mod data;
 mod date;
@@ -47,8 +48,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let plot = args.plot.as_deref().map(|path| Output::new(path, None)).transpose()?;
     let dtypes: Vec<Dtype> = cases.iter().map(|case| case.dtype).collect();
     let (device, note) = Device::open(args.device, &dtypes)?;
-    let machine = Machine::new(&device)?;
-    machine.check_memory(&cases)?;
+    let machine = Machine::new(&device, args.check_only)?;
+    machine.check_memory(&cases, &device)?;
 
     let bar = ProgressBar::new(cases.iter().map(|case| case.passes.len() as u64).sum());
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
@@ -57,9 +58,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let mut records = Vec::new();
     for case in &cases {
         let found = match case.dtype {
-            Dtype::F16 => machine.time::<f16>(case, args.seconds, &bar, &device),
-            Dtype::Bf16 => machine.time::<bf16>(case, args.seconds, &bar, &device),
-            Dtype::F32 | Dtype::F64 => machine.time::<f32>(case, args.seconds, &bar, &device),
+            Dtype::F16 => machine.run::<f16>(case, args, &bar, &device),
+            Dtype::Bf16 => machine.run::<bf16>(case, args, &bar, &device),
+            Dtype::F32 | Dtype::F64 => machine.run::<f32>(case, args, &bar, &device),
         };
         // The bar must not stay in the line of an error.
         records.extend(found.inspect_err(|_| bar.finish_and_clear())?);
@@ -69,8 +70,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if let Some(plot) = plot {
         plot.write_bytes(plot::svg(&records, &date::today())?.as_bytes())?;
     }
-    for note in note.into_iter().chain(machine.note()) {
+    for note in note.into_iter().chain(machine.notes(args.check_only)) {
         terminal::note(&note);
+    }
+    if args.check_only {
+        return terminal::print(&report::checked(&cases, &device.name(), &machine.name()));
     }
     if cfg!(debug_assertions) {
         terminal::note("this gfocal was built without optimisation, and its figures tell nothing");
@@ -83,10 +87,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 impl Machine {
-    fn new(device: &Device) -> Result<Machine> {
+    fn new(device: &Device, check_only: bool) -> Result<Machine> {
         Ok(match device {
             Device::Cpu => Machine::Cpu,
-            Device::Cuda(cuda) => Machine::Gpu(Gpu::new(cuda)?),
+            Device::Cuda(cuda) => Machine::Gpu(Gpu::new(cuda, check_only)?),
         })
     }
 
@@ -97,65 +101,98 @@ impl Machine {
         }
     }
 
-    /// How it is timed, where that is not the best way.
-    fn note(&self) -> Option<String> {
+    /// What is not measured in the best way.
+    fn notes(&self, check_only: bool) -> Vec<String> {
         match self {
-            Machine::Cpu => None,
-            Machine::Gpu(gpu) => gpu.note(),
+            Machine::Cpu => Vec::new(),
+            Machine::Gpu(gpu) => gpu.notes(check_only),
         }
     }
 
-    fn check_memory(&self, cases: &[Case]) -> Result<()> {
-        let Some(free) = cpu::free_memory() else { return Ok(()) };
+    fn check_memory(&self, cases: &[Case], device: &Device) -> Result<()> {
+        // A system that does not tell has no more than addresses.
+        let host = cpu::free_memory().unwrap_or(u64::MAX / 4);
         for case in cases {
             // Results are read back beside the inputs, and a copy is of two buffers more.
             let (needed, size) = (case.memory().saturating_mul(3), case.size);
-            if needed > free.into() {
-                return Err(Error::Memory { rows: size.rows, columns: size.columns, needed, free });
+            let short = |place: String, free| {
+                Err(Error::Memory { rows: size.rows, columns: size.columns, needed, place, free })
+            };
+            if needed > host.into() {
+                return short("this machine".to_owned(), host);
+            }
+            if let Machine::Gpu(gpu) = self
+                && needed > gpu.free_memory()?.into()
+            {
+                return short(device.name(), gpu.free_memory()?);
             }
         }
         Ok(())
     }
 
-    /// Checks and times the passes of a case.
-    fn time<T: Stored>(
+    /// Checks the passes of a case, and times them.
+    fn run<T: Stored>(
         &self,
         case: &Case,
-        seconds: f64,
+        args: &BenchArgs,
         bar: &ProgressBar,
         device: &Device,
     ) -> Result<Vec<Record>> {
         bar.set_message(format!("checking {case}"));
         bar.tick();
         let inputs = Inputs::<T>::random(case);
-        let record = |pass: Pass, samples: &Samples, ceilings, method| {
-            bar.inc(1);
-            Record::new(case, pass, (device.name(), self.name()), samples, ceilings, method)
-        };
-        let mut records = Vec::new();
         match self {
             Machine::Cpu => {
                 let mut cpu = cpu::Cpu::new(&inputs);
                 verify::check(case, &inputs, |pass| cpu.outcome(pass))?;
-                for &pass in &case.passes {
-                    bar.set_message(format!("{} {case}", pass.name()));
+                self.time(case, args, bar, device, |pass, seconds| {
                     let (samples, bytes) = (cpu.time(pass, seconds)?, case.bytes(pass));
                     let copy = cpu::copy_seconds(bytes, seconds / 4.0)?;
-                    let read = cpu::read_seconds(bytes, seconds / 4.0)?;
-                    records.push(record(pass, &samples, (copy, Some(read)), "wall clock"));
-                }
+                    let read = reads(pass).then(|| cpu::read_seconds(bytes, seconds / 4.0)).transpose()?;
+                    Ok((samples, copy, read, "wall clock"))
+                })
             }
             Machine::Gpu(gpu) => {
                 let mut sets = gpu::Sets::new(gpu, case, &inputs)?;
-                verify::check(case, &inputs, |pass| sets.outcome(pass))?;
-                for &pass in &case.passes {
-                    bar.set_message(format!("{} {case}", pass.name()));
-                    let (samples, method) = sets.time(pass, seconds)?;
-                    let copy = gpu.copy_seconds(case.bytes(pass), seconds / 4.0)?;
-                    records.push(record(pass, &samples, (copy, None), method));
-                }
+                verify::check(case, &inputs, |pass| sets.called(pass))?;
+                verify::check(case, &inputs, |pass| sets.replayed(pass))?;
+                self.time(case, args, bar, device, |pass, seconds| {
+                    let (samples, bytes) = (sets.time(pass, seconds)?, case.bytes(pass));
+                    let copy = gpu.copy_seconds(bytes, seconds / 4.0)?;
+                    let read = reads(pass).then(|| gpu.read_seconds(bytes, seconds / 4.0)).transpose()?;
+                    Ok((samples, copy, read.flatten(), gpu.method()))
+                })
             }
+        }
+    }
+
+    /// Times the passes of a case. `measure` gives the samples, the seconds of a copy and of a read, and
+    /// how it was measured.
+    fn time(
+        &self,
+        case: &Case,
+        args: &BenchArgs,
+        bar: &ProgressBar,
+        device: &Device,
+        mut measure: impl FnMut(Pass, f64) -> Result<(Samples, f64, Option<f64>, &'static str)>,
+    ) -> Result<Vec<Record>> {
+        let mut records = Vec::new();
+        for &pass in &case.passes {
+            bar.set_message(format!("{} {case}", pass.name()));
+            // A check goes the way of the times too, and drops what it finds there.
+            let seconds = if args.check_only { 0.0 } else { args.seconds };
+            let (samples, copy, read, method) = measure(pass, seconds)?;
+            if !args.check_only {
+                let device = (device.name(), self.name());
+                records.push(Record::new(case, pass, device, &samples, (copy, read), method));
+            }
+            bar.inc(1);
         }
         Ok(records)
     }
+}
+
+/// Whether a pass does next to nothing but read.
+fn reads(pass: Pass) -> bool {
+    pass == Pass::Forward
 }

@@ -47,7 +47,6 @@ impl Record {
     ) -> Record {
         let (bytes, median) = (case.bytes(pass), samples.median());
         let (rate, (copy, read)) = (|seconds: f64| bytes as f64 / seconds / 1e9, ceilings);
-        let read = read.filter(|_| pass == Pass::Forward);
         Record {
             implementation: "gfocal",
             op: case.op,
@@ -74,9 +73,12 @@ impl Record {
 
     /// The name of what is the same for all sizes.
     pub fn series(&self) -> String {
-        let pass = self.pass.name().replace('_', "+");
-        format!("{} {pass} {}", self.op.name().to_uppercase(), self.dtype)
+        series(self.op, self.pass, self.dtype)
     }
+}
+
+fn series(op: Op, pass: Pass, dtype: &str) -> String {
+    format!("{} {} {dtype}", op.name().to_uppercase(), pass.name().replace('_', "+"))
 }
 
 pub fn json(records: &[Record]) -> String {
@@ -155,6 +157,24 @@ pub fn table(records: &[Record]) -> String {
     let remark =
         "\nBytes are logits, gradient, labels or targets, and weights, once each; the copy moves as many.\n";
     about + &aligned(&rows) + remark
+}
+
+/// What was found right.
+pub fn checked(cases: &[Case], device: &str, name: &str) -> String {
+    let header = ["", "rows", "columns", "results"].map(str::to_owned);
+    let rows = cases.iter().flat_map(|case| {
+        case.passes.iter().map(|&pass| {
+            let size = case.size;
+            [
+                series(case.op, pass, case.dtype.name()),
+                size.rows.to_string(),
+                size.columns.to_string(),
+                "right".to_owned(),
+            ]
+        })
+    });
+    let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
+    format!("{device}: {name}; checked, not timed\n\n{}", aligned(&rows))
 }
 
 /// Microseconds in a unit to read.

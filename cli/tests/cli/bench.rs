@@ -106,6 +106,13 @@ fn mistakes_are_one_sentence() {
         ("--seconds -1", "0.001 to 600"),
         ("--format xml", "xml"),
         ("--device gpu", "auto, cpu, cuda"),
+        ("--device cuda:-1", "auto, cpu, cuda"),
+        ("--ops ,", "possible values"),
+        ("--dtype f32,,f16", "possible values"),
+        ("--sizes 99999999999999999999x80", "less than 2^64"),
+        ("--plot plot.png", "FILE.svg"),
+        ("--plot plot", "FILE.svg"),
+        ("--device cpu --sizes 1x9223372036854775807", "are free"),
         ("--ops integral --passes forward_backward", "none of --ops has one of --passes"),
         ("--device cpu --ops dfl --sizes 8x1 --seconds 0.02", "has 1 bins"),
         ("--device cpu --sizes 18446744073709551615x80", "are free"),
@@ -115,24 +122,57 @@ fn mistakes_are_one_sentence() {
         assert!(line.contains(part), "{line:?} does not say {part:?}");
     }
     let folder = Folder::new();
-    for plot in [folder.path(""), folder.path("no/plot.svg")] {
+    fs::create_dir(folder.path("folder.svg")).unwrap();
+    for plot in [folder.path("folder.svg"), folder.path("no/plot.svg")] {
         let line = bench(&format!("{SMALL} --plot {}", plot.display())).mistake();
         assert!(line.contains("cannot write"), "{line}");
     }
-    assert!(folder.names().is_empty());
+    assert_eq!(folder.names(), ["folder.svg"]);
+}
+
+fn on_device(args: &str) -> Option<Run> {
+    Some(with_driver()?.arg("bench").args(args.split_whitespace()).output().unwrap().into())
 }
 
 /// What an emulator takes is no GPU's time.
 #[test]
-fn the_emulator_is_refused() {
+fn the_emulator_is_not_timed() {
     for device in ["cuda", "auto"] {
-        let Some(mut command) = with_driver() else { return };
+        let Some(run) = on_device(&format!("--seconds 0.02 --sizes 8x8 --device {device}")) else { return };
         if !emulated() {
             return;
         }
-        let output =
-            command.args(["bench", "--seconds", "0.02", "--sizes", "8x8", "--device", device]).output();
-        let line = Run::from(output.unwrap()).mistake();
+        let line = run.mistake();
         assert!(line.contains("not a GPU") && line.contains("--device cpu"), "{line}");
+        assert!(line.contains("--check-only"), "{line}");
     }
+}
+
+/// Calls, graphs and their replays, on the way on which they are timed.
+#[test]
+fn the_emulator_is_checked() {
+    let args = "--device cuda --check-only --sizes 40x80,7x17 --ops qfl,dfl,integral --dtype f32,bf16";
+    let Some(run) = on_device(args) else { return };
+    let run = run.ok();
+    let right: Vec<&str> = run.stdout.lines().filter(|line| line.ends_with("right")).collect();
+    assert_eq!(right.len(), 3 * 2 * 2 * 2, "{}", run.stdout);
+    assert!(run.stdout.contains("checked, not timed") && !run.stdout.contains("GB/s"), "{}", run.stdout);
+    if emulated() {
+        // Its PTX has no source for the emulator.
+        assert!(run.stderr.contains("there is no read ceiling"), "{}", run.stderr);
+        assert!(!run.stderr.contains("fault"), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn the_cpu_is_checked() {
+    let run = bench("--device cpu --check-only --sizes 9x5 --ops integral --dtype f16").ok();
+    assert_eq!(run.stdout.matches("right").count(), 2, "{}", run.stdout);
+    let line = bench("--device cpu --check-only --plot a.svg").mistake();
+    assert!(line.contains("cannot be used with"), "{line}");
+}
+
+#[test]
+fn what_is_asked_for_twice_is_timed_once() {
+    assert_eq!(objects("--ops dfl,dfl --dtype f32,f32 --sizes 4x5,4x5 --passes forward,forward").len(), 1);
 }
