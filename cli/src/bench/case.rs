@@ -40,6 +40,15 @@ impl Op {
         }
     }
 
+    /// The name for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Op::Qfl => "QFL",
+            Op::Dfl => "DFL",
+            Op::Integral => "Integral",
+        }
+    }
+
     /// The passes that it has.
     pub fn passes(self) -> &'static [Pass] {
         match self {

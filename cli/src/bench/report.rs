@@ -78,7 +78,7 @@ impl Record {
 }
 
 fn series(op: Op, pass: Pass, dtype: &str) -> String {
-    format!("{} {} {dtype}", op.name().to_uppercase(), pass.name().replace('_', "+"))
+    format!("{} {} {dtype}", op.title(), pass.name().replace('_', "+"))
 }
 
 pub fn json(records: &[Record]) -> String {

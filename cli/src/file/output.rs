@@ -42,6 +42,8 @@ impl Output {
         if !folder.is_dir() {
             return Err(output.error(format!("there is no folder {}; make it first", folder.display())));
         }
+        // A file that is gone again at once.
+        builder().tempfile_in(folder).map_err(|error| output.error(error))?;
         Ok(output)
     }
 

@@ -85,8 +85,15 @@ fn a_plot_is_an_svg_with_its_labels() {
     let svg = fs::read_to_string(&path).unwrap();
     assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
     assert_eq!(svg.matches("<text ").count(), svg.matches("</text>").count());
-    for label in ["gfocal on cpu", "GB/s (log scale)", "rows (log scale)", "DFL forward+backward f16", "copy"]
-    {
+    for label in [
+        "gfocal on cpu",
+        "Roofline",
+        "GB/s",
+        "% of read",
+        "DFL forward+backward f16",
+        "a copy of as many bytes",
+        "QFL, 5 columns: time of a call",
+    ] {
         assert!(svg.contains(label), "{label}");
     }
     assert_eq!(folder.names(), ["plot.svg"]);
@@ -128,6 +135,10 @@ fn mistakes_are_one_sentence() {
         assert!(line.contains("cannot write"), "{line}");
     }
     assert_eq!(folder.names(), ["folder.svg"]);
+    // Before anything is timed.
+    let start = std::time::Instant::now();
+    let line = bench("--device cpu --seconds 600 --sizes 4x4 --plot /proc/plot.svg").mistake();
+    assert!(line.contains("cannot write /proc/plot.svg") && start.elapsed().as_secs() < 60, "{line}");
 }
 
 fn on_device(args: &str) -> Option<Run> {
