@@ -40,7 +40,7 @@ pub struct Outcome<T> {
 /// What is timed on, and what is needed for it.
 enum Machine {
     Cpu,
-    Gpu(Gpu),
+    Gpu(Box<Gpu>),
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
@@ -90,7 +90,7 @@ impl Machine {
     fn new(device: &Device, check_only: bool) -> Result<Machine> {
         Ok(match device {
             Device::Cpu => Machine::Cpu,
-            Device::Cuda(cuda) => Machine::Gpu(Gpu::new(cuda, check_only)?),
+            Device::Cuda(cuda) => Machine::Gpu(Box::new(Gpu::new(cuda, check_only)?)),
         })
     }
 
