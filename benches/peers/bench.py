@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import sys
@@ -206,6 +207,7 @@ def main():
     parser.add_argument("--dtype", type=many, default=["f32", "f16", "bf16"])
     parser.add_argument("--impls", type=many, default=list(IMPLS))
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--budget", type=float, default=math.inf, help="begin no case after so many seconds")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU; use --device cpu")
@@ -214,11 +216,14 @@ def main():
         note("triton is skipped: its kernels need a GPU")
         impls.remove("triton")
     compiled = {"qfl": torch.compile(formulas.qfl_masked), "dfl": torch.compile(formulas.dfl_eager)}
-    records = []
+    records, start = [], time.monotonic()
     for op in args.ops:
         for rows, columns in args.sizes or SIZES[op]:
             for dtype in args.dtype:
                 for passed in args.passes:
+                    if time.monotonic() - start > args.budget:
+                        note(f"{op} {passed} {dtype} {rows}x{columns} is left out: the budget is used up")
+                        continue
                     torch.compiler.reset()
                     records += run_case((op, passed, dtype, rows, columns), args, impls, compiled)
     print("[\n" + ",\n".join(json.dumps(one) for one in records) + "\n]")

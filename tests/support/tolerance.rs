@@ -67,6 +67,16 @@ impl Want {
         }
     }
 
+    /// The error of a number: relative, beyond the absolute terms; of a 16-bit one in units in the last place.
+    pub fn error<T: Number>(&self, got: T) -> f64 {
+        if size_of::<T>() == 2 {
+            return got.error_ratio(self, RELATIVE);
+        }
+        let beyond = (got.to_f64() - self.value).abs() - self.absolute();
+        // NaN stays.
+        if beyond <= 0.0 { 0.0 } else { beyond / self.magnitude }
+    }
+
     fn absolute(&self) -> f64 {
         let cancellation = if self.cancels { CANCELLATION * self.scale } else { 0.0 };
         if self.scale == 0.0 { 0.0 } else { cancellation + UNDERFLOW * self.scale.max(1.0) }

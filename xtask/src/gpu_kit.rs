@@ -14,8 +14,8 @@ use crate::root;
 const SCRIPT: &str = include_str!("gpu_kit/run.sh");
 /// More than this does not travel everywhere.
 const MOST_BYTES: u64 = 60_000_000;
-/// The tests of what a device computes. Each carries the kernels, so that the others stay here.
-const TESTS: [&str; 7] = ["determinism", "exhaustive", "golden", "graph", "large", "properties", "semantics"];
+/// As in the script.
+const STAGES: &str = "check|sanitize|bench|peers|profile|criterion";
 /// Folders of the checkout that the tests and the script read.
 const DATA: [&str; 3] = ["tests/golden", "benches/peers", "samples"];
 
@@ -25,16 +25,11 @@ pub fn run(folder: &Path) -> Result<(), String> {
         return Err(format!("{} is there, and is not a kit: name another folder", folder.display()));
     }
     let _ = fs::remove_dir_all(folder);
-    for part in ["bin", "checks"] {
-        fs::create_dir_all(folder.join(part)).map_err(|error| cannot_write(folder, &error))?;
-    }
-    // Small rather than fast.
-    let mut tests =
-        vec!["test", "--package", "gfocal", "--no-run", "--config", "profile.release.opt-level=\"s\""];
-    tests.extend(TESTS.iter().flat_map(|test| ["--test", test]));
-    copy(&built(&tests)?, &folder.join("checks"))?;
-    copy(&built(&["build", "--package", "gfocal-cli"])?, &folder.join("bin"))?;
-    copy(&built(&["bench", "--package", "gfocal", "--bench", "losses", "--no-run"])?, &folder.join("bin"))?;
+    fs::create_dir_all(folder.join("bin")).map_err(|error| cannot_write(folder, &error))?;
+    let bin = folder.join("bin");
+    copy(&built(&["test", "--package", "gfocal", "--no-run", "--test", "kit"])?, &bin)?;
+    copy(&built(&["build", "--package", "gfocal-cli"])?, &bin)?;
+    copy(&built(&["bench", "--package", "gfocal", "--bench", "losses", "--no-run"])?, &bin)?;
     for data in DATA {
         let from = root().join(data);
         if from.exists() {
@@ -47,23 +42,40 @@ pub fn run(folder: &Path) -> Result<(), String> {
         .map_err(|error| cannot_write(&script, &error))?;
 
     let bytes = size(folder)?;
-    println!(
-        "{}: {:.1} MB; there: ./run.sh [check|sanitize|bench|profile]",
-        folder.display(),
-        bytes as f64 / 1e6
-    );
+    println!("{}: {:.1} MB; there: ./run.sh [{STAGES}]", folder.display(), bytes as f64 / 1e6);
     if bytes > MOST_BYTES {
         return Err(format!("the kit has {bytes} bytes, at most {MOST_BYTES} should travel"));
+    }
+    pack(folder)
+}
+
+/// The same in one compressed file beside the folder, if there are tar and xz.
+fn pack(folder: &Path) -> Result<(), String> {
+    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else { return Ok(()) };
+    let packed = folder.with_extension("tar.xz");
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--xz", "--file"]).arg(&packed).arg("--directory");
+    tar.arg(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }).arg(name);
+    let done = tar.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    if done {
+        let bytes = packed.metadata().map_or(0, |data| data.len());
+        println!("{}: {:.1} MB, the same packed", packed.display(), bytes as f64 / 1e6);
+    } else {
+        println!("not packed: tar with xz does not run here");
     }
     Ok(())
 }
 
-/// Runs cargo in release mode, without symbols; gives the programs that it made.
+/// Runs cargo in release mode, small and without symbols; gives the programs that it made. They carry the
+/// committed PTX, unless GFOCAL_NVRTC names a compiler.
 fn built(arguments: &[&str]) -> Result<Vec<PathBuf>, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root()).args(arguments).args(["--message-format", "json-render-diagnostics"]);
     command.args(["--config", "profile.release.strip=true", "--config", "profile.bench.strip=true"]);
+    if std::env::var_os("GFOCAL_NVRTC").is_none() {
+        command.env("GFOCAL_NVRTC", "none");
+    }
     if arguments[0] != "bench" {
         command.arg("--release");
     }

@@ -1,73 +1,144 @@
 #!/usr/bin/env bash
-# Tests and times gfocal on this machine's GPU: ./run.sh [check|sanitize|bench|profile]...
+# Tests and times gfocal on this machine's GPU: ./run.sh [STAGE]...
 #
-# Each stage fits in 8 minutes and can be run alone; without arguments all four run in turn. What
-# they print also goes to the folder $OUT (default: out beside this script), with the results as
-# JSON. A tool that is not there is named, and its stage goes on without it.
+#   check      what the device computes, against the references; every test of the CUDA path
+#   sanitize   the same under compute-sanitizer, as far as there is time
+#   bench      gfocal against a copy and a read: table, JSON and a plot
+#   peers      PyTorch eager, torch.compile and Triton on the same data, beside gfocal
+#   profile    Nsight Compute on the main kernels
+#   criterion  the benches of `cargo bench`
+#
+# Each stage ends within 8 minutes and can be run alone; without arguments all run in this order. What they
+# print also goes to the folder $OUT (default: out beside this script), with the results as JSON. A tool
+# that is not there is named, and its stage left out.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "${BASH_SOURCE[0]}")" || exit 2
 here=$PWD
 export OUT=${OUT:-$here/out} CARGO_MANIFEST_DIR=$here RUST_BACKTRACE=1
-mkdir -p "$OUT"
+STAGES=(check sanitize bench peers profile criterion)
+STAGE_SECONDS=460
 failures=0
 
-# run NAME SECONDS COMMAND...: with a limit; what it prints goes to $OUT/NAME.log too.
+# run NAME SECONDS COMMAND...: within its limit and the stage's; what it prints goes to $OUT/NAME.log.
 run() {
     local name=$1 limit=$2 start=$SECONDS status
+    local left=$((stage_end - SECONDS))
     shift 2
-    timeout "$limit" "$@" >"$OUT/$name.log" 2>&1
-    status=$?
-    echo "$name: exit status $status after $((SECONDS - start)) s"
-    if ((status != 0)); then
+    if ((left < 5)); then
         failures=$((failures + 1))
-        tail -n 25 "$OUT/$name.log"
+        echo "$name: not run, the stage's $STAGE_SECONDS s are over"
+        return 1
     fi
+    ((limit < left)) || limit=$left
+    timeout --kill-after 5 "$limit" "$@" >"$OUT/$name.log" 2>&1
+    status=$?
+    if ((status == 0)); then
+        echo "$name: good, $((SECONDS - start)) s"
+        return 0
+    fi
+    failures=$((failures + 1))
+    if ((status == 124 || status == 137)); then
+        echo "$name: FAILED, stopped after $limit s; $OUT/$name.log ends with"
+    else
+        echo "$name: FAILED with exit status $status; $OUT/$name.log ends with"
+    fi
+    tail -n 25 "$OUT/$name.log"
+    return 1
 }
 
-has() { command -v "$1" >/dev/null 2>&1 || { echo "no $1 here: left out"; return 1; }; }
+has() {
+    command -v "$1" >/dev/null 2>&1 && return 0
+    echo "$stage: left out, there is no $1 in PATH ($2)"
+    return 1
+}
 
-# The tests of what a device computes, on this machine's driver; 1000 bitwise equal repeats, fewer where an
-# emulated driver runs them; graph replays; every f16 and bf16 logit.
+# One module of the tests in a process: 1000 bitwise equal repeats, fewer where the driver is emulated;
+# graph replays; every f16 and bf16 logit.
 check() {
-    local repeats=1000
-    has nvidia-smi || repeats=4
-    bin/gfocal info
-    for test in checks/*; do
-        GFOCAL_REPEATS=$repeats run "check-$(basename "$test")" 240 "$test"
+    local repeats=1000 module
+    [[ $info == *"not a GPU"* ]] && repeats=4
+    echo "$info"
+    run check-bench 60 bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
+    for module in golden semantics graph errors gradcheck exhaustive properties large determinism; do
+        GFOCAL_REPEATS=$repeats run "check-$module" 200 bin/kit "$module::"
     done
 }
 
 # Out-of-bounds and misaligned accesses, races in shared memory, reads of what was never written.
 sanitize() {
-    has compute-sanitizer || return 0
-    for tool in memcheck racecheck initcheck; do
-        GFOCAL_REPEATS=1 run "sanitize-$tool-golden" 220 compute-sanitizer --tool "$tool" --error-exitcode 1 checks/golden
-    done
-    GFOCAL_REPEATS=1 run sanitize-memcheck-semantics 120 compute-sanitizer --tool memcheck --error-exitcode 1 checks/semantics
+    has compute-sanitizer "it comes with the CUDA toolkit" || return 0
+    local sanitizer=(compute-sanitizer --error-exitcode 1 --tool)
+    export GFOCAL_REPEATS=1
+    run sanitize-memcheck-bench 90 "${sanitizer[@]}" memcheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
+    run sanitize-racecheck-bench 90 "${sanitizer[@]}" racecheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
+    run sanitize-initcheck-bench 70 "${sanitizer[@]}" initcheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
+    run sanitize-memcheck-golden 120 "${sanitizer[@]}" memcheck bin/kit golden::
+    run sanitize-memcheck-semantics 90 "${sanitizer[@]}" memcheck bin/kit semantics::
 }
 
-# gfocal against a copy and against its peers, on the same data.
 bench() {
-    run bench-gfocal 230 bash -c "bin/gfocal bench --device cuda --format json --plot '$OUT/gfocal.svg' >'$OUT/gfocal.json'"
-    python3 -c 'import torch' 2>/dev/null || { echo "no PyTorch here: peers left out"; return 0; }
-    run bench-peers 230 bash -c "python3 benches/peers/bench.py --device cuda >'$OUT/peers.json'"
-    python3 benches/peers/join.py "$OUT/gfocal.json" "$OUT/peers.json" | tee "$OUT/bench.txt"
+    run bench-json 330 bash -c 'bin/gfocal bench --device cuda --format json --plot "$OUT/gfocal.svg" >"$OUT/gfocal.json"'
+    run bench-integral 100 bash -c 'bin/gfocal bench --device cuda --ops integral --seconds 0.3 >"$OUT/integral.txt"'
 }
 
-# What bounds the main kernels.
+# The largest sizes, since torch.compile takes its time for each.
+peers() {
+    has python3 "the peers need it, and PyTorch" || return 0
+    if ! python3 -c 'import torch' 2>/dev/null; then
+        echo "peers: left out, python3 has no torch (pip install torch)"
+        return 0
+    fi
+    run peers-qfl 240 bash -c 'python3 benches/peers/bench.py --device cuda --seconds 0.3 --budget 180 --ops qfl --sizes 134400x80,8400x80 >"$OUT/peers-qfl.json"'
+    run peers-dfl 200 bash -c 'python3 benches/peers/bench.py --device cuda --seconds 0.3 --budget 150 --ops dfl --sizes 262144x17,4096x17 >"$OUT/peers-dfl.json"'
+    local results=("$OUT"/peers-*.json)
+    if [[ -s $OUT/gfocal.json ]]; then results+=("$OUT/gfocal.json"); else echo "peers: without gfocal, run the stage bench first"; fi
+    python3 benches/peers/join.py "${results[@]}" | tee "$OUT/bench.txt"
+}
+
+# What bounds the main kernels: the calls of forward, loss and gradient, and gradient alone. A check runs
+# them in this order before anything else.
 profile() {
-    has ncu || return 0
-    run profile 400 ncu --clock-control none --set full --launch-skip 20 --launch-count 12 \
-        bin/gfocal bench --device cuda --sizes 134400x80 --ops qfl --dtype f32,bf16 --format json
+    has ncu "it comes with the CUDA toolkit" || return 0
+    local op size dtype
+    for op in qfl dfl; do
+        if [[ $op == qfl ]]; then size=134400x80; else size=262144x17; fi
+        for dtype in f32 f16 bf16; do
+            run "profile-$op-$dtype" 75 ncu --clock-control none --set full --kernel-name-base function \
+                --kernel-name "regex:^${op}_" --launch-count 3 \
+                bin/gfocal bench --device cuda --check-only --ops "$op" --sizes "$size" --dtype "$dtype"
+            if grep -q ERR_NVGPUCTRPERM "$OUT/profile-$op-$dtype.log" 2>/dev/null; then
+                echo "profile: this driver gives its counters to root only: run as root, or load nvidia with NVreg_RestrictProfilingToAdminUsers=0"
+                return 0
+            fi
+        done
+    done
+}
+
+criterion() {
+    run criterion 450 bin/losses --bench --warm-up-time 0.3 --measurement-time 1 /cuda/
 }
 
 stages=("$@")
-((${#stages[@]})) || stages=(check sanitize bench profile)
+((${#stages[@]})) || stages=("${STAGES[@]}")
 for stage in "${stages[@]}"; do
-    case $stage in
-    check | sanitize | bench | profile) echo "== $stage"; "$stage" ;;
-    *) echo "no stage $stage: check, sanitize, bench or profile" >&2; exit 2 ;;
-    esac
+    if [[ " ${STAGES[*]} " != *" $stage "* ]]; then
+        echo "there is no stage $stage; there are: ${STAGES[*]}" >&2
+        exit 2
+    fi
+done
+if ! mkdir -p "$OUT"; then
+    echo "\$OUT cannot be made: set it to a folder that can be written" >&2
+    exit 2
+fi
+if ! info=$(bin/gfocal info 2>&1) || [[ $info != *"chooses cuda:"* ]]; then
+    printf '%s\nthere is no GPU here that gfocal can use, so nothing is run\n' "$info" >&2
+    exit 2
+fi
+echo "$info" >"$OUT/info.txt"
+for stage in "${stages[@]}"; do
+    echo "== $stage"
+    stage_end=$((SECONDS + STAGE_SECONDS))
+    "$stage"
 done
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | tee "$OUT/machine.txt"
 date -u +%F >>"$OUT/machine.txt"
@@ -75,4 +146,4 @@ if ((failures)); then
     echo "$failures failed"
     exit 1
 fi
-echo "all good"
+echo "all that was run is good"

@@ -1,0 +1,25 @@
+//! The tests of what a device computes, in one program for the GPU kit: each of them alone would carry
+//! the kernels. Not a test of its own (`test = false` in Cargo.toml).
+//!
+//! One module in a process: `kit graph::`. Some of them want it to themselves, as they say.
+
+#![allow(clippy::duplicate_mod, reason = "each module has its own `support`, as it has as a program")]
+
+#[path = "../determinism.rs"]
+mod determinism;
+#[path = "../errors.rs"]
+mod errors;
+#[path = "../exhaustive.rs"]
+mod exhaustive;
+#[path = "../golden.rs"]
+mod golden;
+#[path = "../gradcheck.rs"]
+mod gradcheck;
+#[path = "../graph.rs"]
+mod graph;
+#[path = "../large.rs"]
+mod large;
+#[path = "../properties.rs"]
+mod properties;
+#[path = "../semantics.rs"]
+mod semantics;
