@@ -1,4 +1,4 @@
-//! What is compiled: every `kernels/*.cu`, once for each storage type and compute target.
+//! What is compiled: every `kernels/*.cu`, once for each storage type that it has and compute target.
 //!
 //! The build script and `cargo xtask ptx` both take everything from here, so that the PTX which
 //! is committed is the PTX which a build would make with the same NVRTC.
@@ -31,6 +31,9 @@ pub const STORAGES: [Storage; 3] = [
     Storage { name: "f16", define: "STORAGE_F16", targets: &[75, 80] },
     Storage { name: "bf16", define: "STORAGE_BF16", targets: &[75, 80] },
 ];
+
+/// The units that have nothing in the logits' storage type: they are compiled for f32 alone.
+pub const ONLY_F32: [&str; 2] = ["assign", "boxes"];
 
 /// One compilation.
 #[derive(Clone, Copy)]
@@ -134,7 +137,8 @@ impl Sources {
     pub fn variants(&self) -> Vec<Variant<'_>> {
         let mut variants = Vec::new();
         for unit in &self.units {
-            for storage in &STORAGES {
+            let only_f32 = ONLY_F32.contains(&unit.stem());
+            for storage in STORAGES.iter().filter(|storage| !only_f32 || storage.name == "f32") {
                 for &target in storage.targets {
                     variants.push(Variant { unit, storage, target });
                 }

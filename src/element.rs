@@ -45,7 +45,14 @@ element!(f16, f32, f16::to_f64, f16::from_f64);
 element!(bf16, f32, bf16::to_f64, bf16::from_f64);
 
 /// A type of class labels: i64 or i32.
-pub trait Label: Copy + Sealed + 'static {
+pub trait Label: Copy + Send + Sync + Sealed + 'static {
+    #[doc(hidden)]
+    fn to_i64(self) -> i64;
+
+    /// Of a label that fits.
+    #[doc(hidden)]
+    fn from_i64(label: i64) -> Self;
+
     /// Labels in memory of the host.
     fn host(labels: &[Self]) -> LabelSlice<'_>;
 
@@ -80,6 +87,14 @@ impl LabelSlice<'_> {
 }
 
 impl Label for i64 {
+    fn to_i64(self) -> i64 {
+        self
+    }
+
+    fn from_i64(label: i64) -> i64 {
+        label
+    }
+
     fn host(labels: &[i64]) -> LabelSlice<'_> {
         LabelSlice::I64(labels)
     }
@@ -91,6 +106,14 @@ impl Label for i64 {
 }
 
 impl Label for i32 {
+    fn to_i64(self) -> i64 {
+        self.into()
+    }
+
+    fn from_i64(label: i64) -> i32 {
+        label as i32
+    }
+
     fn host(labels: &[i32]) -> LabelSlice<'_> {
         LabelSlice::I32(labels)
     }

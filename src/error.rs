@@ -47,6 +47,27 @@ pub enum Error {
         boxes: usize,
     },
 
+    /// The levels of anchors and of targets are not the same.
+    #[error("there are {anchors} levels of anchors, but targets for {targets}")]
+    Levels {
+        /// How many levels of anchors there are.
+        anchors: usize,
+        /// How many levels of targets there are.
+        targets: usize,
+    },
+
+    /// A workspace was made for fewer anchors.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "the workspace is for {actual} anchors of all images, the call has {expected}; make a larger one"
+    )]
+    SmallWorkspace {
+        /// How many anchors, times images, it is for.
+        actual: usize,
+        /// How many the call has.
+        expected: usize,
+    },
+
     /// Too few columns for the operation, or more than it can count.
     #[error("logits {shape:?} has {columns} {axis}, it must have {minimum} to {maximum}")]
     Columns {

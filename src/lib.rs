@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![doc(test(attr(deny(warnings))))]
 
+pub mod assign;
 pub mod boxes;
 mod call;
 mod cpu;

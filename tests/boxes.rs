@@ -6,10 +6,11 @@
 mod support;
 
 use gfocal::boxes::{BoxLoss, Coordinate, IouKind, box_to_distances, distances_to_box, iou};
-use support::check_elements;
+use gfocal::cuda::{Handle, Storage};
 use support::random::Random;
 use support::tolerance::{Number, Want, check_same_bits};
 use support::vectors::Vectors;
+use support::{Buffer, Gpu, check_elements, gpu};
 
 fn name(kind: IouKind) -> String {
     format!("{kind:?}").to_lowercase()
@@ -61,6 +62,122 @@ fn as_autograd_has_them() {
     assert!(vectors.f64s("iou").len() > 60);
     compare::<f64>(&vectors);
     compare::<f32>(&vectors);
+}
+
+/// On CUDA, at some alignment, over a stream that neither waits nor allocates.
+fn run_cuda(
+    gpu: &Gpu,
+    loss: &BoxLoss,
+    pred: &[f32],
+    target: &[f32],
+    upstream: Option<&[f32]>,
+    offset: usize,
+) -> [Vec<f32>; 3] {
+    let boxes = pred.len() / 4;
+    let (pred, target) = (Buffer::new(gpu, pred, offset), Buffer::new(gpu, target, offset));
+    let upstream = upstream.map(|upstream| Buffer::new(gpu, upstream, offset));
+    let [mut losses, mut alone] = [0, 1].map(|_| Buffer::poisoned(gpu, boxes, offset));
+    let mut grad = Buffer::poisoned(gpu, 4 * boxes, offset);
+    let before = gpu.emulator.map(|emulator| emulator.counters());
+    let view = upstream.as_ref().map(Buffer::view);
+    let view = view.as_ref().map(|view| view as _);
+    let (p, t) = (pred.view(), target.view());
+    loss.forward_backward_cuda(
+        &gpu.handle,
+        &p,
+        &t,
+        boxes,
+        view,
+        &mut losses.view_mut(),
+        &mut grad.view_mut(),
+    )
+    .expect("a legal call");
+    loss.forward_cuda(&gpu.handle, &p, &t, boxes, &mut alone.view_mut()).expect("a legal call");
+    if let (Some(emulator), Some(before)) = (gpu.emulator, before) {
+        let spent = emulator.counters().since(&before);
+        let launches = if boxes == 0 { 0 } else { 2 };
+        let counts = (spent.allocations, spent.frees, spent.waits, spent.copies_to_host, spent.launches);
+        assert_eq!(counts, (0, 0, 0, 0, launches), "allocations, frees, waits, copies, launches");
+    }
+    [losses.read(gpu), grad.read(gpu), alone.read(gpu)]
+}
+
+#[test]
+fn on_cuda_as_autograd_has_them() {
+    let Some(gpu) = gpu() else { return };
+    let vectors = Vectors::open("tests/boxes/autograd.safetensors");
+    let (pred, target) = (as_type::<f32>(&vectors.f64s("pred")), as_type::<f32>(&vectors.f64s("target")));
+    for kind in IouKind::ALL {
+        for offset in [0, 1] {
+            let [losses, grad, alone] = run_cuda(&gpu, &BoxLoss::new(kind), &pred, &target, None, offset);
+            check_same_bits("forward alone", &alone, &losses);
+            check_elements(&name(kind), &losses, &wants(&vectors.f64s(&format!("{}.loss", name(kind))), 1));
+            let want = wants(&vectors.f64s(&format!("{}.grad", name(kind))), 4);
+            check_elements(&format!("gradient of {}", name(kind)), &grad, &want);
+        }
+    }
+}
+
+/// More boxes than threads, CPU and CUDA side by side: they round the same maths in double.
+#[test]
+fn on_cuda_as_on_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    for (boxes, offset) in [(0, 0), (1, 0), (3001, 0), (777, 3)] {
+        let mut random = Random::new(35);
+        let [pred, target] = scene(&mut random, boxes);
+        let upstream = random.many(boxes, -3.0, 3.0);
+        // On a lattice, so that there are ties; and some close, for CIoU.
+        let mut pred: Vec<f64> = pred.iter().map(|x| x.round()).collect();
+        let target: Vec<f64> = target.iter().map(|x| x.round()).collect();
+        for (row, pred) in pred.chunks_exact_mut(4).enumerate() {
+            if row % 3 == 0 {
+                pred.copy_from_slice(&target[4 * row..4 * row + 4]);
+                pred[row / 3 % 4] += 0.25 * (row % 7) as f64;
+            }
+        }
+        for kind in IouKind::ALL {
+            let loss = BoxLoss::new(kind);
+            let (losses, grad) = run(&loss, &pred, &target);
+            let scaled: Vec<f64> =
+                grad.iter().enumerate().map(|(i, grad)| f64::from(upstream[i / 4] as f32) * grad).collect();
+            let single = |values: &[f64]| as_type::<f32>(values);
+            let upstream = single(&upstream);
+            let [got, got_grad, _] =
+                run_cuda(&gpu, &loss, &single(&pred), &single(&target), Some(&upstream), offset);
+            check_elements(&name(kind), &got, &wants(&losses, 1));
+            check_elements(&format!("gradient of {}", name(kind)), &got_grad, &wants(&scaled, 4));
+        }
+    }
+}
+
+#[test]
+fn on_cuda_what_is_not_finite_shows() {
+    let Some(gpu) = gpu() else { return };
+    for kind in IouKind::ALL {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for side in 0..4 {
+                let (good, mut pred) = ([1.0, 2.0, 5.0, 6.0], [2.0, 1.0, 6.0, 7.0]);
+                pred[side] = bad;
+                let [loss, grad, _] = run_cuda(&gpu, &BoxLoss::new(kind), &pred, &good, None, 0);
+                assert!(!bad.is_nan() || loss[0].is_nan(), "{kind:?}, {bad}, side {side}: {loss:?}");
+                let shows = loss.iter().chain(&grad).any(|x| !x.is_finite());
+                assert!(shows, "{kind:?}, {bad}, side {side}: {loss:?} {grad:?}");
+            }
+        }
+    }
+}
+
+/// Boxes are f32 always, so that a handle for another storage type has them too.
+#[test]
+fn every_handle_has_the_kernels() {
+    let Some(gpu) = gpu() else { return };
+    let handle = Handle::with_storage(&gpu.stream, &[Storage::Bf16]).expect("the kernels load");
+    let b = Buffer::new(&gpu, &[0.0f32, 0.0, 2.0, 2.0], 0);
+    let mut loss = Buffer::poisoned(&gpu, 1, 0);
+    BoxLoss::default()
+        .forward_cuda(&handle, &b.view(), &b.view(), 1, &mut loss.view_mut())
+        .expect("a legal call");
+    assert_eq!(loss.read(&gpu), [0.0]);
 }
 
 /// Boxes of about the same place and size, whose coordinates are all different.
@@ -203,6 +320,28 @@ fn distances_and_boxes_are_inverse() {
     box_to_distances(&points, &boxes, 100, Some(15.9), &mut back).expect("a legal call");
     assert!(back.iter().zip(&distances).all(|(back, d)| (back - d.clamp(0.0, 15.9)).abs() <= 1e-13));
     assert!(back.contains(&0.0) && back.contains(&15.9));
+}
+
+#[test]
+fn errors_on_cuda() {
+    let Some(gpu) = gpu() else { return };
+    let (four, three) = (Buffer::new(&gpu, &[0.0f32; 4], 0), Buffer::new(&gpu, &[0.0f32; 3], 0));
+    let (mut one, mut out) = (Buffer::poisoned(&gpu, 1, 0), Buffer::poisoned(&gpu, 3, 0));
+    let (four, three, loss) = (four.view(), three.view(), BoxLoss::default());
+    let text = |result: gfocal::Result<()>| result.expect_err("a wrong call").to_string();
+    let forward = loss.forward_cuda(&gpu.handle, &four, &three, 1, &mut one.view_mut());
+    assert_eq!(text(forward), "target has 3 elements, 1 boxes need 4");
+    let both = loss.forward_backward_cuda(
+        &gpu.handle,
+        &four,
+        &four,
+        1,
+        None,
+        &mut one.view_mut(),
+        &mut out.view_mut(),
+    );
+    assert_eq!(text(both), "grad has 3 elements, 1 boxes need 4");
+    assert!(one.read(&gpu).iter().chain(&out.read(&gpu)).all(|x| x.is_nan()), "nothing is written");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use gfocal::cuda::raw::{DflArgs, IntegralArgs, QflArgs, StatusWords};
+use gfocal::cuda::raw::{AtssArgs, AtssLevel, BoxesArgs, DflArgs, IntegralArgs, QflArgs, StatusWords};
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -17,9 +17,20 @@ fn read(path: &str) -> String {
 /// The storage types, and the compute capabilities that each is compiled for.
 const VARIANTS: [(&str, u32); 5] = [("f32", 75), ("f16", 75), ("f16", 80), ("bf16", 75), ("bf16", 80)];
 
+/// The units without logits are compiled for f32 alone.
+fn variants(unit: &str) -> &'static [(&'static str, u32)] {
+    if has_logits(unit) { &VARIANTS } else { &VARIANTS[..1] }
+}
+
+fn has_logits(unit: &str) -> bool {
+    ["qfl", "dfl", "integral"].contains(&unit)
+}
+
 /// Each unit, the structure it takes and its size, and how many kernels it has.
-fn units() -> [(&'static str, &'static str, usize, usize); 3] {
+fn units() -> [(&'static str, &'static str, usize, usize); 5] {
     [
+        ("assign", "AtssArgs", size_of::<AtssArgs>(), 2),
+        ("boxes", "BoxesArgs", size_of::<BoxesArgs>(), 2),
         ("qfl", "QflArgs", size_of::<QflArgs>(), 12),
         ("dfl", "DflArgs", size_of::<DflArgs>(), 6),
         ("integral", "IntegralArgs", size_of::<IntegralArgs>(), 2),
@@ -70,7 +81,7 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
         let kernels = kernels(unit);
         assert_eq!(kernels.len(), count, "{unit}");
         let raw = read("src/cuda/raw.rs");
-        for (storage, capability) in VARIANTS {
+        for &(storage, capability) in variants(unit) {
             let ptx = read(&format!("kernels/ptx/{unit}.{storage}.sm_{capability}.ptx"));
             assert!(
                 ptx.contains("\n.version 8.0\n"),
@@ -96,17 +107,17 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
             }
         }
     }
-    assert_eq!(checked, 5 * (12 + 6 + 2));
+    assert_eq!(checked, 5 * (12 + 6 + 2) + 2 + 2);
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/ptx")).expect("kernels/ptx");
     let ptx =
         files.filter(|file| file.as_ref().expect("a file").path().extension().is_some_and(|e| e == "ptx"));
-    assert_eq!(ptx.count(), 15, "a file for each unit and variant, and no other");
+    assert_eq!(ptx.count(), 15 + 2, "a file for each unit and variant, and no other");
 }
 
 #[test]
 fn instructions() {
     for (unit, ..) in units() {
-        for (storage, capability) in VARIANTS {
+        for &(storage, capability) in variants(unit) {
             let ptx = read(&format!("kernels/ptx/{unit}.{storage}.sm_{capability}.ptx"));
             // No spills, no arrays in local memory, no calls, no approximation that is too coarse.
             for forbidden in [".local", "call", ".func", "tanh", "sin.approx", "cos.approx", "trap"] {
@@ -115,8 +126,11 @@ fn instructions() {
             for (name, entry) in entries(&ptx) {
                 let has = |instruction: &str| entry.contains(instruction);
                 let need = |instruction: &str| assert!(has(instruction), "{name} lacks {instruction}");
-                need("ex2.approx.ftz.f32");
                 need("ld.global.v4");
+                if !has_logits(unit) {
+                    continue;
+                }
+                need("ex2.approx.ftz.f32");
                 let reduces = unit != "integral";
                 // The ticket of the grid's reduction, which wraps by itself; and the status.
                 assert_eq!(has("atom.acq_rel.gpu.global.inc.u32"), reduces, "{name}: the ticket");
@@ -156,7 +170,7 @@ fn instructions() {
 fn gradients_are_stored_16_bytes_at_a_time() {
     let mut missing = Vec::new();
     for (unit, ..) in units() {
-        for (storage, capability) in VARIANTS {
+        for &(storage, capability) in variants(unit) {
             let ptx = read(&format!("kernels/ptx/{unit}.{storage}.sm_{capability}.ptx"));
             for (name, entry) in entries(&ptx) {
                 if name.contains("backward") && !entry.contains("st.global.v4") {
@@ -185,12 +199,15 @@ fn device_fields(source: &str, name: &str) -> Vec<(String, usize)> {
             }
         };
         let size = match kind.trim() {
-            "pointer" | "u64" | "long long" => 8,
+            "pointer" | "u64" | "long long" | "double" => 8,
             "u32" | "float" => 4,
             "Scaling" => 88,
+            "AtssLevel" => 8 * size_of::<AtssLevel>(),
             other => panic!("{name} has a field of the unknown type {other}"),
         };
-        fields.extend(names.split(',').map(|field| (field.trim().to_owned(), size)));
+        // An array's name is without its length.
+        let names = names.split(',').map(|name| name.split('[').next().expect("a name").trim());
+        fields.extend(names.map(|name| (name.to_owned(), size)));
     }
     fields
 }
@@ -204,9 +221,10 @@ fn host_fields(name: &str) -> Vec<(String, usize)> {
     let fields =
         body.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.strip_suffix(',')?.split_once(": "));
     let size = |kind: &str| match kind {
-        "DeviceAddress" | "u64" | "i64" => 8,
+        "DeviceAddress" | "u64" | "i64" | "f64" => 8,
         "u32" | "f32" => 4,
         "Scaling" => size_of::<gfocal::cuda::raw::Scaling>(),
+        "[AtssLevel; 8]" => 8 * size_of::<AtssLevel>(),
         other => panic!("{name} has a field of the unknown type {other}"),
     };
     fields.map(|(field, kind)| (field.to_owned(), size(kind))).collect()
@@ -216,6 +234,7 @@ fn host_fields(name: &str) -> Vec<(String, usize)> {
 fn structures_are_twins() {
     let (call, status) = (read("kernels/call.cuh"), size_of::<StatusWords>());
     let mut pairs = vec![
+        ("AtssLevel", "AtssLevel", read("kernels/assign.cu"), size_of::<AtssLevel>()),
         ("Scaling", "Scaling", call.clone(), size_of::<gfocal::cuda::raw::Scaling>()),
         ("Status", "StatusWords", call, status),
     ];
@@ -244,5 +263,9 @@ fn constants_are_twins() {
             }
         }
     }
-    assert_eq!(checked, 5);
+    assert_eq!(checked, 7);
+    let (device, host) = (constants(&read("kernels/assign.cu")), read("src/assign/mod.rs"));
+    for name in ["MAX_LEVELS", "MAX_TOPK"] {
+        assert!(host.contains(&format!("pub const {name}: usize = {};", device[name])), "{name}");
+    }
 }

@@ -34,6 +34,8 @@
 //! ```
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub(crate) mod math;
 
 pub use cpu::{box_to_distances, distances_to_box, iou};

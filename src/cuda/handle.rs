@@ -9,7 +9,7 @@ use cudarc::driver::sys::{CUfunction, CUmodule};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, result};
 
 use super::images::{self, Image, Origin};
-use super::raw::{DeviceAddress, ENTRIES, not_loaded, scratch_bytes};
+use super::raw::{DeviceAddress, UNITS, not_loaded, scratch_bytes};
 use super::{DeviceInfo, Storage, check, driver_version};
 use crate::error::{Error, Result};
 
@@ -36,7 +36,7 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Kernels {
-    /// Loads the kernels for some storage types. The driver compiles them for the device; it
+    /// Loads the kernels for some storage types of logits. The driver compiles them for the device; it
     /// keeps what it made for the next time.
     ///
     /// # Errors
@@ -46,8 +46,9 @@ impl Kernels {
         device.usable()?;
         let driver = driver_version()?;
         let mut wanted = Vec::new();
-        for (unit, entries) in ENTRIES {
-            wanted.extend(storages.iter().map(|&storage| (unit, entries, storage)));
+        for unit in UNITS {
+            let storages = if unit.only_f32 { &[Storage::F32] } else { storages };
+            wanted.extend(storages.iter().map(|&storage| (unit.name, unit.entries, storage)));
         }
         // What was loaded before an error is unloaded with this.
         let mut kernels = Kernels {

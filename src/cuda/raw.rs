@@ -133,6 +133,86 @@ pub struct IntegralArgs {
     pub lanes: u32,
 }
 
+/// Twin of `BoxesArgs` in kernels/boxes.cu.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct BoxesArgs {
+    /// `[boxes, 4]` f32.
+    pub pred: DeviceAddress,
+    /// `[boxes, 4]` f32.
+    pub target: DeviceAddress,
+    /// `[boxes]` f32, the gradient with respect to the losses; or null: ones.
+    pub upstream: DeviceAddress,
+    /// `[boxes]` f32; or null with [`Pass::ForwardBackward`].
+    pub loss: DeviceAddress,
+    /// `[boxes, 4]` f32, not overlapping the predictions or the targets.
+    pub grad: DeviceAddress,
+    /// How many boxes.
+    pub boxes: u64,
+    /// More than 0.
+    pub eps: f64,
+    /// 0: IoU, 1: GIoU, 2: DIoU, 3: CIoU.
+    pub kind: u32,
+    /// Padding.
+    pub unused: u32,
+}
+
+/// Twin of `AtssLevel` in kernels/assign.cu.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct AtssLevel {
+    /// `[height * width, 4]` f32; or null: on a grid. With addresses, height is 1.
+    pub anchors: DeviceAddress,
+    /// `[images, height * width]` i64 or i32.
+    pub labels: DeviceAddress,
+    /// `[images, height * width, 4]` f32.
+    pub box_targets: DeviceAddress,
+    /// How many anchors the levels before have, in all images.
+    pub first: u64,
+    /// Of the grid.
+    pub height: u32,
+    /// Of the grid.
+    pub width: u32,
+    /// Of the grid.
+    pub stride: f32,
+    /// 1 / `stride`.
+    pub inverse: f32,
+    /// Half the size of a grid's anchors.
+    pub half: f32,
+    /// Where the grid's first centre is, in strides.
+    pub offset: f32,
+}
+
+/// Twin of `AtssArgs` in kernels/assign.cu.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct AtssArgs {
+    /// The first `levels` count.
+    pub level: [AtssLevel; 8],
+    /// `[gts, 4]` f32.
+    pub gt_boxes: DeviceAddress,
+    /// `[gts]` i64 or i32.
+    pub gt_labels: DeviceAddress,
+    /// `[gts]` i64 or i32.
+    pub gt_image: DeviceAddress,
+    /// `[anchors]` u64, zeroed once; not shared by launches that may run at the same time.
+    pub keys: DeviceAddress,
+    /// How many anchors there are, on all levels and in all images.
+    pub anchors: u64,
+    /// How many ground-truth boxes, below 2^31.
+    pub gts: u32,
+    /// How many images.
+    pub images: u32,
+    /// How many levels, 1 to 8.
+    pub levels: u32,
+    /// How many candidates a level gives, 1 to 32.
+    pub topk: u32,
+    /// The label of background.
+    pub classes: u32,
+    /// 1: labels and images are i64, 0: i32.
+    pub labels_are_i64: u32,
+}
+
 /// What [`Scaling::status`] points to; zeros: nothing was wrong. Twin of `Status` in
 /// kernels/call.cuh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,6 +238,10 @@ const DFL_BLOCK: u32 = 128;
 const DFL_ROWS_BLOCK: u32 = 256;
 /// Twin of the constant in kernels/integral.cu.
 const INTEGRAL_BLOCK: u32 = 256;
+/// Twin of the constant in kernels/boxes.cu.
+const BOXES_BLOCK: u32 = 128;
+/// Twin of the constant in kernels/assign.cu.
+const ASSIGN_BLOCK: u32 = 256;
 
 /// How many bytes [`Scaling::scratch`] needs: the same for all calls on a device.
 pub fn scratch_bytes(kernels: &Kernels) -> usize {
@@ -280,11 +364,68 @@ pub unsafe fn launch_integral(
     unsafe { launch(function, grid, &args, stream.cast()) }
 }
 
-/// The entry points of each unit, in the order in which the launches above count them.
-pub(super) const ENTRIES: [(&str, &[&str]); 3] = [
-    (
-        "qfl",
-        &[
+/// Enqueues a box loss on `stream`, a CUstream.
+///
+/// # Errors
+/// As [`launch_qfl`].
+///
+/// # Safety
+/// As [`launch_qfl`].
+pub unsafe fn launch_boxes(
+    kernels: &Kernels,
+    pass: Pass,
+    args: &BoxesArgs,
+    stream: *mut c_void,
+) -> Result<()> {
+    if args.boxes == 0 {
+        return Ok(());
+    }
+    let grid = Grid::new(BOXES_BLOCK, args.boxes, u64::from(BOXES_BLOCK), kernels.multiprocessors(), 8);
+    let function = kernels.function("boxes", Storage::F32, usize::from(pass == Pass::ForwardBackward))?;
+    kernels.bind()?;
+    // SAFETY: the function takes one BoxesArgs; the rest is the caller's promise.
+    unsafe { launch(function, grid, args, stream.cast()) }
+}
+
+/// Enqueues ATSS on `stream`, a CUstream: two launches.
+///
+/// # Errors
+/// As [`launch_qfl`].
+///
+/// # Safety
+/// As [`launch_qfl`].
+pub unsafe fn launch_atss(kernels: &Kernels, args: &AtssArgs, stream: *mut c_void) -> Result<()> {
+    if args.anchors == 0 {
+        return Ok(());
+    }
+    let multiprocessors = kernels.multiprocessors();
+    let (candidates, targets) =
+        (kernels.function("assign", Storage::F32, 0)?, kernels.function("assign", Storage::F32, 1)?);
+    kernels.bind()?;
+    if args.gts > 0 {
+        let grid = Grid::new(ASSIGN_BLOCK, args.gts.into(), 1, multiprocessors, 8);
+        // SAFETY: the function takes one AtssArgs; the rest is the caller's promise.
+        unsafe { launch(candidates, grid, args, stream.cast()) }?;
+    }
+    let grid = Grid::new(ASSIGN_BLOCK, args.anchors, u64::from(ASSIGN_BLOCK), multiprocessors, 8);
+    // SAFETY: as above.
+    unsafe { launch(targets, grid, args, stream.cast()) }
+}
+
+/// A group of kernels.
+pub(super) struct Unit {
+    pub name: &'static str,
+    /// Whether it has no logits, and so is there for f32 alone: always loaded.
+    pub only_f32: bool,
+    /// The entry points, in the order in which the launches above count them.
+    pub entries: &'static [&'static str],
+}
+
+pub(super) const UNITS: [Unit; 5] = [
+    Unit {
+        name: "qfl",
+        only_f32: false,
+        entries: &[
             "qfl_linear_forward",
             "qfl_linear_forward_backward",
             "qfl_linear_forward_any_beta",
@@ -298,10 +439,11 @@ pub(super) const ENTRIES: [(&str, &[&str]); 3] = [
             "qfl_dense_forward_any_beta",
             "qfl_dense_forward_backward_any_beta",
         ],
-    ),
-    (
-        "dfl",
-        &[
+    },
+    Unit {
+        name: "dfl",
+        only_f32: false,
+        entries: &[
             "dfl_tile16_forward",
             "dfl_tile16_forward_backward",
             "dfl_tile17_forward",
@@ -309,8 +451,10 @@ pub(super) const ENTRIES: [(&str, &[&str]); 3] = [
             "dfl_rows_forward",
             "dfl_rows_forward_backward",
         ],
-    ),
-    ("integral", &["integral_forward", "integral_forward_backward"]),
+    },
+    Unit { name: "integral", only_f32: false, entries: &["integral_forward", "integral_forward_backward"] },
+    Unit { name: "assign", only_f32: true, entries: &["atss_candidates", "atss_targets"] },
+    Unit { name: "boxes", only_f32: true, entries: &["boxes_forward", "boxes_forward_backward"] },
 ];
 
 pub(super) fn not_loaded(storage: Storage) -> Error {
