@@ -75,13 +75,16 @@ DEVICE bool is_usable(const Corners& b) {
     return usable;
 }
 
-// Sorts anchors of a level by squared distance, then by number: more than 0. What is not finite
-// comes last.
+// Sorts anchors of a level by squared distance, then by number, the highest first: more than 0. What
+// is not finite comes last.
 DEVICE u64 distance_key(Point a, Point b, u32 number) {
     const float x = a.x - b.x, y = a.y - b.y;
     const float distance = __fmul_rn(x, x) + __fmul_rn(y, y);
-    return ((u64)(is_number(distance) ? __float_as_uint(distance) : 0x7f800000) << 32 | number) + 1;
+    return ((u64)(is_number(distance) ? __float_as_uint(distance) : 0x7f800000) << 32 | ~number) + 1;
 }
+
+// The anchor of a distance_key.
+DEVICE u32 near(u64 key) { return ~(u32)(key - 1); }
 
 // Intersection over union as mmdetection's `bbox_overlaps` has it in f32; 0 where an area is
 // beyond f32. A quotient of two floats is so far from where f32 rounds the other way that one
@@ -184,7 +187,7 @@ KERNEL(atss_candidates, BLOCK, 2)(const AtssArgs a) {
             if (lane == round) mine = last;
         }
         const bool found = usable && lane < count;
-        const u32 number = (u32)(mine - 1);
+        const u32 number = near(mine);
         float overlap = 0.0f;
         bool inside = false;
         if (found) {

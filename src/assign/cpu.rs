@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::math::{
-    centre, distance_key, grid_box, iou, is_inside, is_usable, match_key, matched, reaches, threshold,
+    centre, distance_key, grid_box, iou, is_inside, is_usable, match_key, matched, near, reaches, threshold,
 };
 use super::{Anchors, Atss, GroundTruth, Lengths, Level, LevelTargets, check};
 use crate::cpu::Host;
@@ -105,7 +105,7 @@ impl Atss {
             nearest.select_nth_unstable(count - 1);
             nearest[..count].sort_unstable();
             candidates.extend(nearest[..count].iter().map(|key| {
-                let place = (key - 1) as u32 as usize;
+                let place = near(*key);
                 let anchor = anchor(place);
                 (level.first + place, iou(anchor, b), is_inside(centre(anchor), b))
             }));

@@ -19,13 +19,18 @@ pub(super) fn is_usable(b: [f32; 4]) -> bool {
     b.iter().all(|side| side.is_finite()) && b[0] < b[2] && b[1] < b[3]
 }
 
-/// Sorts anchors of a level by squared distance, then by number: more than 0. What is not finite
-/// comes last.
+/// Sorts anchors of a level by squared distance, then by number, the highest first: more than 0. What
+/// is not finite comes last.
 pub(super) fn distance_key(a: [f32; 2], b: [f32; 2], anchor: usize) -> u64 {
     let (x, y) = (a[0] - b[0], a[1] - b[1]);
     let distance = x * x + y * y;
     let bits = if distance <= f32::MAX { distance.to_bits() } else { f32::INFINITY.to_bits() };
-    (u64::from(bits) << 32 | anchor as u64) + 1
+    (u64::from(bits) << 32 | u64::from(!(anchor as u32))) + 1
+}
+
+/// The anchor of a [`distance_key`].
+pub(super) fn near(key: u64) -> usize {
+    !((key - 1) as u32) as usize
 }
 
 /// Intersection over union as mmdetection's `bbox_overlaps` has it in f32; 0 where an area is

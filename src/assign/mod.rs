@@ -17,8 +17,8 @@
 //!
 //! Distances and IoUs are f32 as in mmdetection; the comparison with the threshold is f64 and
 //! takes no root, so that equal IoUs count as equal. What mmdetection leaves open is fixed: of
-//! equally near anchors the one with the lower index is nearer (`torch.topk` leaves it open), and of
-//! boxes with the same IoU the first has the anchor. CPU and CUDA give the same bits.
+//! equally near anchors the one with the higher index is nearer (`torch.topk` leaves it open, and takes
+//! either; mmdetection's results that are tested against have the higher), and of boxes with the same IoU the first has the anchor. CPU and CUDA give the same bits.
 //!
 //! ```
 //! use gfocal::assign::{AnchorGrid, Atss, GroundTruth, LevelTargets};
