@@ -22,6 +22,10 @@ pub trait Memory: Sealed + 'static {
     type Backend<'a>;
     /// Where counts of unusable values go.
     type StatusOut<'a>: Default;
+    /// Memory that a call of the head loss needs.
+    type HeadWorkspace<'a>;
+    /// What a call of the head loss knows beforehand of what to divide by.
+    type HeadNormalisers: Default;
 }
 
 /// A loss that can be called. What is hidden here is behind the methods of [`Call`].

@@ -100,6 +100,78 @@ pub enum Error {
     )]
     UpstreamNeedsNone,
 
+    /// Too few or too many levels of the pyramid.
+    #[error("{actual} levels, there must be 1 to {maximum}")]
+    LevelCount {
+        /// How many there are.
+        actual: usize,
+        /// The most that one call takes.
+        maximum: usize,
+    },
+
+    /// What belongs to all levels together does not have the right length.
+    #[error("{tensor} has {actual} elements, these levels need {expected}")]
+    LevelTensors {
+        /// The buffer's name.
+        tensor: &'static str,
+        /// Its length.
+        actual: usize,
+        /// The length that would be right.
+        expected: usize,
+    },
+
+    /// A target of a level does not have the length that its shape asks for.
+    #[error(
+        "level {level}: {tensor} has {actual} elements, {batch} images of {positions} positions need {expected}"
+    )]
+    LevelLength {
+        /// The level, counted from 0.
+        level: usize,
+        /// The buffer's name.
+        tensor: &'static str,
+        /// Its length, in elements.
+        actual: usize,
+        /// Images in the batch.
+        batch: usize,
+        /// Positions of the level.
+        positions: usize,
+        /// The length that would be right.
+        expected: usize,
+    },
+
+    /// The qualities are to be given, and a level has none.
+    #[error("level {level}: this head takes the quality of positives from the caller; give Targets::quality")]
+    NoQuality {
+        /// The level, counted from 0.
+        level: usize,
+    },
+
+    /// A layout leads out of its buffer.
+    #[error("level {level}: {tensor} has {actual} elements, {layout:?} needs {needed}")]
+    Reach {
+        /// The level, counted from 0.
+        level: usize,
+        /// The buffer's name.
+        tensor: &'static str,
+        /// Its length, in elements.
+        actual: usize,
+        /// Where its elements are said to be.
+        layout: crate::head::Layout,
+        /// The length that would be enough.
+        needed: u128,
+    },
+
+    /// A layout cannot be used for gradients.
+    #[error("level {level}: the layout of {tensor} cannot be written to: {reason}")]
+    Layout {
+        /// The level, counted from 0.
+        level: usize,
+        /// The buffer's name.
+        tensor: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
     /// The CUDA driver's library could not be opened.
     #[cfg(feature = "cuda")]
     #[error("no CUDA driver ({reason}); install NVIDIA's driver, version 525 or newer")]

@@ -1,0 +1,175 @@
+//! A call of the head loss under construction.
+
+use super::check::{BufferSizes, LevelSizes};
+use super::{Gradients, HeadLoss, Level, Logits, Points, cpu};
+use crate::call::{Memory, check_options};
+use crate::cpu::Host;
+use crate::element::Element;
+use crate::error::Result;
+use crate::reduction::Reduction;
+use crate::status::Status;
+
+/// The head loss, the levels of the pyramid and the options; `forward` or `forward_backward` run
+/// it. Made by [`HeadLoss::cpu`] and `HeadLoss::cuda`.
+#[must_use = "a call does nothing until forward or forward_backward"]
+pub struct HeadCall<'a, M: Memory, T: Element> {
+    pub(super) head: &'a HeadLoss,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call has none"))]
+    pub(super) backend: M::Backend<'a>,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call has none"))]
+    pub(super) workspace: M::HeadWorkspace<'a>,
+    pub(super) batch: usize,
+    pub(super) classes: usize,
+    pub(super) levels: &'a [Level<'a, M, T>],
+    pub(super) normalisers: M::HeadNormalisers,
+    pub(super) grad_scale: M::Scalar<'a>,
+    pub(super) found_inf: Option<M::SliceMut<'a, f32>>,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call returns it"))]
+    pub(super) status: M::StatusOut<'a>,
+}
+
+/// What the sums of the losses are divided by, before a [`Normaliser`](super::Normaliser) makes
+/// the best of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Normalisers {
+    /// The number of positives, as the policy counts them.
+    pub positives: f64,
+    /// The sum of their box weights, Σv.
+    pub box_weights: f64,
+}
+
+impl<'a, M: Memory, T: Element> HeadCall<'a, M, T> {
+    pub(super) fn new(
+        head: &'a HeadLoss,
+        backend: M::Backend<'a>,
+        workspace: M::HeadWorkspace<'a>,
+        batch: usize,
+        classes: usize,
+        levels: &'a [Level<'a, M, T>],
+    ) -> Self {
+        HeadCall {
+            head,
+            backend,
+            workspace,
+            batch,
+            classes,
+            levels,
+            normalisers: M::HeadNormalisers::default(),
+            grad_scale: M::Scalar::from(1.0),
+            found_inf: None,
+            status: M::StatusOut::default(),
+        }
+    }
+
+    /// What the gradients are multiplied by, before they are rounded to the storage type: the
+    /// upstream gradient of the sum of all losses, a loss scale, or their product. The default is 1.
+    pub fn grad_scale(mut self, scale: impl Into<M::Scalar<'a>>) -> Self {
+        self.grad_scale = scale.into();
+        self
+    }
+}
+
+impl HeadLoss {
+    /// A call on the CPU.
+    ///
+    /// Rows of the status are anchors, counted level after level, image after image.
+    pub fn cpu<'a, T: Element>(
+        &'a self,
+        batch: usize,
+        classes: usize,
+        levels: &'a [Level<'a, Host, T>],
+    ) -> HeadCall<'a, Host, T> {
+        HeadCall::new(self, (), (), batch, classes, levels)
+    }
+}
+
+impl<'a, T: Element> HeadCall<'a, Host, T> {
+    /// A flag, `[1]`, that is set to 1 if a stored gradient is inf or NaN, and is otherwise left
+    /// as it is.
+    pub fn found_inf(mut self, found_inf: &'a mut [f32]) -> Self {
+        self.found_inf = Some(found_inf);
+        self
+    }
+
+    /// What to divide by, in place of what this process alone gives: the mean over all processes
+    /// of their [`normalisers`](Self::normalisers).
+    pub fn normalised_by(mut self, normalisers: Normalisers) -> Self {
+        self.normalisers = Some(normalisers);
+        self
+    }
+
+    /// Phase one alone: what the sums are divided by.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn normalisers(self) -> Result<Normalisers> {
+        self.check(None, None)?;
+        Ok(cpu::normalisers(&self))
+    }
+
+    /// The losses, `[levels, 3]`: classification, box and distribution loss of each level, whose
+    /// sum is the loss.
+    ///
+    /// # Errors
+    /// If a length does not fit a shape, a layout does not fit a buffer, or an option is outside
+    /// its range.
+    pub fn forward(self, losses: &mut [T::Loss]) -> Result<Status> {
+        self.check(Some(losses), None)?;
+        Ok(cpu::run(self, losses, None))
+    }
+
+    /// The losses and the gradients of both outputs, with `gradients` in the order of the levels.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and if places in a gradient overlap.
+    pub fn forward_backward(
+        self,
+        losses: &mut [T::Loss],
+        gradients: &mut [Gradients<'_, Host, T>],
+    ) -> Result<Status> {
+        self.check(Some(losses), Some(gradients))?;
+        Ok(cpu::run(self, losses, Some(gradients)))
+    }
+
+    fn check(&self, losses: Option<&[T::Loss]>, gradients: Option<&[Gradients<Host, T>]>) -> Result<()> {
+        let sizes: Vec<_> = (self.levels.iter().enumerate())
+            .map(|(i, level)| LevelSizes {
+                height: level.height,
+                width: level.width,
+                stride: level.stride,
+                points: match level.points {
+                    Points::Grid { offset } => Ok(offset),
+                    Points::Explicit(points) => Err(points.len()),
+                },
+                logits: match level.logits {
+                    Logits::Separate { cls, boxes } => {
+                        BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() }
+                    }
+                    Logits::Joint(both) => BufferSizes::Joint(both.len()),
+                },
+                cls_layout: level.cls_layout,
+                box_layout: level.box_layout,
+                labels: level.targets.labels.len(),
+                label_weights: level.targets.label_weights.map(<[_]>::len),
+                boxes: level.targets.boxes.len(),
+                quality: level.targets.quality.map(<[_]>::len),
+                gradients: gradients.and_then(|gradients| gradients.get(i)).map(|gradients| match gradients {
+                    Gradients::Separate { cls, boxes } => {
+                        BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() }
+                    }
+                    Gradients::Joint(both) => BufferSizes::Joint(both.len()),
+                }),
+            })
+            .collect();
+        let found_inf = self.found_inf.as_deref().map_or(1, <[_]>::len);
+        check_options(&Reduction::<f64>::Sum, false, Some(self.grad_scale))?;
+        self.head.check(
+            self.batch,
+            self.classes,
+            &sizes,
+            losses.map(<[_]>::len),
+            gradients.map(<[_]>::len),
+            found_inf,
+        )
+    }
+}

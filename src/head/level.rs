@@ -1,0 +1,144 @@
+//! A level of the pyramid: its logits where the network left them, its targets, its gradients.
+
+use crate::call::Memory;
+use crate::element::Element;
+
+/// Where the elements of a `[batch, channels, positions]` tensor are, in elements from the start
+/// of its buffer: element (b, c, p) is at `offset + b·batch + c·channel + p·position`. Positions
+/// are row after row of the level: p = y·width + x.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The first element.
+    pub offset: usize,
+    /// From one image to the next.
+    pub batch: usize,
+    /// From one channel to the next.
+    pub channel: usize,
+    /// From one position to the next.
+    pub position: usize,
+}
+
+impl Layout {
+    /// `[B, C, H, W]`, as convolutions give it.
+    pub fn nchw(channels: usize, positions: usize) -> Self {
+        Layout { offset: 0, batch: channels * positions, channel: positions, position: 1 }
+    }
+
+    /// `[B, H·W, C]`, channels last.
+    pub fn channels_last(channels: usize, positions: usize) -> Self {
+        Layout { offset: 0, batch: channels * positions, channel: 1, position: channels }
+    }
+
+    /// The channels from `channel` on of this tensor, as those of a head that concatenates its
+    /// outputs.
+    #[must_use]
+    pub fn from_channel(self, channel: usize) -> Self {
+        Layout { offset: self.offset + channel * self.channel, ..self }
+    }
+}
+
+/// Where a level's logits are.
+pub enum Logits<'a, M: Memory, T: Element> {
+    /// Two tensors.
+    Separate {
+        /// Class logits, in [`Level::cls_layout`].
+        cls: M::Slice<'a, T>,
+        /// Box logits, in [`Level::box_layout`].
+        boxes: M::Slice<'a, T>,
+    },
+    /// One tensor that holds both, as YOLO's heads have it.
+    Joint(M::Slice<'a, T>),
+}
+
+impl<M: Memory, T: Element> Clone for Logits<'_, M, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M: Memory, T: Element> Copy for Logits<'_, M, T> {}
+
+/// Where a level's gradients go: in the layouts of its logits, and joint if they are. All
+/// gradients are written, those of negatives as zeros; other elements of the buffers are not.
+pub enum Gradients<'a, M: Memory, T: Element> {
+    /// Two tensors.
+    Separate {
+        /// Of the class logits.
+        cls: M::SliceMut<'a, T>,
+        /// Of the box logits.
+        boxes: M::SliceMut<'a, T>,
+    },
+    /// One tensor.
+    Joint(M::SliceMut<'a, T>),
+}
+
+/// Where the anchor points of a level are.
+pub enum Points<'a, M: Memory> {
+    /// On a grid: ((x + offset)·stride, (y + offset)·stride). 0 in mmdetection, 0.5 in Ultralytics.
+    Grid {
+        /// In units of the stride.
+        offset: f64,
+    },
+    /// `[H·W, 2]` or `[B, H·W, 2]`: x and y in pixels.
+    Explicit(M::Slice<'a, f32>),
+}
+
+impl<M: Memory> Clone for Points<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M: Memory> Copy for Points<'_, M> {}
+
+/// What a level's outputs are to become.
+pub struct Targets<'a, M: Memory> {
+    /// `[B, H·W]`, i64 or i32: a class, or background.
+    pub labels: M::Labels<'a>,
+    /// `[B, H·W]`, weights of the classification loss; 0 masks an anchor there. Not given: ones.
+    pub label_weights: Option<M::Slice<'a, f32>>,
+    /// `[B, H·W, 4]`, x1, y1, x2, y2 in pixels; read for positives only.
+    pub boxes: M::Slice<'a, f32>,
+    /// `[B, H·W]`, read for positives, and only with
+    /// [`QualitySource::Given`](super::QualitySource::Given).
+    pub quality: Option<M::Slice<'a, f32>>,
+}
+
+impl<M: Memory> Clone for Targets<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M: Memory> Copy for Targets<'_, M> {}
+
+/// A level of the pyramid.
+pub struct Level<'a, M: Memory, T: Element> {
+    /// Rows of positions.
+    pub height: usize,
+    /// Positions in a row.
+    pub width: usize,
+    /// Pixels from one position to the next.
+    pub stride: f64,
+    /// The anchor points.
+    pub points: Points<'a, M>,
+    /// The raw outputs.
+    pub logits: Logits<'a, M, T>,
+    /// Where the class logits are: a channel for each class.
+    pub cls_layout: Layout,
+    /// Where the box logits are: channel side·K + bin, sides left, top, right, bottom.
+    pub box_layout: Layout,
+    /// What they are to become.
+    pub targets: Targets<'a, M>,
+}
+
+impl<M: Memory, T: Element> Clone for Level<'_, M, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M: Memory, T: Element> Copy for Level<'_, M, T> {}
+
+impl<M: Memory, T: Element> Level<'_, M, T> {
+    /// How many positions there are.
+    pub fn positions(&self) -> usize {
+        self.height * self.width
+    }
+}
