@@ -22,8 +22,6 @@ pub trait Memory: Sealed + 'static {
     type Backend<'a>;
     /// Where counts of unusable values go.
     type StatusOut<'a>: Default;
-    /// Memory that a call of the head loss needs.
-    type HeadWorkspace<'a>;
     /// What a call of the head loss knows beforehand of what to divide by.
     type HeadNormalisers: Default;
 }

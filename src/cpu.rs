@@ -20,7 +20,6 @@ impl Memory for Host {
     type Scalar<'a> = f64;
     type Backend<'a> = ();
     type StatusOut<'a> = ();
-    type HeadWorkspace<'a> = ();
     type HeadNormalisers = Option<crate::head::Normalisers>;
 }
 

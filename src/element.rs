@@ -70,6 +70,12 @@ pub enum LabelSlice<'a> {
     I32(&'a [i32]),
 }
 
+impl<'a, L: Label> From<&'a [L]> for LabelSlice<'a> {
+    fn from(labels: &'a [L]) -> Self {
+        L::host(labels)
+    }
+}
+
 impl LabelSlice<'_> {
     pub(crate) fn len(&self) -> usize {
         match self {

@@ -5,27 +5,21 @@ use super::{Gradients, HeadLoss, Level, Logits, Points, cpu};
 use crate::call::{Memory, check_options};
 use crate::cpu::Host;
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Result, check_option};
 use crate::reduction::Reduction;
 use crate::status::Status;
 
 /// The head loss, the levels of the pyramid and the options; `forward` or `forward_backward` run
-/// it. Made by [`HeadLoss::cpu`] and `HeadLoss::cuda`.
+/// it. Made by [`HeadLoss::cpu`].
 #[must_use = "a call does nothing until forward or forward_backward"]
-pub struct HeadCall<'a, M: Memory, T: Element> {
+pub struct HeadCall<'a, 'l, M: Memory, T: Element> {
     pub(super) head: &'a HeadLoss,
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call has none"))]
-    pub(super) backend: M::Backend<'a>,
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call has none"))]
-    pub(super) workspace: M::HeadWorkspace<'a>,
     pub(super) batch: usize,
     pub(super) classes: usize,
-    pub(super) levels: &'a [Level<'a, M, T>],
+    pub(super) levels: &'a [Level<'l, M, T>],
     pub(super) normalisers: M::HeadNormalisers,
     pub(super) grad_scale: M::Scalar<'a>,
     pub(super) found_inf: Option<M::SliceMut<'a, f32>>,
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call returns it"))]
-    pub(super) status: M::StatusOut<'a>,
 }
 
 /// What the sums of the losses are divided by, before a [`Normaliser`](super::Normaliser) makes
@@ -38,26 +32,21 @@ pub struct Normalisers {
     pub box_weights: f64,
 }
 
-impl<'a, M: Memory, T: Element> HeadCall<'a, M, T> {
+impl<'a, 'l, M: Memory, T: Element> HeadCall<'a, 'l, M, T> {
     pub(super) fn new(
         head: &'a HeadLoss,
-        backend: M::Backend<'a>,
-        workspace: M::HeadWorkspace<'a>,
         batch: usize,
         classes: usize,
-        levels: &'a [Level<'a, M, T>],
+        levels: &'a [Level<'l, M, T>],
     ) -> Self {
         HeadCall {
             head,
-            backend,
-            workspace,
             batch,
             classes,
             levels,
             normalisers: M::HeadNormalisers::default(),
             grad_scale: M::Scalar::from(1.0),
             found_inf: None,
-            status: M::StatusOut::default(),
         }
     }
 
@@ -73,17 +62,17 @@ impl HeadLoss {
     /// A call on the CPU.
     ///
     /// Rows of the status are anchors, counted level after level, image after image.
-    pub fn cpu<'a, T: Element>(
+    pub fn cpu<'a, 'l, T: Element>(
         &'a self,
         batch: usize,
         classes: usize,
-        levels: &'a [Level<'a, Host, T>],
-    ) -> HeadCall<'a, Host, T> {
-        HeadCall::new(self, (), (), batch, classes, levels)
+        levels: &'a [Level<'l, Host, T>],
+    ) -> HeadCall<'a, 'l, Host, T> {
+        HeadCall::new(self, batch, classes, levels)
     }
 }
 
-impl<'a, T: Element> HeadCall<'a, Host, T> {
+impl<'a, T: Element> HeadCall<'a, '_, Host, T> {
     /// A flag, `[1]`, that is set to 1 if a stored gradient is inf or NaN, and is otherwise left
     /// as it is.
     pub fn found_inf(mut self, found_inf: &'a mut [f32]) -> Self {
@@ -93,6 +82,9 @@ impl<'a, T: Element> HeadCall<'a, Host, T> {
 
     /// What to divide by, in place of what this process alone gives: the mean over all processes
     /// of their [`normalisers`](Self::normalisers).
+    ///
+    /// Both must be finite and 0 or more, except that a Σv that is NaN, as a NaN logit makes it, is
+    /// let through.
     pub fn normalised_by(mut self, normalisers: Normalisers) -> Self {
         self.normalisers = Some(normalisers);
         self
@@ -153,15 +145,23 @@ impl<'a, T: Element> HeadCall<'a, Host, T> {
                 label_weights: level.targets.label_weights.map(<[_]>::len),
                 boxes: level.targets.boxes.len(),
                 quality: level.targets.quality.map(<[_]>::len),
-                gradients: gradients.and_then(|gradients| gradients.get(i)).map(|gradients| match gradients {
-                    Gradients::Separate { cls, boxes } => {
-                        BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() }
-                    }
-                    Gradients::Joint(both) => BufferSizes::Joint(both.len()),
-                }),
+                gradients: gradients.and_then(|gradients| gradients.get(i)).map(
+                    |gradients| match gradients {
+                        Gradients::Separate { cls, boxes } => {
+                            BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() }
+                        }
+                        Gradients::Joint(both) => BufferSizes::Joint(both.len()),
+                    },
+                ),
             })
             .collect();
         let found_inf = self.found_inf.as_deref().map_or(1, <[_]>::len);
+        if let Some(Normalisers { positives, box_weights }) = self.normalisers {
+            let (rule, weights) =
+                ("a finite number, 0 or more", if box_weights.is_nan() { 0.0 } else { box_weights });
+            check_option("the number of positives", positives, rule, positives >= 0.0)?;
+            check_option("the sum of box weights", weights, rule, weights >= 0.0)?;
+        }
         check_options(&Reduction::<f64>::Sum, false, Some(self.grad_scale))?;
         self.head.check(
             self.batch,

@@ -71,10 +71,13 @@ impl HeadLoss {
         check_option("stride", sizes.stride, "a finite number above 0", sizes.stride > 0.0)?;
         let positions = sizes.height.checked_mul(sizes.width);
         let anchors = positions.and_then(|positions| positions.checked_mul(batch)?.checked_mul(4));
-        let (Some(positions), Some(_)) = (positions, anchors.filter(|&all| all <= isize::MAX as usize)) else {
+        let (Some(positions), Some(_)) = (positions, anchors.filter(|&all| all <= isize::MAX as usize))
+        else {
             return Err(Error::ShapeOverflow { shape: [sizes.height, sizes.width] });
         };
-        if positions > i32::MAX as usize {
+        let channels = classes.max(self.box_channels());
+        let elements = (batch * positions).checked_mul(channels).filter(|&all| all <= isize::MAX as usize);
+        if positions > i32::MAX as usize || elements.is_none() {
             return Err(Error::ShapeOverflow { shape: [sizes.height, sizes.width] });
         }
         let anchors = batch * positions;
@@ -99,7 +102,8 @@ impl HeadLoss {
             Err(actual) => length("points", actual, 2 * anchors)?,
         }
 
-        let cls = Shape { tensor: "cls_logits", layout: sizes.cls_layout, batch, channels: classes, positions };
+        let cls =
+            Shape { tensor: "cls_logits", layout: sizes.cls_layout, batch, channels: classes, positions };
         let boxes = Shape {
             tensor: "box_logits",
             layout: sizes.box_layout,
@@ -123,8 +127,14 @@ impl HeadLoss {
                 cls.check_distinct(level)?;
                 boxes.check_distinct(level)
             }
-            (BufferSizes::Joint(_), BufferSizes::Joint(_)) => cls.joined(&boxes, level)?.check_distinct(level),
-            _ => Err(Error::Layout { level, tensor: "gradients", reason: "they must be joint if the logits are" }),
+            (BufferSizes::Joint(_), BufferSizes::Joint(_)) => {
+                cls.joined(&boxes, level)?.check_distinct(level)
+            }
+            _ => Err(Error::Layout {
+                level,
+                tensor: "gradients",
+                reason: "they must be joint if the logits are",
+            }),
         }
     }
 }
@@ -154,7 +164,8 @@ impl Shape {
         if self.axes().iter().any(|&(extent, _)| extent == 0) {
             return Ok(());
         }
-        let steps = self.axes().iter().map(|&(extent, stride)| (extent as u128 - 1) * stride as u128).sum::<u128>();
+        let steps =
+            self.axes().iter().map(|&(extent, stride)| (extent as u128 - 1) * stride as u128).sum::<u128>();
         let needed = self.layout.offset as u128 + steps + 1;
         if needed <= len as u128 {
             return Ok(());

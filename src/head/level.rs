@@ -35,6 +35,11 @@ impl Layout {
     pub fn from_channel(self, channel: usize) -> Self {
         Layout { offset: self.offset + channel * self.channel, ..self }
     }
+
+    /// Where an element is.
+    pub(super) fn place(&self, image: usize, channel: usize, position: usize) -> usize {
+        self.offset + image * self.batch + channel * self.channel + position * self.position
+    }
 }
 
 /// Where a level's logits are.

@@ -20,12 +20,72 @@
 //! and W come from: see the constructors of [`HeadLoss`] and [`Normaliser`].)
 //!
 //! The gradients are those of the sum of all losses, with q, v, N and W taken as constants.
+//!
+//! ```
+//! use gfocal::Host;
+//! use gfocal::head::{Gradients, HeadLoss, Layout, Level, Logits, Points, Targets};
+//!
+//! let head = HeadLoss::mmdetection().with_bins(2)?;
+//! // One image, one level of one position, one class; nothing learned yet. In units of the stride
+//! // the point is (½, ½), all distances are ½, and so the box is (0, 0, 1, 1).
+//! let (cls, boxes) = ([0.0f32], [0.0f32; 8]);
+//! let level: Level<Host, f32> = Level {
+//!     height: 1,
+//!     width: 1,
+//!     stride: 8.0,
+//!     points: Points::Grid { offset: 0.5 },
+//!     logits: Logits::Separate { cls: &cls, boxes: &boxes },
+//!     cls_layout: Layout::nchw(1, 1),
+//!     box_layout: Layout::nchw(head.box_channels(), 1),
+//!     targets: Targets {
+//!         labels: [0i64][..].into(),
+//!         label_weights: None,
+//!         boxes: &[0.0, 0.0, 4.0, 4.0], // (0, 0, ½, ½): IoU and GIoU are ¼
+//!         quality: None,
+//!     },
+//! };
+//! let (mut losses, mut cls_grad, mut box_grad) = ([0.0f32; 3], [0.0f32], [0.0f32; 8]);
+//! let gradients: Gradients<Host, f32> = Gradients::Separate { cls: &mut cls_grad, boxes: &mut box_grad };
+//! let status = head.cpu(1, 1, &[level]).forward_backward(&mut losses, &mut [gradients])?;
+//!
+//! assert!(status.is_ok());
+//! let is = |got: f32, want: f32| assert!((got - want).abs() < 1e-6, "{got} is not {want}");
+//! let (v, ln_2) = (0.5, 2f32.ln()); // N and W are 1
+//! is(losses[0], 0.25 * 0.25 * ln_2); // |¼ − σ(0)|² times a cross entropy of ln 2
+//! is(losses[1], 2.0 * v * (1.0 - 0.25));
+//! is(losses[2], 0.25 * v * 4.0 * ln_2 / 4.0); // whatever the targets ½, ½, 0, 0
+//! is(cls_grad[0], 0.25 * (0.25 * 0.25 + 2.0 * 0.25 * ln_2));
+//! // The right side: d(1 − GIoU)/dE = ¼, dE/dz = ±¼, and p − two-hot = ±½.
+//! let right = 2.0 * v * 0.25 * 0.25 + 0.25 * v * 0.5 / 4.0;
+//! is(box_grad[4], -right);
+//! is(box_grad[5], right);
+//! # Ok::<(), gfocal::Error>(())
+//! ```
+//!
+//! # What counts
+//!
+//! - An anchor is a positive if its label is a class (see [`Class`](crate::qfl::Class)). A positive
+//!   whose box target or anchor point is not finite, or whose given quality is NaN, gives nothing:
+//!   zero losses and gradients, and no part in N and W. It is counted in
+//!   [`Status::bad_qualities`](crate::Status::bad_qualities), once.
+//! - The same holds for a label that is neither class nor background
+//!   ([`Status::bad_labels`](crate::Status::bad_labels)), and, uncounted, for the ignore label.
+//! - A label weight of 0 masks an anchor in the classification loss, whatever its class logits hold,
+//!   and a bad label with it. The box losses of a positive do not depend on its label weight, nor do
+//!   N and W.
+//! - Target distances are clamped to [0, K − 1 − eps]; each side beyond counts once in
+//!   [`Status::out_of_range_targets`](crate::Status::out_of_range_targets).
+//! - The quality, given or computed, is clamped to [0, 1]. IoU and the box loss are computed in units
+//!   of the stride, and so is their epsilon.
+//! - Logits of a positive that are not finite make its losses and gradients not finite: box logits
+//!   those of the box, and of its class with [`QualitySource::Iou`]; class logits their own, and with
+//!   [`BoxWeight::MaxScore`] a NaN those of the box. A Σv that is NaN counts as less than 1. Box
+//!   logits of other anchors are not read.
+//! - Without positives the box losses are 0. So are all losses of an empty batch.
 
 mod call;
 mod check;
 mod cpu;
-#[cfg(feature = "cuda")]
-mod cuda;
 mod level;
 
 pub use call::{HeadCall, Normalisers};
@@ -147,8 +207,16 @@ impl Default for HeadLoss {
 }
 
 impl HeadLoss {
-    /// GFL's head in mmdetection 3 (`GFLHead`, configs/gfl): β 2, 17 bins (reg_max 16), GIoU with
-    /// ε 1e-6, weights 1, 2 and 0.25, DFL targets up to reg_max − 0.1.
+    /// GFL's head in mmdetection 3 (`GFLHead`, configs/gfl):
+    ///
+    /// | | |
+    /// | --- | --- |
+    /// | classification | QFL, β 2, weight 1; quality = IoU, ε 1e-6 |
+    /// | box | GIoU, ε 1e-6, weight 2 |
+    /// | distribution | 17 bins (reg_max 16), targets up to 15.9, weight 0.25 |
+    /// | box weight v | largest class score |
+    /// | divided by | [`Normaliser::Mmdetection`] |
+    /// | anchor points | [`Points::Grid`] with offset 0 |
     pub fn mmdetection() -> Self {
         HeadLoss {
             qfl: QualityFocalLoss::default(),
@@ -163,16 +231,41 @@ impl HeadLoss {
         }
     }
 
-    /// NanoDet-Plus (`NanoDetPlusHead`): as mmdetection, but 8 bins (reg_max 7) and its own
-    /// [`Normaliser::Nanodet`].
+    /// NanoDet-Plus (`NanoDetPlusHead`): as [`mmdetection`](Self::mmdetection), but for
+    ///
+    /// | | |
+    /// | --- | --- |
+    /// | quality | [`Targets::quality`]: the IoU that the assigner saw |
+    /// | distribution | 8 bins (reg_max 7), targets up to 6.9 |
+    /// | divided by | [`Normaliser::Nanodet`] |
+    ///
+    /// Its assigner sees the boxes of the auxiliary head while there is one. For that head, or
+    /// without one, the quality is the IoU of the head's own boxes: [`QualitySource::Iou`] does the
+    /// same. NanoDet computes boxes in pixels, which makes a difference only for areas below ε.
     pub fn nanodet() -> Self {
-        HeadLoss { bins: 8, normaliser: Normaliser::Nanodet, ..HeadLoss::mmdetection() }
+        HeadLoss {
+            bins: 8,
+            quality: QualitySource::Given,
+            normaliser: Normaliser::Nanodet,
+            ..HeadLoss::mmdetection()
+        }
     }
 
-    /// YOLOv8 to v12 in Ultralytics (`v8DetectionLoss`): binary cross entropy on the assigner's
-    /// target scores, which also weight the boxes (give them as [`Targets::quality`]); CIoU with
-    /// ε 1e-7; 16 bins, targets up to 15 − 0.01, mean over the four sides; weights 0.5, 7.5 and 1.5.
-    /// What Ultralytics multiplies by the batch size at the end is left to the caller.
+    /// YOLOv8 to v12 in Ultralytics (`v8DetectionLoss`):
+    ///
+    /// | | |
+    /// | --- | --- |
+    /// | classification | binary cross entropy (QFL with β 0), weight 0.5 |
+    /// | quality | [`Targets::quality`]: the assigner's target score |
+    /// | box | CIoU, ε 1e-7, weight 7.5 |
+    /// | distribution | 16 bins (reg_max 16), targets up to 14.99, weight 1.5 |
+    /// | box weight v | the quality |
+    /// | divided by | [`Normaliser::Ultralytics`] |
+    /// | anchor points | [`Points::Grid`] with offset 0.5 |
+    ///
+    /// Two things differ. α of CIoU is that of [`IouKind::Ciou`]: where IoU ≤ 0.5 it is 0 here, and
+    /// v / (v − IoU + 1 + ε) there. And Ultralytics multiplies the losses by the batch size, which is
+    /// left to the caller.
     pub fn ultralytics() -> Self {
         HeadLoss {
             qfl: QualityFocalLoss { beta: 0.0, loss_weight: 0.5, ..QualityFocalLoss::default() },

@@ -6,6 +6,7 @@ pub mod case;
 pub mod cpu;
 pub mod cuda;
 pub mod gpu;
+pub mod head;
 pub mod plan;
 pub mod random;
 pub mod reference;

@@ -1,0 +1,226 @@
+//! The classification loss of a level. Elements without a label go through vectors of f32, whatever
+//! the layout; labelled ones, and where f32 does not suit (logits that are not finite or are f64,
+//! an extreme scale, another beta than 2), through the functions of math.rs.
+
+use std::ops::Range;
+
+use super::order::{Block, CHANNEL, IMAGE, Order};
+use super::positives::Anchors;
+use crate::cpu::fits_single;
+use crate::element::Element;
+use crate::math::{LossGrad, qfl_background, qfl_soft};
+use crate::vector::{self, Isa, Out};
+
+/// The class logits of a level, and what all blocks of it need.
+pub(super) struct Classes<'a, T> {
+    pub order: Order,
+    logits: &'a [T],
+    anchors: &'a Anchors,
+    /// No weight is other than 1.
+    plain: bool,
+    /// f32 is enough.
+    single: bool,
+    beta: f64,
+    /// What the gradients are multiplied by.
+    factor: f64,
+    look_for_inf: bool,
+    /// The number of each labelled element and its quality, in order.
+    labelled: Vec<(usize, f64)>,
+}
+
+/// What a block gives: the sum of its losses, before normalisation.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sum {
+    pub loss: f64,
+    pub not_finite: bool,
+}
+
+/// Elements that are computed at a time: few enough to stay in the nearest cache.
+const TILE: usize = 1024;
+
+/// Memory for the elements of a tile.
+struct Room<T> {
+    logits: Vec<T>,
+    grad: Vec<T>,
+    weights: Vec<f32>,
+    scales: Vec<f32>,
+    losses: Vec<f32>,
+    widened: Vec<f32>,
+    narrow: Vec<f32>,
+}
+
+impl<'a, T: Element> Classes<'a, T> {
+    pub fn new(
+        order: Order,
+        logits: &'a [T],
+        anchors: &'a Anchors,
+        beta: f64,
+        factor: f64,
+        look_for_inf: bool,
+    ) -> Self {
+        let positions = order.extents[2];
+        let number = |anchor, class| order.number([anchor / positions, class, anchor % positions]);
+        let of_positives = anchors.positives.iter();
+        let mut labelled: Vec<_> = of_positives
+            .map(|positive| (number(positive.anchor, positive.class), positive.quality))
+            .collect();
+        labelled.sort_unstable_by_key(|&(element, _)| element);
+        let fits = |weight: f32| {
+            let weight = f64::from(weight);
+            fits_single(weight) && fits_single(weight * factor)
+        };
+        let [least, most] = anchors.weight_range;
+        let single = T::SINGLE && beta == 2.0 && (most == 0.0 || (fits(least) && fits(most)));
+        let plain = anchors.is_plain();
+        Classes { order, logits, anchors, plain, single, beta, factor, look_for_inf, labelled }
+    }
+
+    pub fn run(&self, isa: Isa, block: &mut Block<T>) -> Sum {
+        let mut room = Room::new(self);
+        let mut sum = Sum::default();
+        for start in block.elements.clone().step_by(TILE) {
+            let tile = start..block.elements.end.min(start + TILE);
+            let Room { logits: gathered, grad: to_scatter, .. } = &mut room;
+            let (mut gathered, mut to_scatter) = (std::mem::take(gathered), std::mem::take(to_scatter));
+            let together = self.order.contiguous(&tile);
+            let x = match together {
+                Some(place) => &self.logits[place..place + tile.len()],
+                None => {
+                    let gathered = &mut gathered[..tile.len()];
+                    self.order.gather(tile.clone(), self.logits, gathered);
+                    gathered
+                }
+            };
+            let mut grad = match (block.part.as_deref_mut(), together) {
+                (None, _) => None,
+                (Some(part), Some(place)) => Some(&mut part[place - block.start..][..tile.len()]),
+                (Some(_), None) => Some(&mut to_scatter[..tile.len()]),
+            };
+            self.write_weights(tile.clone(), &mut room.weights);
+            sum.loss += self.tile(isa, tile.clone(), x, grad.as_deref_mut(), &mut room);
+            if let Some(grad) = &grad {
+                sum.not_finite |= self.look_for_inf && T::any_not_finite(grad);
+            }
+            if let (Some(part), None) = (block.part.as_deref_mut(), together) {
+                self.order.scatter(tile.clone(), &to_scatter[..tile.len()], part, block.start);
+            }
+            (room.logits, room.grad) = (gathered, to_scatter);
+        }
+        sum
+    }
+
+    /// The weights of the elements of a tile.
+    fn write_weights(&self, tile: Range<usize>, weights: &mut [f32]) {
+        if self.plain {
+            return; // They are 1 already.
+        }
+        let (positions, fastest) = (self.order.extents[2], self.order.fastest());
+        for run in self.order.runs(tile.clone()) {
+            let [image, _, position] = run.first;
+            let weights = &mut weights[run.elements.start - tile.start..run.elements.end - tile.start];
+            let anchors = &self.anchors.weights[image * positions + position..];
+            match fastest {
+                CHANNEL => weights.fill(anchors[0]),
+                IMAGE => weights
+                    .iter_mut()
+                    .zip(anchors.iter().step_by(positions))
+                    .for_each(|(to, from)| *to = *from),
+                _ => weights.copy_from_slice(&anchors[..weights.len()]),
+            }
+        }
+    }
+
+    /// The loss of a tile; writes its gradient.
+    fn tile(&self, isa: Isa, tile: Range<usize>, x: &[T], grad: Option<&mut [T]>, room: &mut Room<T>) -> f64 {
+        let count = tile.len();
+        let from = self.labelled.partition_point(|&(element, _)| element < tile.start);
+        let labelled = &self.labelled[from..];
+        let labelled = &labelled[..labelled.partition_point(|&(element, _)| element < tile.end)];
+        if !self.single {
+            return self.double_tile(tile.start, x, labelled, &room.weights[..count], grad);
+        }
+        let (weights, losses) = (&room.weights[..count], &mut room.losses[..count]);
+        if !self.plain {
+            let factor = self.factor;
+            for (scale, &weight) in room.scales.iter_mut().zip(weights) {
+                *scale = (f64::from(weight) * factor) as f32;
+            }
+        }
+        let scales = &room.scales[..count];
+        let mut grad = grad;
+        let single = T::widen(isa, x, &mut room.widened);
+        match &mut grad {
+            Some(grad) => T::narrow(isa, grad, &mut room.narrow, |grad| {
+                vector::qfl_background(isa, single, scales, Out { loss: losses, grad: Some(grad) });
+                if !self.plain {
+                    for (grad, &weight) in grad.iter_mut().zip(weights) {
+                        *grad = if weight == 0.0 { 0.0 } else { *grad };
+                    }
+                }
+            }),
+            None => vector::qfl_background(isa, single, scales, Out { loss: losses, grad: None }),
+        }
+        if !self.plain {
+            for (loss, &weight) in losses.iter_mut().zip(weights) {
+                *loss = if weight == 0.0 { 0.0 } else { *loss * weight };
+            }
+        }
+        let mut labelled_loss = 0.0;
+        for &(element, quality) in labelled {
+            let at = element - tile.start;
+            let weight = f64::from(weights[at]);
+            if weight != 0.0 {
+                let LossGrad { loss, grad: slope } = qfl_soft(x[at].to_f64(), quality, self.beta);
+                (losses[at], labelled_loss) = (0.0, labelled_loss + loss * weight);
+                if let Some(grad) = &mut grad {
+                    grad[at] = T::from_f64(slope * weight * self.factor);
+                }
+            }
+        }
+        let mut loss = 0.0;
+        vector::sum(isa, losses, &mut loss);
+        loss += labelled_loss;
+        if loss.is_finite() { loss } else { self.double_tile(tile.start, x, labelled, weights, grad) }
+    }
+
+    /// The same, element by element.
+    fn double_tile(
+        &self,
+        first: usize,
+        x: &[T],
+        labelled: &[(usize, f64)],
+        weights: &[f32],
+        mut grad: Option<&mut [T]>,
+    ) -> f64 {
+        let (mut sum, mut labelled) = (0.0, labelled.iter().peekable());
+        for (i, x) in x.iter().enumerate() {
+            let quality = labelled.next_if(|&&(element, _)| element == first + i);
+            let weight = f64::from(weights[i]);
+            let LossGrad { loss, grad: slope } = match quality {
+                _ if weight == 0.0 => LossGrad { loss: 0.0, grad: 0.0 },
+                Some(&(_, quality)) => qfl_soft(x.to_f64(), quality, self.beta),
+                None => qfl_background(x.to_f64(), self.beta),
+            };
+            sum += loss * weight;
+            if let Some(grad) = &mut grad {
+                grad[i] = T::from_f64(slope * weight * self.factor);
+            }
+        }
+        sum
+    }
+}
+
+impl<T: Element> Room<T> {
+    fn new(classes: &Classes<T>) -> Self {
+        let singles = |value| vec![value; if classes.single { TILE } else { 0 }];
+        Room {
+            logits: vec![T::from_f64(0.0); TILE],
+            grad: vec![T::from_f64(0.0); TILE],
+            weights: vec![1.0; TILE],
+            scales: singles(classes.factor as f32),
+            losses: singles(0.0),
+            widened: singles(0.0),
+            narrow: singles(0.0),
+        }
+    }
+}

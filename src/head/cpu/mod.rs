@@ -1,0 +1,192 @@
+//! The head loss on the CPU, in two phases: the targets and the positives, which give what to
+//! divide by; then the classification loss of all anchors, and the gradients.
+//!
+//! Both phases go over blocks on all threads of the current rayon pool. Which elements a block has
+//! depends on shapes and layouts alone, and sums are added up in the order of the blocks: so the
+//! result does not depend on the number of threads.
+
+mod classes;
+mod order;
+mod positives;
+
+use rayon::prelude::*;
+
+use self::classes::{Classes, Sum};
+use self::order::{Block, CHANNEL, IMAGE, Order, POSITION, blocks};
+use self::positives::{Anchors, anchors, both};
+use super::{Gradients, HeadCall, LOSSES, Level, Normalisers};
+use crate::cpu::Host;
+use crate::element::Element;
+use crate::status::Status;
+use crate::vector::Isa;
+
+/// Phase one: the anchors of each level.
+fn look<T: Element>(call: &HeadCall<Host, T>) -> Vec<Anchors> {
+    let mut first = 0;
+    let of_level = |level: &Level<Host, T>| {
+        let of_level = anchors(call.head, level, call.batch, call.classes, first);
+        first += of_level.weights.len();
+        of_level
+    };
+    call.levels.iter().map(of_level).collect()
+}
+
+/// What these anchors say to divide by.
+fn of_anchors<T: Element>(call: &HeadCall<Host, T>, anchors: &[Anchors]) -> Normalisers {
+    let mut of_images = vec![0usize; call.batch];
+    let mut box_weights = 0.0;
+    for (level, anchors) in call.levels.iter().zip(anchors) {
+        for positive in &anchors.positives {
+            of_images[positive.anchor / level.positions()] += 1;
+        }
+        box_weights += anchors.sums()[0];
+    }
+    let least = usize::from(call.head.normaliser.rule().image_has_one);
+    let positives = of_images.iter().map(|&count| count.max(least)).sum::<usize>() as f64;
+    Normalisers { positives, box_weights }
+}
+
+pub(super) fn normalisers<T: Element>(call: &HeadCall<Host, T>) -> Normalisers {
+    of_anchors(call, &look(call))
+}
+
+/// Both phases; the losses are `[levels, 3]`.
+pub(super) fn run<T: Element>(
+    mut call: HeadCall<Host, T>,
+    losses: &mut [T::Loss],
+    gradients: Option<&mut [Gradients<Host, T>]>,
+) -> Status {
+    let anchors = look(&call);
+    let Normalisers { positives, box_weights } =
+        call.normalisers.unwrap_or_else(|| of_anchors(&call, &anchors));
+    let head = call.head;
+    let by = head.normaliser.rule().factors(positives, box_weights);
+    let weights = [head.qfl.loss_weight, head.iou_weight, head.dfl.loss_weight];
+    let factors = [0, 1, 2].map(|i| weights[i] * by[i]);
+    let grad_factors = factors.map(|factor| factor * call.grad_scale);
+
+    let mut gradients = gradients.map(|gradients| gradients.iter_mut());
+    let (mut status, mut not_finite) = (Status::default(), false);
+    for ((level, anchors), losses) in call.levels.iter().zip(&anchors).zip(losses.chunks_exact_mut(LOSSES)) {
+        let gradients = gradients.as_mut().and_then(Iterator::next);
+        let sum = run_level(&call, level, anchors, grad_factors, gradients);
+        let [_, iou, dfl] = anchors.sums();
+        for ((to, sum), factor) in losses.iter_mut().zip([sum.loss, iou, dfl]).zip(factors) {
+            *to = T::Loss::from_f64(sum * factor);
+        }
+        status.append(&anchors.status);
+        not_finite |= sum.not_finite;
+    }
+    if let Some(found_inf) = &mut call.found_inf
+        && not_finite
+    {
+        found_inf[0] = 1.0;
+    }
+    status
+}
+
+/// The sum of the classification losses of a level; writes its gradients.
+fn run_level<T: Element>(
+    call: &HeadCall<Host, T>,
+    level: &Level<Host, T>,
+    anchors: &Anchors,
+    [of_cls, of_iou, of_dfl]: [f64; LOSSES],
+    gradients: Option<&mut Gradients<Host, T>>,
+) -> Sum {
+    let isa = Isa::detect();
+    let (cls, boxes) = both(&level.logits);
+    let order = |layout, channels| Order::new(layout, [call.batch, channels, level.positions()]);
+    let of_classes = order(level.cls_layout, call.classes);
+    let look_for_inf = call.found_inf.is_some();
+    let classes = Classes::new(of_classes, cls, anchors, call.head.qfl.beta, of_cls, look_for_inf);
+    let Some(gradients) = gradients else {
+        return in_blocks(&of_classes, None, |block| classes.run(isa, block));
+    };
+    let of_boxes = Boxes {
+        order: order(level.box_layout, call.head.box_channels()),
+        logits: boxes,
+        anchors,
+        bins: call.head.bins,
+        factors: [of_iou, of_dfl],
+    };
+    let sum = in_blocks(&of_classes, Some(gradients.cls()), |block| classes.run(isa, block));
+    let boxes = in_blocks(&of_boxes.order, Some(gradients.boxes()), |block| of_boxes.run(block));
+    Sum { not_finite: sum.not_finite || boxes.not_finite, ..sum }
+}
+
+impl<T: Element> Gradients<'_, Host, T> {
+    /// The buffer that the gradients of the class logits are in.
+    fn cls(&mut self) -> &mut [T] {
+        match self {
+            Gradients::Separate { cls, .. } => cls,
+            Gradients::Joint(both) => both,
+        }
+    }
+
+    /// The buffer that the gradients of the box logits are in.
+    fn boxes(&mut self) -> &mut [T] {
+        match self {
+            Gradients::Separate { boxes, .. } => boxes,
+            Gradients::Joint(both) => both,
+        }
+    }
+}
+
+/// Runs `run` over the blocks of a tensor, on all threads if there are several, and adds up.
+fn in_blocks<T: Element>(
+    order: &Order,
+    buffer: Option<&mut [T]>,
+    run: impl Fn(&mut Block<T>) -> Sum + Send + Sync,
+) -> Sum {
+    let mut blocks = blocks(order, buffer);
+    let sums: Vec<Sum> = if blocks.len() < 2 {
+        blocks.iter_mut().map(run).collect()
+    } else {
+        blocks.par_iter_mut().map(run).collect()
+    };
+    sums.iter().fold(Sum::default(), |total, sum| Sum {
+        loss: total.loss + sum.loss,
+        not_finite: total.not_finite || sum.not_finite,
+    })
+}
+
+/// The gradient of a level's box logits.
+struct Boxes<'a, T> {
+    order: Order,
+    logits: &'a [T],
+    anchors: &'a Anchors,
+    bins: usize,
+    /// Of the box loss and of the distribution loss.
+    factors: [f64; 2],
+}
+
+impl<T: Element> Boxes<'_, T> {
+    fn run(&self, block: &mut Block<T>) -> Sum {
+        let (order, elements, start) = (&self.order, &block.elements, block.start);
+        let Some(grad) = block.part.as_deref_mut() else { return Sum::default() };
+        order.fill(elements.clone(), T::from_f64(0.0), grad, start);
+
+        let bounds = order.bounds(elements);
+        let (images, positions) = (&bounds[IMAGE], order.extents[POSITION]);
+        let positives = &self.anchors.positives;
+        let before = |anchor| positives.partition_point(|positive| positive.anchor < anchor);
+        let mut not_finite = false;
+        for image in images.clone() {
+            let of_image = [bounds[POSITION].start, bounds[POSITION].end].map(|at| image * positions + at);
+            for positive in &positives[before(of_image[0])..before(of_image[1])] {
+                let factors = self.factors.map(|factor| factor * positive.weight);
+                for channel in bounds[CHANNEL].clone() {
+                    let element = order.number([image, channel, positive.anchor % positions]);
+                    if elements.contains(&element) {
+                        let (place, side) = (order.place(element), &positive.sides[channel / self.bins]);
+                        let value = side.grad(channel % self.bins, self.logits[place].to_f64(), factors);
+                        let stored = T::from_f64(value);
+                        grad[place - start] = stored;
+                        not_finite |= !stored.to_f64().is_finite();
+                    }
+                }
+            }
+        }
+        Sum { loss: 0.0, not_finite }
+    }
+}

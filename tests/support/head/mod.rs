@@ -1,0 +1,356 @@
+//! A step of the head loss, as data: options, levels, targets; and where its tensors lie in memory.
+//!
+//! Logits and gradients are here `[batch, channels, positions]`, whatever their place in memory.
+
+pub mod cpu;
+pub mod reference;
+pub mod scenes;
+
+use gfocal::boxes::IouKind;
+use gfocal::head::{BoxWeight, HeadLoss, Layout, Normaliser, Normalisers, QualitySource};
+use gfocal::{Background, DistributionFocalLoss, QualityFocalLoss, Status};
+
+use super::case::Pass;
+use super::tolerance::{Number, Stored, check_elements, check_reduced};
+pub use reference::expect;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    Mmdetection,
+    Nanodet,
+    Ultralytics,
+}
+
+/// All options of the head loss but the epsilon of the IoU, which is the profile's.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub profile: Profile,
+    pub beta: f64,
+    pub background: Background,
+    pub ignore_label: Option<i64>,
+    pub target_eps: f64,
+    pub iou: IouKind,
+    /// Of classification, box and distribution loss.
+    pub weights: [f64; 3],
+    pub bins: usize,
+    pub quality: QualitySource,
+    pub box_weight: BoxWeight,
+    pub normaliser: Normaliser,
+}
+
+impl Settings {
+    /// What the constructors of [`HeadLoss`] promise.
+    pub fn of(profile: Profile) -> Settings {
+        let mmdetection = Settings {
+            profile,
+            beta: 2.0,
+            background: Background::Last,
+            ignore_label: None,
+            target_eps: 0.1,
+            iou: IouKind::Giou,
+            weights: [1.0, 2.0, 0.25],
+            bins: 17,
+            quality: QualitySource::Iou,
+            box_weight: BoxWeight::MaxScore,
+            normaliser: Normaliser::Mmdetection,
+        };
+        match profile {
+            Profile::Mmdetection => mmdetection,
+            Profile::Nanodet => Settings {
+                bins: 8,
+                quality: QualitySource::Given,
+                normaliser: Normaliser::Nanodet,
+                ..mmdetection
+            },
+            Profile::Ultralytics => Settings {
+                beta: 0.0,
+                target_eps: 0.01,
+                iou: IouKind::Ciou,
+                weights: [0.5, 7.5, 1.5],
+                bins: 16,
+                quality: QualitySource::Given,
+                box_weight: BoxWeight::Quality,
+                normaliser: Normaliser::Ultralytics,
+                ..mmdetection
+            },
+        }
+    }
+
+    pub fn iou_eps(&self) -> f64 {
+        if self.profile == Profile::Ultralytics { 1e-7 } else { 1e-6 }
+    }
+
+    pub fn profile(&self) -> HeadLoss {
+        match self.profile {
+            Profile::Mmdetection => HeadLoss::mmdetection(),
+            Profile::Nanodet => HeadLoss::nanodet(),
+            Profile::Ultralytics => HeadLoss::ultralytics(),
+        }
+    }
+
+    pub fn head(&self) -> gfocal::Result<HeadLoss> {
+        let qfl = QualityFocalLoss::new(self.beta)?
+            .with_background(self.background)
+            .with_loss_weight(self.weights[0])?;
+        let qfl = self.ignore_label.map_or(qfl, |label| qfl.with_ignore_label(label));
+        let dfl = DistributionFocalLoss::new(self.target_eps)?.with_loss_weight(self.weights[2])?;
+        Ok(self
+            .profile()
+            .with_qfl(qfl)
+            .with_dfl(dfl)
+            .with_iou(self.iou, self.weights[1])?
+            .with_bins(self.bins)?
+            .with_quality(self.quality)
+            .with_box_weight(self.box_weight)
+            .with_normaliser(self.normaliser))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum PointsAt {
+    Grid(f64),
+    Explicit(Vec<f32>),
+}
+
+#[derive(Clone, Debug)]
+pub struct LevelScene {
+    pub height: usize,
+    pub width: usize,
+    pub stride: f64,
+    pub points: PointsAt,
+    /// `[batch, classes, positions]`, before it is rounded to a storage type.
+    pub cls: Vec<f64>,
+    /// `[batch, 4 * bins, positions]`.
+    pub boxes: Vec<f64>,
+    pub labels: Vec<i64>,
+    pub label_weights: Option<Vec<f32>>,
+    pub box_targets: Vec<f32>,
+    pub quality: Option<Vec<f32>>,
+}
+
+impl LevelScene {
+    pub fn positions(&self) -> usize {
+        self.height * self.width
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Scene {
+    pub settings: Settings,
+    pub batch: usize,
+    pub classes: usize,
+    pub levels: Vec<LevelScene>,
+    /// Whether to give the labels as i32.
+    pub narrow: bool,
+    pub grad_scale: f64,
+    pub normalisers: Option<Normalisers>,
+}
+
+impl Scene {
+    pub fn box_channels(&self) -> usize {
+        4 * self.settings.bins
+    }
+
+    /// The scene on the logits that storage as `T` leaves.
+    pub fn stored_as<T: Stored>(&self) -> Scene {
+        let mut scene = self.clone();
+        for level in &mut scene.levels {
+            for x in level.cls.iter_mut().chain(&mut level.boxes) {
+                *x = T::from_f64(*x).to_f64();
+            }
+        }
+        scene
+    }
+
+    /// Some of the images, as a scene of their own.
+    pub fn images(&self, images: std::ops::Range<usize>) -> Scene {
+        let mut part = self.clone();
+        part.batch = images.len();
+        for level in &mut part.levels {
+            fn cut<T: Clone>(values: &mut Vec<T>, batch: usize, images: &std::ops::Range<usize>) {
+                let each = values.len() / batch;
+                *values = values[images.start * each..images.end * each].to_vec();
+            }
+            let positions = level.positions();
+            let cut64 = |values: &mut Vec<f64>| cut(values, self.batch, &images);
+            let cut32 = |values: &mut Vec<f32>| cut(values, self.batch, &images);
+            cut64(&mut level.cls);
+            cut64(&mut level.boxes);
+            cut(&mut level.labels, self.batch, &images);
+            cut32(&mut level.box_targets);
+            level.label_weights.as_mut().map(cut32);
+            level.quality.as_mut().map(cut32);
+            match &mut level.points {
+                PointsAt::Explicit(points) if points.len() != 2 * positions => cut32(points),
+                _ => {}
+            }
+        }
+        part
+    }
+}
+
+/// How the tensors of a level lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Nchw,
+    ChannelsLast,
+    /// Channels of a larger `[B, C', H, W]` tensor, boxes before classes.
+    Joint,
+    /// Channels of a larger `[B, H, W, C']` tensor, classes before boxes.
+    JointLast,
+    /// Nothing is next to anything, and images are the fastest axis.
+    Scattered,
+}
+
+impl Form {
+    pub const ALL: [Form; 5] =
+        [Form::Nchw, Form::ChannelsLast, Form::Joint, Form::JointLast, Form::Scattered];
+}
+
+/// Where the tensors of a level are.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement {
+    pub cls: Layout,
+    pub boxes: Layout,
+    /// The length of the buffer for both, or of one for each.
+    pub lengths: Result<usize, [usize; 2]>,
+}
+
+impl Form {
+    pub fn place(self, batch: usize, channels: [usize; 2], positions: usize) -> Placement {
+        let [classes, boxes] = channels;
+        let all = classes + boxes + 5;
+        match self {
+            Form::Nchw | Form::ChannelsLast => {
+                let layout = if self == Form::Nchw { Layout::nchw } else { Layout::channels_last };
+                Placement {
+                    cls: layout(classes, positions),
+                    boxes: layout(boxes, positions),
+                    lengths: Err(channels.map(|channels| batch * channels * positions)),
+                }
+            }
+            Form::Joint => {
+                let layout = Layout::nchw(all, positions);
+                let (boxes, cls) = (layout.from_channel(2), layout.from_channel(boxes + 3));
+                Placement { cls, boxes, lengths: Ok(batch * all * positions) }
+            }
+            Form::JointLast => {
+                let layout = Layout { offset: 3, ..Layout::channels_last(all, positions) };
+                let (cls, boxes) = (layout, layout.from_channel(classes + 1));
+                Placement { cls, boxes, lengths: Ok(3 + batch * all * positions) }
+            }
+            Form::Scattered => {
+                let layout = |channels| Layout {
+                    offset: 1,
+                    batch: 2,
+                    channel: 2 * batch + 1,
+                    position: channels * (2 * batch + 1),
+                };
+                let length = |channels| 2 + channels * (2 * batch + 1) * positions;
+                Placement { cls: layout(classes), boxes: layout(boxes), lengths: Err(channels.map(length)) }
+            }
+        }
+    }
+}
+
+/// The places of a tensor's elements, in its order.
+pub fn places(layout: &Layout, batch: usize, channels: usize, positions: usize) -> Vec<usize> {
+    let mut places = Vec::with_capacity(batch * channels * positions);
+    for image in 0..batch {
+        for channel in 0..channels {
+            let first = layout.offset + image * layout.batch + channel * layout.channel;
+            places.extend((0..positions).map(|position| first + position * layout.position));
+        }
+    }
+    places
+}
+
+/// The buffers of a level: one for both outputs, or one for each.
+#[derive(Clone, Debug)]
+pub struct Buffers<T> {
+    pub placement: Placement,
+    pub buffers: Vec<Vec<T>>,
+    places: [Vec<usize>; 2],
+}
+
+impl<T: Stored> Buffers<T> {
+    /// With nothing but `value` in them.
+    pub fn filled(scene: &Scene, level: &LevelScene, form: Form, value: f64) -> Buffers<T> {
+        let channels = [scene.classes, scene.box_channels()];
+        let placement = form.place(scene.batch, channels, level.positions());
+        let places_of = |layout, channels| places(layout, scene.batch, channels, level.positions());
+        let buffer = |length| vec![T::from_f64(value); length];
+        Buffers {
+            placement,
+            places: [places_of(&placement.cls, channels[0]), places_of(&placement.boxes, channels[1])],
+            buffers: match placement.lengths {
+                Ok(both) => vec![buffer(both)],
+                Err(each) => each.map(buffer).into(),
+            },
+        }
+    }
+
+    /// The logits; what is between them is NaN.
+    pub fn logits(scene: &Scene, level: &LevelScene, form: Form) -> Buffers<T> {
+        let mut logits = Buffers::filled(scene, level, form, f64::NAN);
+        let last = logits.buffers.len() - 1;
+        for (buffer, places, values) in [(0, 0, &level.cls), (last, 1, &level.boxes)] {
+            for (place, &value) in logits.places[places].iter().zip(values) {
+                logits.buffers[buffer][*place] = T::from_f64(value);
+            }
+        }
+        logits
+    }
+
+    /// Class and box tensor; asserts that all other places still hold `value`.
+    #[track_caller]
+    pub fn read(&self, value: f64) -> [Vec<T>; 2] {
+        let mut rest = self.buffers.clone();
+        let last = rest.len() - 1;
+        let tensors = [(0, 0), (last, 1)].map(|(buffer, places)| {
+            let buffer = &mut rest[buffer];
+            let take = |&place| std::mem::replace(&mut buffer[place], T::from_f64(value));
+            self.places[places].iter().map(take).collect()
+        });
+        let untouched = rest.iter().flatten().all(|&x| x == T::from_f64(value));
+        assert!(untouched, "something was written between the gradients");
+        tensors
+    }
+}
+
+/// What a call gave.
+#[derive(Clone, Debug)]
+pub struct Outcome<T: Stored> {
+    /// `[levels, 3]`.
+    pub losses: Vec<T::Loss>,
+    /// Of class and box logits, for each level; none after a forward pass.
+    pub grads: Vec<[Vec<T>; 2]>,
+    pub status: Status,
+    pub found_inf: f32,
+}
+
+/// What the flag holds before the call: neither of the values that a call could write.
+pub const FLAG_BEFORE: f32 = 0.375;
+/// What gradients hold before the call: no gradient of a scene.
+pub const GRAD_BEFORE: f64 = 77.0;
+
+/// Compares what a backend gave with the reference for the scene as it is stored.
+#[track_caller]
+pub fn check<T: Stored>(what: &str, pass: Pass, got: &Outcome<T>, want: &reference::Expected) {
+    let what = format!("{what} in {}, {pass:?}", T::NAME);
+    assert_eq!(got.losses.len(), want.losses.len(), "{what}: losses");
+    for (index, (&got, want)) in got.losses.iter().zip(&want.losses).enumerate() {
+        if let Some(want) = want {
+            check_reduced(&format!("{what}, loss {index}"), got, want);
+        }
+    }
+    let levels = if pass == Pass::Forward { 0 } else { want.grads.len() };
+    assert_eq!(got.grads.len(), levels, "{what}: levels of gradients");
+    for (level, (got, want)) in got.grads.iter().zip(&want.grads).enumerate() {
+        check_elements(&format!("{what}, level {level}, gradient of classes"), &got[0], &want[0]);
+        check_elements(&format!("{what}, level {level}, gradient of boxes"), &got[1], &want[1]);
+    }
+    let raised = got.grads.iter().flatten().flatten().any(|grad| !grad.to_f64().is_finite());
+    assert_eq!(got.found_inf, if raised { 1.0 } else { FLAG_BEFORE }, "{what}: found_inf");
+    assert_eq!(got.status, want.status, "{what}: status");
+}

@@ -1,0 +1,367 @@
+//! The head loss in plain f64, from the formulas of the paper and of mmdetection's `GFLHead`.
+//!
+//! The derivatives of the box losses are computed by dual numbers, so that no formula for them is
+//! shared with anyone. Shares no code with the library.
+
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+use gfocal::boxes::IouKind;
+use gfocal::head::{BoxWeight, Normaliser, Normalisers, QualitySource};
+use gfocal::{Background, Status};
+
+use super::{LevelScene, PointsAt, Scene};
+use crate::support::reference::{dfl, integral, qfl};
+use crate::support::tolerance::Want;
+
+/// What a call must give. `None`: nothing is promised of this element.
+pub struct Expected {
+    pub losses: Vec<Option<Want>>,
+    pub grads: Vec<[Vec<Option<Want>>; 2]>,
+    pub status: Status,
+    pub normalisers: Normalisers,
+}
+
+/// A number and its derivative.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dual(pub f64, pub f64);
+
+impl Add for Dual {
+    type Output = Dual;
+    fn add(self, other: Dual) -> Dual {
+        Dual(self.0 + other.0, self.1 + other.1)
+    }
+}
+impl Sub for Dual {
+    type Output = Dual;
+    fn sub(self, other: Dual) -> Dual {
+        Dual(self.0 - other.0, self.1 - other.1)
+    }
+}
+impl Mul for Dual {
+    type Output = Dual;
+    fn mul(self, other: Dual) -> Dual {
+        Dual(self.0 * other.0, self.1 * other.0 + self.0 * other.1)
+    }
+}
+impl Div for Dual {
+    type Output = Dual;
+    fn div(self, other: Dual) -> Dual {
+        Dual(self.0 / other.0, (self.1 * other.0 - self.0 * other.1) / (other.0 * other.0))
+    }
+}
+impl Neg for Dual {
+    type Output = Dual;
+    fn neg(self) -> Dual {
+        Dual(-self.0, -self.1)
+    }
+}
+impl Dual {
+    fn constant(value: f64) -> Dual {
+        Dual(value, 0.0)
+    }
+    fn max(self, other: Dual) -> Dual {
+        if self.0 >= other.0 { self } else { other }
+    }
+    fn min(self, other: Dual) -> Dual {
+        if self.0 <= other.0 { self } else { other }
+    }
+    fn atan(self) -> Dual {
+        Dual(self.0.atan(), self.1 / (1.0 + self.0 * self.0))
+    }
+}
+
+/// mmdetection's `bbox_overlaps`, `iou_loss` in its linear mode, `giou_loss`, `diou_loss` and
+/// `ciou_loss` of one box: the IoU and the loss.
+pub fn box_loss(kind: IouKind, pred: [Dual; 4], target: [f64; 4], eps: f64) -> [Dual; 2] {
+    let constant = Dual::constant;
+    let [x1, y1, x2, y2] = pred;
+    let [tx1, ty1, tx2, ty2] = target.map(constant);
+    let (eps, zero, one) = (constant(eps), constant(0.0), constant(1.0));
+    let overlap = (x2.min(tx2) - x1.max(tx1)).max(zero) * (y2.min(ty2) - y1.max(ty1)).max(zero);
+    let union = (x2 - x1) * (y2 - y1) + (tx2 - tx1) * (ty2 - ty1) - overlap;
+    let iou = overlap / union.max(eps);
+    let (cw, ch) = (x2.max(tx2) - x1.min(tx1), y2.max(ty2) - y1.min(ty1));
+    let (cw, ch) = (cw.max(zero), ch.max(zero));
+    let loss = match kind {
+        IouKind::Iou => one - iou,
+        IouKind::Giou => {
+            let hull = (cw * ch).max(eps);
+            one - (iou - (hull - union.max(eps)) / hull)
+        }
+        IouKind::Diou | IouKind::Ciou => {
+            let iou = overlap / (union + eps);
+            let diagonal = cw * cw + ch * ch + eps;
+            let (dx, dy) = ((tx1 + tx2) - (x1 + x2), (ty1 + ty2) - (y1 + y2));
+            let distance = (dx * dx + dy * dy) / constant(4.0) / diagonal;
+            let diou = iou - distance;
+            if kind == IouKind::Diou {
+                one - diou
+            } else {
+                let ratio = |w: Dual, h: Dual| (w / (h + eps)).atan();
+                let angle = ratio(tx2 - tx1, ty2 - ty1) - ratio(x2 - x1, y2 - y1);
+                let v = constant(4.0 / std::f64::consts::PI.powi(2)) * angle * angle;
+                let alpha = if iou.0 > 0.5 { v.0 / (1.0 - iou.0 + v.0) } else { 0.0 };
+                one - (diou - constant(alpha) * v)
+            }
+        }
+        other => panic!("{other:?} is not known here"),
+    };
+    [iou, loss]
+}
+
+/// What the targets say of an anchor.
+enum Anchor {
+    Nothing,
+    Background,
+    Positive(usize),
+}
+
+/// All of a positive before normalisation.
+struct Positive {
+    image: usize,
+    position: usize,
+    class: usize,
+    q: f64,
+    v: f64,
+    iou_loss: f64,
+    dfl_loss: f64,
+    /// Of box loss and distribution loss, for each box logit; `None` where nothing is promised.
+    grads: Vec<Option<[f64; 2]>>,
+}
+
+impl Scene {
+    fn cls(&self, level: &LevelScene, image: usize, position: usize) -> Vec<f64> {
+        let (classes, positions) = (self.classes, level.positions());
+        (0..classes).map(|c| level.cls[(image * classes + c) * positions + position]).collect()
+    }
+
+    fn sides(&self, level: &LevelScene, image: usize, position: usize) -> [Vec<f64>; 4] {
+        let (bins, positions) = (self.settings.bins, level.positions());
+        [0, 1, 2, 3].map(|side| {
+            let at = |bin| ((image * 4 + side) * bins + bin) * positions + position;
+            (0..bins).map(|bin| level.boxes[at(bin)]).collect()
+        })
+    }
+
+    fn anchor(&self, level: &LevelScene, anchor: usize, row: usize, status: &mut Status) -> Anchor {
+        let (label, settings) = (level.labels[anchor], &self.settings);
+        let masked = level.label_weights.as_ref().is_some_and(|weights| weights[anchor] == 0.0);
+        if settings.ignore_label == Some(label) {
+            return Anchor::Nothing;
+        }
+        let classes = i64::try_from(self.classes).expect("a small number");
+        let class = match settings.background {
+            Background::Last if label < 0 || label == classes => return Anchor::Background,
+            Background::First if label == 0 => return Anchor::Background,
+            Background::Last if label < classes => label,
+            Background::First if (1..=classes).contains(&label) => label - 1,
+            _ => {
+                if !masked {
+                    status.bad_labels += 1;
+                    status.first_bad_row = status.first_bad_row.or(Some(row as u64));
+                }
+                return Anchor::Nothing;
+            }
+        };
+        let mut numbers = level.box_targets[4 * anchor..4 * anchor + 4].to_vec();
+        numbers.extend(self.point(level, anchor).map(|x| x as f32));
+        let given = match (settings.quality, &level.quality) {
+            (QualitySource::Given, Some(quality)) => quality[anchor],
+            _ => 0.0,
+        };
+        if given.is_nan() || numbers.iter().any(|x| !x.is_finite()) {
+            status.bad_qualities += 1;
+            status.first_bad_row = status.first_bad_row.or(Some(row as u64));
+            return Anchor::Nothing;
+        }
+        Anchor::Positive(class as usize)
+    }
+
+    /// In units of the stride.
+    fn point(&self, level: &LevelScene, anchor: usize) -> [f64; 2] {
+        let positions = level.positions();
+        match &level.points {
+            PointsAt::Grid(offset) => {
+                let (x, y) = (anchor % positions % level.width, anchor % positions / level.width);
+                [(x as f64 + offset) * level.stride / level.stride, (y as f64 + offset)]
+            }
+            PointsAt::Explicit(points) => {
+                let at = if points.len() == 2 * positions { anchor % positions } else { anchor };
+                [points[2 * at], points[2 * at + 1]].map(|x| f64::from(x) / level.stride)
+            }
+        }
+    }
+
+    fn positive(
+        &self,
+        level: &LevelScene,
+        anchor: usize,
+        class: usize,
+        row: usize,
+        status: &mut Status,
+    ) -> Positive {
+        let settings = &self.settings;
+        let (image, position) = (anchor / level.positions(), anchor % level.positions());
+        let (cls, sides) = (self.cls(level, image, position), self.sides(level, image, position));
+        let [x, y] = self.point(level, anchor);
+        let target = [0, 1, 2, 3].map(|i| f64::from(level.box_targets[4 * anchor + i]) / level.stride);
+        let known = sides.iter().flatten().all(|z| z.is_finite());
+
+        let distances = [0, 1, 2, 3].map(|side| integral(&sides[side]));
+        let pred = |by: usize| {
+            let e = |side: usize| Dual(distances[side].0, if side == by { 1.0 } else { 0.0 });
+            let at = Dual::constant;
+            [at(x) - e(0), at(y) - e(1), at(x) + e(2), at(y) + e(3)]
+        };
+        let losses = [0, 1, 2, 3].map(|side| box_loss(settings.iou, pred(side), target, settings.iou_eps()));
+        let [iou, iou_loss] = losses[0].map(|dual| dual.0);
+        let q = match (settings.quality, &level.quality) {
+            (QualitySource::Given, Some(quality)) => f64::from(quality[anchor]).clamp(0.0, 1.0),
+            _ if !known => f64::NAN,
+            _ => iou.clamp(0.0, 1.0),
+        };
+        let most = cls.iter().fold(f64::NEG_INFINITY, |most, &x| most.max(x));
+        let v = match settings.box_weight {
+            BoxWeight::Quality => q,
+            BoxWeight::MaxScore if cls.iter().any(|x| x.is_nan()) => f64::NAN,
+            BoxWeight::MaxScore => 1.0 / (1.0 + (-most).exp()),
+        };
+
+        let last = (settings.bins - 1) as f64 - settings.target_eps;
+        let targets = [x - target[0], y - target[1], target[2] - x, target[3] - y];
+        let beyond = targets.iter().filter(|&&t| t < 0.0 || t > last).count();
+        if beyond > 0 {
+            status.out_of_range_targets += beyond as u32;
+            status.first_bad_row = status.first_bad_row.or(Some(row as u64));
+        }
+        let (mut dfl_loss, mut grads) = (0.0, Vec::new());
+        for side in 0..4 {
+            let z = &sides[side];
+            if z.iter().any(|z| !z.is_finite()) {
+                dfl_loss = f64::NAN;
+                grads.extend(z.iter().map(|z| (!z.is_finite()).then_some([f64::NAN; 2])));
+                continue;
+            }
+            let (loss, of_dfl) = dfl(z, targets[side].clamp(0.0, last));
+            dfl_loss += loss;
+            let slope = losses[side][1].1;
+            let both = distances[side].1.iter().zip(&of_dfl).map(|(integral, dfl)| [slope * integral, *dfl]);
+            grads.extend(both.map(|both| known.then_some(both)));
+        }
+        let iou_loss = if known { iou_loss } else { f64::NAN };
+        Positive { image, position, class, q, v, iou_loss, dfl_loss, grads }
+    }
+}
+
+/// What the scene must give.
+pub fn expect(scene: &Scene) -> Expected {
+    let settings = &scene.settings;
+    let (mut status, mut row) = (Status::default(), 0);
+    let mut positives: Vec<Vec<Positive>> = Vec::new();
+    // The weight of each anchor in the classification loss; 0 if it gives nothing.
+    let mut weights: Vec<Vec<f64>> = Vec::new();
+    for level in &scene.levels {
+        let (mut of_level, mut weights_of_level) = (Vec::new(), Vec::new());
+        for anchor in 0..scene.batch * level.positions() {
+            let weight = level.label_weights.as_ref().map_or(1.0, |weights| f64::from(weights[anchor]));
+            weights_of_level.push(match scene.anchor(level, anchor, row, &mut status) {
+                Anchor::Nothing => 0.0,
+                Anchor::Background => weight,
+                Anchor::Positive(class) => {
+                    of_level.push(scene.positive(level, anchor, class, row, &mut status));
+                    weight
+                }
+            });
+            row += 1;
+        }
+        positives.push(of_level);
+        weights.push(weights_of_level);
+    }
+
+    let all = || positives.iter().flatten();
+    let sum_v: f64 = all().map(|positive| positive.v).sum();
+    let of_image = |image| all().filter(|positive| positive.image == image).count();
+    let count = match settings.normaliser {
+        Normaliser::Mmdetection => (0..scene.batch).map(|image| of_image(image).max(1)).sum(),
+        _ => all().count(),
+    };
+    let normalisers = Normalisers { positives: count as f64, box_weights: sum_v };
+    let Normalisers { positives: n, box_weights } = scene.normalisers.unwrap_or(normalisers);
+    let w = box_weights.max(1.0);
+    let eps = 2f64.powi(-23);
+    let divisors = match settings.normaliser {
+        Normaliser::Mmdetection => [n + eps, w * (1.0 + eps), w * (4.0 + eps)],
+        Normaliser::Nanodet => [n.max(1.0), w, 4.0 * w],
+        Normaliser::Ultralytics => [w, w, 4.0 * w],
+    };
+    let factors = [0, 1, 2].map(|i| settings.weights[i] / divisors[i]);
+    // With a weight that is NaN nothing is promised of what W divides.
+    let known = !box_weights.is_nan();
+
+    let (mut losses, mut grads) = (Vec::new(), Vec::new());
+    for ((level, positives), weights) in scene.levels.iter().zip(&positives).zip(&weights) {
+        let positions = level.positions();
+        let mut sum = Want::ZERO;
+        let mut add = |loss: f64, weight: f64, factor: f64, cancels: bool| {
+            sum.value += loss * weight * factor;
+            sum.magnitude += (loss * weight * factor).abs();
+            sum.scale = sum.scale.max((weight * factor).abs());
+            sum.cancels |= cancels;
+        };
+        let mut of_cls = vec![None; scene.batch * scene.classes * positions];
+        let mut of_boxes = vec![Some(Want::ZERO); scene.batch * scene.box_channels() * positions];
+        let known_cls = known || settings.normaliser != Normaliser::Ultralytics;
+        for (anchor, &weight) in weights.iter().enumerate() {
+            let (image, position) = (anchor / positions, anchor % positions);
+            let positive = positives.binary_search_by_key(&anchor, |p| p.image * positions + p.position).ok();
+            let positive = positive.map(|at| &positives[at]);
+            for (c, x) in scene.cls(level, image, position).into_iter().enumerate() {
+                let want = &mut of_cls[(image * scene.classes + c) * positions + position];
+                if weight == 0.0 {
+                    *want = Some(Want::ZERO);
+                    continue;
+                }
+                let y = positive.filter(|positive| positive.class == c).map_or(0.0, |positive| positive.q);
+                let (loss, grad) = if y.is_nan() { (f64::NAN, f64::NAN) } else { qfl(x, y, settings.beta) };
+                add(loss, weight, factors[0], y > 0.0);
+                let promised = known_cls || grad.is_nan();
+                *want = promised.then(|| Want::new(grad, weight * factors[0] * scene.grad_scale, y > 0.0));
+            }
+        }
+        losses.push((known_cls || sum.value.is_nan()).then_some(sum));
+        let (mut iou, mut dfl) = (Want::ZERO, Want::ZERO);
+        for positive in positives {
+            for (want, loss, factor) in
+                [(&mut iou, positive.iou_loss, factors[1]), (&mut dfl, positive.dfl_loss, factors[2])]
+            {
+                let value = positive.v * loss * factor;
+                want.value += value;
+                want.magnitude += value.abs();
+                want.scale = want.scale.max((positive.v * factor).abs());
+                want.cancels = true;
+            }
+            for (channel, grad) in positive.grads.iter().enumerate() {
+                let at = (positive.image * scene.box_channels() + channel) * positions + positive.position;
+                of_boxes[at] = grad.map(|[of_iou, of_dfl]| {
+                    let scale = scene.grad_scale * positive.v;
+                    let [iou, dfl] = [of_iou * factors[1], of_dfl * factors[2]].map(|grad| grad * scale);
+                    Want {
+                        value: iou + dfl,
+                        magnitude: iou.abs() + dfl.abs(),
+                        // A distance is rounded as a coordinate is, to so much of the largest.
+                        scale: (factors[1] * scale).abs().max((factors[2] * scale).abs()),
+                        cancels: true,
+                    }
+                });
+                if !known && of_boxes[at].is_some_and(|want| want.value.is_finite()) {
+                    of_boxes[at] = None;
+                }
+            }
+        }
+        for want in [iou, dfl] {
+            losses.push((known || want.value.is_nan()).then_some(want));
+        }
+        grads.push([of_cls, of_boxes]);
+    }
+    Expected { losses, grads, status, normalisers }
+}

@@ -1,0 +1,198 @@
+//! Scenes: golden ones, and random ones.
+
+use gfocal::Background;
+use gfocal::head::QualitySource;
+
+use super::{LevelScene, PointsAt, Profile, Scene, Settings};
+use crate::support::random::Random;
+use crate::support::vectors::Vectors;
+
+/// A scene of mmdetection's, and what it gave there in f64.
+pub struct Golden {
+    pub name: &'static str,
+    pub scene: Scene,
+    /// `[levels, 3]`.
+    pub losses: Vec<f64>,
+    /// Of class and box logits, for each level.
+    pub grads: Vec<[Vec<f64>; 2]>,
+    /// The average factor of the classification loss.
+    pub positives: f64,
+    /// Centres of the anchors, `[batch, positions, 2]`, for each level.
+    pub centres: Vec<Vec<f32>>,
+}
+
+pub const GOLDEN: [&str; 3] = ["head_coco", "head_no_gt", "head_small"];
+
+pub fn golden(name: &'static str) -> Golden {
+    let file = Vectors::open(format!("tests/golden/{name}.safetensors"));
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    let (case, weights) = (&file.case, &file.case["weights"]);
+    let settings = Settings {
+        beta: number(&case["beta"]),
+        weights: ["qfl", "giou", "dfl"].map(|name| number(&weights[name])),
+        bins: number(&case["reg_max"]) as usize + 1,
+        ..Settings::of(Profile::Mmdetection)
+    };
+    let strides = case["strides"].as_array().expect("strides");
+    let (mut levels, mut losses, mut grads, mut centres) = (vec![], vec![], vec![], vec![]);
+    for (i, stride) in strides.iter().enumerate() {
+        let named = |name: &str| format!("level{i}.{name}");
+        let [_, _, height, width] = file.shape(&named("cls_logits"))[..] else { panic!("four axes") };
+        let f64s = |name: &str| file.f32s(&named(name)).into_iter().map(f64::from).collect();
+        levels.push(LevelScene {
+            height,
+            width,
+            stride: number(stride),
+            points: PointsAt::Grid(0.0),
+            cls: f64s("cls_logits"),
+            boxes: f64s("box_logits"),
+            labels: file.i64s(&named("labels")),
+            label_weights: Some(file.f32s(&named("label_weights"))),
+            box_targets: file.f32s(&named("box_targets")),
+            quality: None,
+        });
+        losses.extend(["loss_cls", "loss_bbox", "loss_dfl"].map(|name| file.f64s(&named(name))[0]));
+        grads.push(["grad_cls_logits", "grad_box_logits"].map(|name| file.f64s(&named(name))));
+        let anchors = file.f32s(&named("anchors"));
+        let centre = |a: &[f32]| [(a[0] + a[2]) / 2.0, (a[1] + a[3]) / 2.0];
+        centres.push(anchors.chunks_exact(4).flat_map(centre).collect());
+    }
+    let [batch, classes, ..] = file.shape("level0.cls_logits")[..] else { panic!("four axes") };
+    let scene = Scene { settings, batch, classes, levels, narrow: false, grad_scale: 1.0, normalisers: None };
+    Golden { name, scene, losses, grads, positives: number(&case["num_pos"]), centres }
+}
+
+/// What a random scene is like.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    pub settings: Settings,
+    pub batch: usize,
+    pub classes: usize,
+    /// Height, width and stride of each level.
+    pub sizes: Vec<(usize, usize, f64)>,
+    /// How many anchors are positive.
+    pub positives: f64,
+    /// Weights, some of them 0 and over NaN logits, and labels that are ignored.
+    pub masks: bool,
+    /// Labels, qualities and targets that cannot be used, and targets beyond the bins.
+    pub faults: bool,
+    /// Logits that are inf or NaN.
+    pub not_finite: bool,
+}
+
+impl Recipe {
+    pub fn new(settings: Settings) -> Recipe {
+        Recipe {
+            settings,
+            batch: 2,
+            classes: 3,
+            sizes: vec![(7, 9, 8.0), (3, 5, 16.0), (1, 1, 32.0)],
+            positives: 0.2,
+            masks: false,
+            faults: false,
+            not_finite: false,
+        }
+    }
+
+    pub fn scene(&self, random: &mut Random) -> Scene {
+        let levels = self.sizes.iter().map(|&size| self.level(random, size)).collect();
+        Scene {
+            settings: self.settings,
+            batch: self.batch,
+            classes: self.classes,
+            levels,
+            narrow: random.chance(0.5),
+            grad_scale: [1.0, 1.0, 1024.0, -0.5][random.index(4)],
+            normalisers: None,
+        }
+    }
+
+    fn level(&self, random: &mut Random, (height, width, stride): (usize, usize, f64)) -> LevelScene {
+        let (batch, settings, positions) = (self.batch, &self.settings, height * width);
+        let (anchors, bins) = (batch * positions, settings.bins);
+        let mut cls = random.many(batch * self.classes * positions, -7.0, 2.0);
+        let mut boxes = random.many(batch * 4 * bins * positions, -3.0, 3.0);
+        let points = match random.index(4) {
+            0 => PointsAt::Grid(0.0),
+            1 => PointsAt::Grid(0.5),
+            kind => {
+                let count = if kind == 2 { positions } else { anchors };
+                let mut point = |i: usize, size| (i as f64 + random.between(0.2, 0.8)) * stride * size;
+                let both =
+                    |i: usize| [point(i % width, 1.0) as f32, point(i % positions / width, 1.0) as f32];
+                PointsAt::Explicit((0..count).flat_map(both).collect())
+            }
+        };
+        let at = |anchor: usize| match &points {
+            PointsAt::Grid(offset) => {
+                let position = anchor % positions;
+                [position % width, position / width].map(|i| (i as f64 + offset) * stride)
+            }
+            PointsAt::Explicit(points) => {
+                let i = if points.len() == 2 * positions { anchor % positions } else { anchor };
+                [points[2 * i].into(), points[2 * i + 1].into()]
+            }
+        };
+        let first = i64::from(settings.background == Background::First);
+        let background = if first == 1 { 0 } else { self.classes as i64 };
+        let (mut labels, mut weights, mut targets, mut quality) = (vec![], vec![], vec![], vec![]);
+        for anchor in 0..anchors {
+            let positive = random.chance(self.positives);
+            labels.push(if positive { first + random.index(self.classes) as i64 } else { background });
+            weights.push(1.0f32);
+            quality.push(if positive { random.unit() as f32 } else { f32::NAN });
+            let last = (bins - 1) as f64 - settings.target_eps;
+            let mut side = || {
+                if self.faults && random.chance(0.1) {
+                    [-0.3, last + 0.7][random.index(2)]
+                } else {
+                    random.between(0.02, 0.98) * last
+                }
+            };
+            let [x, y] = at(anchor);
+            let [left, top, right, bottom] = [side(), side(), side(), side()].map(|side| side * stride);
+            let corners = [x - left, y - top, x + right, y + bottom].map(|x| x as f32);
+            targets.extend(if positive { corners } else { [f32::NAN; 4] });
+            if self.faults && random.chance(0.08) {
+                match random.index(3) {
+                    0 => *labels.last_mut().expect("a label") = background + self.classes as i64 + 7,
+                    1 => targets[4 * anchor + random.index(4)] = [f32::NAN, f32::INFINITY][random.index(2)],
+                    _ => *quality.last_mut().expect("a quality") = [f32::NAN, -0.5, 1.5][random.index(3)],
+                }
+            }
+            if self.masks && random.chance(0.3) {
+                match random.index(3) {
+                    0 => labels[anchor] = settings.ignore_label.unwrap_or(background),
+                    1 => weights[anchor] = random.between(0.1, 2.0) as f32,
+                    _ => weights[anchor] = 0.0,
+                }
+                let (image, position) = (anchor / positions, anchor % positions);
+                if labels[anchor] == settings.ignore_label.unwrap_or(background) && weights[anchor] == 0.0 {
+                    cls[(image * self.classes + random.index(self.classes)) * positions + position] =
+                        f64::NAN;
+                    boxes[image * 4 * bins * positions + position] = f64::NAN;
+                }
+            }
+        }
+        if self.not_finite {
+            for x in cls.iter_mut().chain(&mut boxes) {
+                if random.chance(0.01) {
+                    *x = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][random.index(3)];
+                }
+            }
+        }
+        let given = settings.quality == QualitySource::Given;
+        LevelScene {
+            height,
+            width,
+            stride,
+            points,
+            cls,
+            boxes,
+            labels,
+            label_weights: (self.masks || random.chance(0.5)).then_some(weights),
+            box_targets: targets,
+            quality: (given || random.chance(0.3)).then_some(quality),
+        }
+    }
+}
