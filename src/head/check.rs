@@ -122,20 +122,19 @@ impl HeadLoss {
         fits(sizes.logits)?;
         let Some(gradients) = sizes.gradients else { return Ok(()) };
         fits(gradients)?;
-        match (sizes.logits, gradients) {
-            (BufferSizes::Separate { .. }, BufferSizes::Separate { .. }) => {
-                cls.check_distinct(level)?;
-                boxes.check_distinct(level)
-            }
-            (BufferSizes::Joint(_), BufferSizes::Joint(_)) => {
-                cls.joined(&boxes, level)?.check_distinct(level)
-            }
-            _ => Err(Error::Layout {
-                level,
-                tensor: "gradients",
-                reason: "they must be joint if the logits are",
-            }),
+        let is_joint = |sizes| matches!(sizes, BufferSizes::Joint(_));
+        if is_joint(sizes.logits) != is_joint(gradients) {
+            let reason = "they must be joint if the logits are";
+            return Err(Error::Layout { level, tensor: "gradients", reason });
         }
+        if anchors == 0 {
+            return Ok(()); // There is nothing to overlap.
+        }
+        if is_joint(gradients) {
+            return cls.joined(&boxes, level)?.check_distinct(level);
+        }
+        cls.check_distinct(level)?;
+        boxes.check_distinct(level)
     }
 }
 

@@ -1,0 +1,135 @@
+//! Shows, by central differences in f64, that the gradients of the head loss are the derivatives of
+//! its losses with q, v, N and W held fixed, and that these are indeed taken as constants.
+
+mod support;
+
+use gfocal::boxes::IouKind;
+use gfocal::head::{BoxWeight, Normaliser, QualitySource};
+use support::Pass;
+use support::head::scenes::Recipe;
+use support::head::{Form, Outcome, Profile, Scene, Settings, cpu};
+use support::random::Random;
+
+const STEP: f64 = 1e-5;
+
+fn run(scene: &Scene, pass: Pass) -> Outcome<f64> {
+    cpu::run(scene, Form::Nchw, pass).expect("a legal call")
+}
+
+/// Derivatives of the sums over the levels of the three losses.
+fn slopes(scene: &Scene, move_by: impl Fn(&mut Scene, f64)) -> [f64; 3] {
+    let losses = |by: f64| {
+        let mut scene = scene.clone();
+        move_by(&mut scene, by);
+        let losses = run(&scene, Pass::Forward).losses;
+        [0, 1, 2].map(|which| losses.iter().skip(which).step_by(3).sum::<f64>())
+    };
+    let (above, below) = (losses(STEP), losses(-STEP));
+    [0, 1, 2].map(|which| (above[which] - below[which]) / (2.0 * STEP))
+}
+
+/// The tolerance is the method's: its truncation error, h²/6 times a third derivative, which is of
+/// the order of the losses here; and rounding, 2^-53 of a loss of order 10 over h.
+#[track_caller]
+fn close(what: &str, grad: f64, slope: f64) {
+    let good = (grad - slope).abs() <= 1e-6 * slope.abs() + 3e-9;
+    assert!(good, "{what}: gradient {grad:e}, difference quotient {slope:e}");
+}
+
+/// A scene with the normalisers held fixed, and no logit near a kink of QFL or of a box loss: boxes
+/// that meet their targets, with all coordinates different.
+fn scene(random: &mut Random, settings: Settings) -> Scene {
+    let recipe = Recipe {
+        batch: 2,
+        classes: 3,
+        sizes: vec![(2, 3, 8.0), (1, 2, 16.0)],
+        positives: 0.6,
+        ..Recipe::new(settings)
+    };
+    let mut scene = recipe.scene(random);
+    scene.grad_scale = 1.0;
+    scene.normalisers = Some(cpu::normalisers::<f64>(&scene, Form::Nchw).expect("a legal call"));
+    scene
+}
+
+fn settings() -> impl Iterator<Item = Settings> {
+    let profiles = [Profile::Mmdetection, Profile::Nanodet, Profile::Ultralytics];
+    profiles.into_iter().flat_map(|profile| {
+        IouKind::ALL.into_iter().map(move |iou| Settings { iou, bins: 5, ..Settings::of(profile) })
+    })
+}
+
+/// With given qualities as weights, all constants are out of the way: the gradient is the
+/// derivative of the total loss. But for CIoU, whose alpha is another constant.
+#[test]
+fn the_derivative_of_the_total_loss() {
+    let mut random = Random::new(83);
+    let frozen =
+        |settings| Settings { quality: QualitySource::Given, box_weight: BoxWeight::Quality, ..settings };
+    for settings in settings().map(frozen).filter(|settings| settings.iou != IouKind::Ciou) {
+        let scene = scene(&mut random, settings);
+        let got = run(&scene, Pass::ForwardBackward);
+        for level in 0..scene.levels.len() {
+            for i in 0..scene.levels[level].cls.len() {
+                let slope = slopes(&scene, |scene, by| scene.levels[level].cls[i] += by);
+                close(&format!("{settings:?}, class logit {i}"), got.grads[level][0][i], slope.iter().sum());
+            }
+            for i in 0..scene.levels[level].boxes.len() {
+                let slope = slopes(&scene, |scene, by| scene.levels[level].boxes[i] += by);
+                close(&format!("{settings:?}, box logit {i}"), got.grads[level][1][i], slope.iter().sum());
+            }
+        }
+    }
+}
+
+/// q is a constant: box logits move the classification loss, but that is no part of their gradient.
+/// So is v: class logits move the box losses.
+#[test]
+fn qualities_and_weights_are_constants() {
+    let mut random = Random::new(89);
+    let detached =
+        |settings| Settings { quality: QualitySource::Iou, box_weight: BoxWeight::MaxScore, ..settings };
+    for settings in settings().map(detached).filter(|settings| settings.iou != IouKind::Ciou) {
+        let scene = scene(&mut random, settings);
+        let got = run(&scene, Pass::ForwardBackward);
+        let (mut by_quality, mut by_weight) = (0.0f64, 0.0f64);
+        for level in 0..scene.levels.len() {
+            for i in 0..scene.levels[level].cls.len() {
+                let [cls, iou, dfl] = slopes(&scene, |scene, by| scene.levels[level].cls[i] += by);
+                close(&format!("{settings:?}, class logit {i}"), got.grads[level][0][i], cls);
+                by_weight = by_weight.max(iou.abs()).max(dfl.abs());
+            }
+            for i in 0..scene.levels[level].boxes.len() {
+                let [cls, iou, dfl] = slopes(&scene, |scene, by| scene.levels[level].boxes[i] += by);
+                close(&format!("{settings:?}, box logit {i}"), got.grads[level][1][i], iou + dfl);
+                by_quality = by_quality.max(cls.abs());
+            }
+        }
+        assert!(by_quality > 1e-4 && by_weight > 1e-4, "{settings:?}: nothing to be seen of q and v");
+    }
+}
+
+/// N and W are constants: the gradient is the same with those of the scene given, though they move.
+#[test]
+fn normalisers_are_constants() {
+    let mut random = Random::new(97);
+    for normaliser in [Normaliser::Mmdetection, Normaliser::Nanodet, Normaliser::Ultralytics] {
+        let settings = Settings {
+            normaliser,
+            quality: QualitySource::Iou,
+            bins: 5,
+            ..Settings::of(Profile::Mmdetection)
+        };
+        let given = scene(&mut random, settings);
+        let own = Scene { normalisers: None, ..given.clone() };
+        let w = given.normalisers.expect("given").box_weights;
+        assert!(w > 1.0, "the minimum has no part in this");
+        assert_eq!(run(&given, Pass::ForwardBackward).grads, run(&own, Pass::ForwardBackward).grads);
+        // A class logit of a positive moves W, and so the box loss of other positives.
+        let moves = (0..own.levels[0].cls.len()).any(|i| {
+            let slope = |scene| slopes(scene, |scene, by| scene.levels[0].cls[i] += by);
+            (slope(&own)[1] - slope(&given)[1]).abs() > 1e-4
+        });
+        assert!(moves, "{normaliser:?}: nothing to be seen of W");
+    }
+}
