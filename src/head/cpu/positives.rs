@@ -188,12 +188,15 @@ fn positive<T: Element>(
     let (cls, boxes) = both(&level.logits);
     let (image, position) = (anchor / level.positions(), anchor % level.positions());
     let bins = head.bins;
-    let z = |channel| boxes[level.box_layout.place(image, channel, position)].to_f64();
+    // Together, because in most layouts each is in a part of memory of its own.
+    let logit = |channel| boxes[level.box_layout.place(image, channel, position)].to_f64();
+    let z: Vec<f64> = (0..4 * bins).map(logit).collect();
 
-    let softmaxes = [0, 1, 2, 3].map(|side| softmax((0..bins).map(|bin| z(side * bins + bin))));
+    let softmaxes = [0, 1, 2, 3].map(|side| softmax(z[side * bins..][..bins].iter().copied()));
     let distances = [0, 1, 2, 3].map(|side| {
         let Softmax { peak, total, .. } = softmaxes[side];
-        (0..bins).map(|bin| bin as f64 * exp_below(z(side * bins + bin), peak)).sum::<f64>() / total
+        let z = z[side * bins..][..bins].iter().enumerate();
+        z.map(|(bin, &z)| bin as f64 * exp_below(z, peak)).sum::<f64>() / total
     });
     let pred = distances_to_box(target.point, distances);
     let IouLoss { iou, loss: iou_loss, grad } = iou_loss(head.iou, pred, target.corners, head.iou_eps);
@@ -220,7 +223,7 @@ fn positive<T: Element>(
         let of_side = Side {
             distance: distances[side],
             slope: if side < 2 { -grad[side] } else { grad[side] },
-            dfl: dfl(&target, &softmax, z(first), z(first + 1)),
+            dfl: dfl(&target, &softmax, z[first], z[first + 1]),
             target,
             softmax,
         };
