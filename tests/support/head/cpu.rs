@@ -3,10 +3,10 @@
 use gfocal::head::{Gradients, Level, Logits, Normalisers, Points, Targets};
 use gfocal::{Element, Host, Result};
 
+use super::super::case::Pass;
+use super::super::cpu::narrowed;
+use super::super::tolerance::Stored;
 use super::{Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, Outcome, PointsAt, Scene};
-use crate::support::case::Pass;
-use crate::support::cpu::narrowed;
-use crate::support::tolerance::Stored;
 
 /// Lets `run` work on the levels of a scene.
 pub fn with_levels<T: Stored, R>(scene: &Scene, form: Form, run: impl FnOnce(&[Level<Host, T>]) -> R) -> R {

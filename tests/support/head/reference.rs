@@ -9,9 +9,9 @@ use gfocal::boxes::IouKind;
 use gfocal::head::{BoxWeight, Normaliser, Normalisers, QualitySource};
 use gfocal::{Background, Status};
 
+use super::super::reference::{dfl, integral, qfl};
+use super::super::tolerance::Want;
 use super::{LevelScene, PointsAt, Scene};
-use crate::support::reference::{dfl, integral, qfl};
-use crate::support::tolerance::Want;
 
 /// What a call must give. `None`: nothing is promised of this element.
 pub struct Expected {

@@ -3,9 +3,9 @@
 use gfocal::Background;
 use gfocal::head::QualitySource;
 
+use super::super::random::Random;
+use super::super::vectors::Vectors;
 use super::{LevelScene, PointsAt, Profile, Scene, Settings};
-use crate::support::random::Random;
-use crate::support::vectors::Vectors;
 
 /// A scene of mmdetection's, and what it gave there in f64.
 pub struct Golden {
