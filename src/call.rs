@@ -22,6 +22,8 @@ pub trait Memory: Sealed + 'static {
     type Backend<'a>;
     /// Where counts of unusable values go.
     type StatusOut<'a>: Default;
+    /// Memory that a call of the head loss works in.
+    type HeadWorkspace<'a>;
     /// What a call of the head loss knows beforehand of what to divide by.
     type HeadNormalisers: Default;
 }

@@ -20,6 +20,7 @@ impl Memory for Host {
     type Scalar<'a> = f64;
     type Backend<'a> = ();
     type StatusOut<'a> = ();
+    type HeadWorkspace<'a> = ();
     type HeadNormalisers = Option<crate::head::Normalisers>;
 }
 

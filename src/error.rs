@@ -172,6 +172,18 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// The workspace of the head loss was made for less.
+    #[cfg(feature = "cuda")]
+    #[error("the workspace has room for {capacity} {axis}, this call has {actual}; make a larger one")]
+    HeadWorkspace {
+        /// What there is too much of: images, or anchors of all images together.
+        axis: &'static str,
+        /// How many there are.
+        actual: usize,
+        /// How many it has room for.
+        capacity: usize,
+    },
+
     /// The CUDA driver's library could not be opened.
     #[cfg(feature = "cuda")]
     #[error("no CUDA driver ({reason}); install NVIDIA's driver, version 525 or newer")]

@@ -7,11 +7,29 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use gfocal::cuda::raw::{AtssArgs, AtssLevel, BoxesArgs, DflArgs, IntegralArgs, QflArgs, StatusWords};
+use gfocal::cuda::raw::{
+    AtssArgs, AtssLevel, BoxesArgs, DflArgs, HeadArgs, HeadLevel, IntegralArgs, QflArgs, StatusWords, Strides,
+};
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The device code of a unit: what it shares with others stands in a header of its name, if there is one.
+fn unit_source(unit: &str) -> String {
+    let header = format!("kernels/{unit}.cuh");
+    let header = if Path::new(env!("CARGO_MANIFEST_DIR")).join(&header).exists() {
+        read(&header)
+    } else {
+        String::new()
+    };
+    header + &read(&format!("kernels/{unit}.cu"))
+}
+
+/// The structures and launches of raw pointers.
+fn raw_source() -> String {
+    read("src/cuda/raw.rs") + &read("src/cuda/raw/head.rs")
 }
 
 /// The storage types, and the compute capabilities that each is compiled for.
@@ -23,23 +41,24 @@ fn variants(unit: &str) -> &'static [(&'static str, u32)] {
 }
 
 fn has_logits(unit: &str) -> bool {
-    ["qfl", "dfl", "integral"].contains(&unit)
+    ["qfl", "dfl", "integral", "head"].contains(&unit)
 }
 
 /// Each unit, the structure it takes and its size, and how many kernels it has.
-fn units() -> [(&'static str, &'static str, usize, usize); 5] {
+fn units() -> [(&'static str, &'static str, usize, usize); 6] {
     [
         ("assign", "AtssArgs", size_of::<AtssArgs>(), 2),
         ("boxes", "BoxesArgs", size_of::<BoxesArgs>(), 2),
         ("qfl", "QflArgs", size_of::<QflArgs>(), 12),
         ("dfl", "DflArgs", size_of::<DflArgs>(), 6),
         ("integral", "IntegralArgs", size_of::<IntegralArgs>(), 2),
+        ("head", "HeadArgs", size_of::<HeadArgs>(), 3),
     ]
 }
 
 /// A kernel as its source has it: its name without the storage type, and its threads.
 fn kernels(unit: &str) -> Vec<(String, u32)> {
-    let source = read(&format!("kernels/{unit}.cu"));
+    let source = unit_source(unit);
     let constants = constants(&source);
     let lines = source.lines().filter_map(|line| line.strip_prefix("KERNEL("));
     let kernel = |line: &str| {
@@ -80,7 +99,7 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
     for (unit, _, size, count) in units() {
         let kernels = kernels(unit);
         assert_eq!(kernels.len(), count, "{unit}");
-        let raw = read("src/cuda/raw.rs");
+        let raw = raw_source();
         for &(storage, capability) in variants(unit) {
             let ptx = read(&format!("kernels/ptx/{unit}.{storage}.sm_{capability}.ptx"));
             assert!(
@@ -107,11 +126,11 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
             }
         }
     }
-    assert_eq!(checked, 5 * (12 + 6 + 2) + 2 + 2);
+    assert_eq!(checked, 5 * (12 + 6 + 2 + 3) + 2 + 2);
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/ptx")).expect("kernels/ptx");
     let ptx =
         files.filter(|file| file.as_ref().expect("a file").path().extension().is_some_and(|e| e == "ptx"));
-    assert_eq!(ptx.count(), 15 + 2, "a file for each unit and variant, and no other");
+    assert_eq!(ptx.count(), 20 + 2, "a file for each unit and variant, and no other");
 }
 
 #[test]
@@ -130,11 +149,14 @@ fn instructions() {
                 if !has_logits(unit) {
                     continue;
                 }
-                need("ex2.approx.ftz.f32");
+                // Phase one of the head loss is in double; it alone reports, so that nothing is counted twice.
+                let positives = name.starts_with("head_positives");
+                assert_eq!(has("ex2.approx.ftz.f32"), !positives, "{name}: float's exponential");
                 let reduces = unit != "integral";
+                let reports = reduces && (unit != "head" || positives);
                 // The ticket of the grid's reduction, which wraps by itself; and the status.
                 assert_eq!(has("atom.acq_rel.gpu.global.inc.u32"), reduces, "{name}: the ticket");
-                assert_eq!(has("red.global.max.u64"), reduces, "{name}: the first bad row");
+                assert_eq!(has("red.global.max.u64"), reports, "{name}: the first bad row");
                 if reduces {
                     need("shfl.sync");
                     need("ld.global.cg.f64");
@@ -190,6 +212,9 @@ fn device_fields(source: &str, name: &str) -> Vec<(String, usize)> {
     let mut fields = Vec::new();
     for line in body.lines() {
         let declaration = line.split("//").next().expect("a line").trim().trim_end_matches(';');
+        if declaration.is_empty() {
+            continue;
+        }
         let (kind, names) = match declaration.split_once('*') {
             Some((_, name)) => ("pointer", name),
             None => {
@@ -203,18 +228,23 @@ fn device_fields(source: &str, name: &str) -> Vec<(String, usize)> {
             "u32" | "float" => 4,
             "Scaling" => 88,
             "AtssLevel" => 8 * size_of::<AtssLevel>(),
+            "Strides" => size_of::<Strides>(),
+            "HeadLevel" => 8 * size_of::<HeadLevel>(),
             other => panic!("{name} has a field of the unknown type {other}"),
         };
-        // An array's name is without its length.
-        let names = names.split(',').map(|name| name.split('[').next().expect("a name").trim());
-        fields.extend(names.map(|name| (name.to_owned(), size)));
+        for name in names.split(',') {
+            // The length of an array, unless it is in the size already.
+            let (name, length) = name.trim().split_once('[').unwrap_or((name.trim(), ""));
+            let length = length.trim_end_matches(']').parse().unwrap_or(1);
+            fields.push((name.to_owned(), size * length));
+        }
     }
     fields
 }
 
 /// The fields of a structure of src/cuda/raw.rs, with their sizes in bytes.
 fn host_fields(name: &str) -> Vec<(String, usize)> {
-    let source = read("src/cuda/raw.rs");
+    let source = raw_source();
     let (_, rest) =
         source.split_once(&format!("pub struct {name} {{\n")).unwrap_or_else(|| panic!("no struct {name}"));
     let (body, _) = rest.split_once("\n}").expect("its end");
@@ -223,6 +253,9 @@ fn host_fields(name: &str) -> Vec<(String, usize)> {
     let size = |kind: &str| match kind {
         "DeviceAddress" | "u64" | "i64" | "f64" => 8,
         "u32" | "f32" => 4,
+        "[f64; 3]" => 24,
+        "Strides" => size_of::<Strides>(),
+        "[HeadLevel; MAX_LEVELS]" => gfocal::head::MAX_LEVELS * size_of::<HeadLevel>(),
         "Scaling" => size_of::<gfocal::cuda::raw::Scaling>(),
         "[AtssLevel; 8]" => 8 * size_of::<AtssLevel>(),
         other => panic!("{name} has a field of the unknown type {other}"),
@@ -237,9 +270,10 @@ fn structures_are_twins() {
         ("AtssLevel", "AtssLevel", read("kernels/assign.cu"), size_of::<AtssLevel>()),
         ("Scaling", "Scaling", call.clone(), size_of::<gfocal::cuda::raw::Scaling>()),
         ("Status", "StatusWords", call, status),
+        ("HeadLevel", "HeadLevel", unit_source("head"), size_of::<HeadLevel>()),
     ];
     for (unit, name, size, _) in units() {
-        pairs.push((name, name, read(&format!("kernels/{unit}.cu")), size));
+        pairs.push((name, name, unit_source(unit), size));
     }
     for (device, host, source, size) in pairs {
         let fields = device_fields(&source, device);
@@ -252,20 +286,23 @@ fn structures_are_twins() {
 
 #[test]
 fn constants_are_twins() {
-    let host = constants(&(read("src/cuda/raw.rs") + &read("src/cuda/launch.rs")));
+    let host = constants(&(raw_source() + &read("src/cuda/launch.rs")));
     let mut checked = 0;
     for (unit, ..) in units() {
-        for (name, value) in constants(&read(&format!("kernels/{unit}.cu"))) {
+        for (name, value) in constants(&unit_source(unit)) {
             if name.ends_with("BLOCK") {
-                let twin = format!("{}_{name}", unit.to_uppercase());
+                let prefix = format!("{}_", unit.to_uppercase());
+                let twin = if name.starts_with(&prefix) { name } else { prefix + &name };
                 assert_eq!(host.get(&twin), Some(&value), "{twin}");
                 checked += 1;
             }
         }
     }
-    assert_eq!(checked, 7);
+    assert_eq!(checked, 8);
     let (device, host) = (constants(&read("kernels/assign.cu")), read("src/assign/mod.rs"));
     for name in ["MAX_LEVELS", "MAX_TOPK"] {
         assert!(host.contains(&format!("pub const {name}: usize = {};", device[name])), "{name}");
     }
+    assert_eq!(gfocal::head::MAX_LEVELS, 8, "HEAD_LEVELS in kernels/head.cuh");
+    assert!(unit_source("head").contains("constexpr u32 HEAD_LEVELS = 8;"));
 }

@@ -8,8 +8,10 @@ use gfocal::{Reduction, bf16, f16};
 use gfocal_emulator::Sign;
 use support::cuda::Layout;
 use support::gpu::{Gpu, OnDevice, gpu};
+use support::head::scenes::Recipe;
+use support::head::{self, Form, Profile, Scene, Settings};
 use support::random::Random;
-use support::{Case, check_cuda};
+use support::{Case, Pass, check_cuda};
 
 const SIDES: [Sign; 2] = [Sign::Minus, Sign::Plus];
 
@@ -50,6 +52,30 @@ fn check<T: OnDevice>(gpu: &Gpu, cases: &[Case]) {
     }
 }
 
+/// The head loss with beta 2 and another one, along positions and along channels.
+fn heads() -> Vec<(Scene, Form)> {
+    let mut random = Random::new(11);
+    let mut heads = Vec::new();
+    for (profile, beta) in [(Profile::Mmdetection, 2.0), (Profile::Ultralytics, 0.0), (Profile::Nanodet, 1.5)]
+    {
+        for form in [Form::Nchw, Form::ChannelsLast] {
+            let settings = Settings { beta, ..Settings::of(profile) };
+            let sizes = vec![(8, 8, 8.0), (3, 5, 16.0)];
+            let recipe = Recipe { classes: 16, sizes, positives: 0.3, ..Recipe::new(settings) };
+            heads.push((recipe.scene(&mut random), form));
+        }
+    }
+    heads
+}
+
+fn check_heads<T: OnDevice>(gpu: &Gpu, heads: &[(Scene, Form)]) {
+    for (scene, form) in heads {
+        let got = head::cuda::run::<T>(gpu, scene, *form, 0, Pass::ForwardBackward).expect("a legal call");
+        let want = head::expect(&scene.stored_as::<T>());
+        head::check(&format!("{form:?}"), Pass::ForwardBackward, &got, &want);
+    }
+}
+
 #[test]
 fn the_contract_holds_at_the_worst_of_the_special_functions() {
     let Some(gpu) = gpu() else { return };
@@ -58,6 +84,7 @@ fn the_contract_holds_at_the_worst_of_the_special_functions() {
     };
     let mut cases: Vec<Case> = [16, 7].into_iter().flat_map(qfl).collect();
     cases.extend([2, 16, 17, 33].map(dfl));
+    let heads = heads();
     for exp2 in SIDES {
         for log2 in SIDES {
             for reciprocal in SIDES {
@@ -65,6 +92,9 @@ fn the_contract_holds_at_the_worst_of_the_special_functions() {
                 check::<f32>(&gpu, &cases);
                 check::<f16>(&gpu, &cases);
                 check::<bf16>(&gpu, &cases);
+                check_heads::<f32>(&gpu, &heads);
+                check_heads::<f16>(&gpu, &heads);
+                check_heads::<bf16>(&gpu, &heads);
             }
         }
     }

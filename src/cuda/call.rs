@@ -24,6 +24,7 @@ impl Memory for Device {
     type Scalar<'a> = Scalar<'a>;
     type Backend<'a> = &'a Handle;
     type StatusOut<'a> = Option<&'a mut StatusBlock>;
+    type HeadWorkspace<'a> = &'a mut crate::head::HeadWorkspace;
     type HeadNormalisers = bool;
 }
 

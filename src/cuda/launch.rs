@@ -93,9 +93,9 @@ impl Grid {
     }
 }
 
-/// How many lanes of a warp share a row: so many that each has about `each` vectors.
-pub(super) fn lanes(columns: u32, storage: Storage, each: u32) -> u32 {
-    let vectors = columns.div_ceil(storage.vector() as u32);
+/// How many lanes of a warp share a row: so many that each has about `each` vectors of this length.
+pub(super) fn lanes(columns: u32, vector: usize, each: u32) -> u32 {
+    let vectors = columns.div_ceil(vector as u32);
     vectors.div_ceil(each).clamp(1, 32).next_power_of_two()
 }
 

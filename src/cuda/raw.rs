@@ -7,6 +7,12 @@
 
 use std::ffi::c_void;
 
+mod head;
+
+pub use head::{
+    HeadArgs, HeadLevel, MAX_ANCHORS, Strides, head_partial_blocks, launch_head_losses, launch_head_positives,
+};
+
 use super::Storage;
 use super::handle::Kernels;
 use super::launch::{Grid, lanes, launch};
@@ -292,7 +298,7 @@ pub unsafe fn launch_qfl(
         let rows_per_block = u64::from(QFL_BLOCK / (args.classes / vector) * unroll);
         Grid::new(QFL_BLOCK, args.rows, rows_per_block, multiprocessors, per_multiprocessor)
     } else {
-        args.scaling.lanes = lanes(args.classes, storage, 5);
+        args.scaling.lanes = lanes(args.classes, storage.vector(), 5);
         Grid::rows(QFL_ROWS_BLOCK, args.rows, args.scaling.lanes, multiprocessors)
     };
     let function = kernels.function("qfl", storage, index)?;
@@ -327,7 +333,7 @@ pub unsafe fn launch_dfl(
             (args.bins as usize - 16, Grid::new(DFL_BLOCK, args.rows, rows_per_block, multiprocessors, 8))
         }
         bins => {
-            args.scaling.lanes = lanes(bins, storage, 2);
+            args.scaling.lanes = lanes(bins, storage.vector(), 2);
             (2, Grid::rows(DFL_ROWS_BLOCK, args.rows, args.scaling.lanes, multiprocessors))
         }
     };
@@ -356,7 +362,7 @@ pub unsafe fn launch_integral(
     if args.rows == 0 {
         return Ok(());
     }
-    args.lanes = lanes(args.bins, storage, 2);
+    args.lanes = lanes(args.bins, storage.vector(), 2);
     let grid = Grid::rows(INTEGRAL_BLOCK, args.rows, args.lanes, kernels.multiprocessors());
     let function = kernels.function("integral", storage, usize::from(pass == Pass::ForwardBackward))?;
     kernels.bind()?;
@@ -421,7 +427,7 @@ pub(super) struct Unit {
     pub entries: &'static [&'static str],
 }
 
-pub(super) const UNITS: [Unit; 5] = [
+pub(super) const UNITS: [Unit; 6] = [
     Unit {
         name: "qfl",
         only_f32: false,
@@ -455,6 +461,11 @@ pub(super) const UNITS: [Unit; 5] = [
     Unit { name: "integral", only_f32: false, entries: &["integral_forward", "integral_forward_backward"] },
     Unit { name: "assign", only_f32: true, entries: &["atss_candidates", "atss_targets"] },
     Unit { name: "boxes", only_f32: true, entries: &["boxes_forward", "boxes_forward_backward"] },
+    Unit {
+        name: "head",
+        only_f32: false,
+        entries: &["head_positives", "head_losses_forward", "head_losses_forward_backward"],
+    },
 ];
 
 pub(super) fn not_loaded(storage: Storage) -> Error {

@@ -52,7 +52,7 @@ impl StatusBlock {
         })
     }
 
-    pub(super) fn buffer_mut(&mut self) -> &mut CudaSlice<u64> {
+    pub(crate) fn buffer_mut(&mut self) -> &mut CudaSlice<u64> {
         &mut self.words
     }
 }

@@ -10,16 +10,22 @@ use crate::reduction::Reduction;
 use crate::status::Status;
 
 /// The head loss, the levels of the pyramid and the options; `forward` or `forward_backward` run
-/// it. Made by [`HeadLoss::cpu`].
+/// it. Made by [`HeadLoss::cpu`] and `HeadLoss::cuda`.
 #[must_use = "a call does nothing until forward or forward_backward"]
 pub struct HeadCall<'a, 'l, M: Memory, T: Element> {
     pub(super) head: &'a HeadLoss,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call has none"))]
+    pub(super) backend: M::Backend<'a>,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call has none"))]
+    pub(super) workspace: M::HeadWorkspace<'a>,
     pub(super) batch: usize,
     pub(super) classes: usize,
     pub(super) levels: &'a [Level<'l, M, T>],
     pub(super) normalisers: M::HeadNormalisers,
     pub(super) grad_scale: M::Scalar<'a>,
     pub(super) found_inf: Option<M::SliceMut<'a, f32>>,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call returns it"))]
+    pub(super) status: M::StatusOut<'a>,
 }
 
 /// What the sums of the losses are divided by, before a [`Normaliser`](super::Normaliser) makes
@@ -35,18 +41,23 @@ pub struct Normalisers {
 impl<'a, 'l, M: Memory, T: Element> HeadCall<'a, 'l, M, T> {
     pub(super) fn new(
         head: &'a HeadLoss,
+        backend: M::Backend<'a>,
+        workspace: M::HeadWorkspace<'a>,
         batch: usize,
         classes: usize,
         levels: &'a [Level<'l, M, T>],
     ) -> Self {
         HeadCall {
             head,
+            backend,
+            workspace,
             batch,
             classes,
             levels,
             normalisers: M::HeadNormalisers::default(),
             grad_scale: M::Scalar::from(1.0),
             found_inf: None,
+            status: M::StatusOut::default(),
         }
     }
 
@@ -68,7 +79,7 @@ impl HeadLoss {
         classes: usize,
         levels: &'a [Level<'l, Host, T>],
     ) -> HeadCall<'a, 'l, Host, T> {
-        HeadCall::new(self, batch, classes, levels)
+        HeadCall::new(self, (), (), batch, classes, levels)
     }
 }
 

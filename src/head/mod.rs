@@ -86,9 +86,13 @@
 mod call;
 mod check;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod level;
 
 pub use call::{HeadCall, Normalisers};
+#[cfg(feature = "cuda")]
+pub use cuda::HeadWorkspace;
 pub use level::{Gradients, Layout, Level, Logits, Points, Targets};
 
 use crate::boxes::IouKind;

@@ -17,6 +17,10 @@ mod golden;
 mod gradcheck;
 #[path = "../graph.rs"]
 mod graph;
+#[path = "../head_cuda.rs"]
+mod head_cuda;
+#[path = "../head_graph.rs"]
+mod head_graph;
 #[path = "../large.rs"]
 mod large;
 #[path = "../properties.rs"]

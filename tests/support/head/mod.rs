@@ -3,6 +3,7 @@
 //! Logits and gradients are here `[batch, channels, positions]`, whatever their place in memory.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 pub mod scenes;
 

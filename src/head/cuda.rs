@@ -1,0 +1,460 @@
+//! The head loss on CUDA: memory, checks, addresses, launches.
+
+use std::fmt;
+
+use cudarc::driver::{CudaSlice, DevicePtrMut, DeviceSlice};
+
+use super::check::{BufferSizes, LevelSizes};
+use super::{BoxWeight, Gradients, HeadCall, HeadLoss, Level, Logits, MAX_LEVELS, Points, QualitySource};
+use crate::Background;
+use crate::boxes::IouKind;
+use crate::call::check_options;
+use crate::cuda::raw::{
+    DeviceAddress, HeadArgs, HeadLevel, MAX_ANCHORS, Pass, Strides, head_partial_blocks, launch_head_losses,
+    launch_head_positives,
+};
+use crate::cuda::{Device, Handle, Prepared, Scalar, StatusBlock, StorageElement, check};
+use crate::error::{Error, Result};
+use crate::reduction::Reduction;
+
+/// The device memory that a head loss works in, made once for the largest problem that there will
+/// be. One call at a time may use it.
+///
+/// Its size is about 28 bytes for each anchor.
+pub struct HeadWorkspace {
+    memory: CudaSlice<u64>,
+    normalisers: CudaSlice<f32>,
+    batch: usize,
+    anchors: usize,
+    partial_blocks: usize,
+}
+
+/// Where the parts of the workspace are, in bytes from its start.
+struct Parts {
+    tickets: usize,
+    level_sums: usize,
+    partials: usize,
+    image_positives: usize,
+    codes: usize,
+    qualities: usize,
+    box_weights: usize,
+    slopes: usize,
+    end: usize,
+}
+
+/// The records of a level begin at a multiple of this, so that vectors of them are aligned.
+const ALIGNMENT: usize = 8;
+
+impl HeadWorkspace {
+    /// Memory for `batch` images with `anchors` anchors each, those of all levels together. Smaller
+    /// problems may use it too.
+    ///
+    /// # Errors
+    /// If the driver has no memory left.
+    pub fn new(handle: &Handle, batch: usize, anchors: usize) -> Result<HeadWorkspace> {
+        let overflow = Error::ShapeOverflow { shape: [batch, anchors] };
+        let anchors =
+            batch.checked_mul(anchors).filter(|&all| all <= isize::MAX as usize / 64).ok_or(overflow)?;
+        let partial_blocks = head_partial_blocks(handle.kernels());
+        let bytes = Parts::new(batch, anchors, partial_blocks).end;
+        let stream = handle.stream();
+        let memory = check("cuMemAllocAsync", stream.alloc_zeros(bytes.div_ceil(8)))?;
+        let normalisers = check("cuMemAllocAsync", stream.alloc_zeros(2))?;
+        Ok(HeadWorkspace { memory, normalisers, batch, anchors, partial_blocks })
+    }
+
+    /// `[2]` f32: the number of positives, as the [`Normaliser`](super::Normaliser) counts them,
+    /// and the sum of their box weights. Phase one ([`HeadCall::normalisers`]) writes them, phase
+    /// two ([`HeadCall::normalised`]) reads them; in between they may be averaged over processes.
+    pub fn normalisers(&self) -> &CudaSlice<f32> {
+        &self.normalisers
+    }
+
+    /// The same, to be written to.
+    pub fn normalisers_mut(&mut self) -> &mut CudaSlice<f32> {
+        &mut self.normalisers
+    }
+
+    /// Zeroes it: needed only after a launch that did not run to its end.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn reset(&mut self, handle: &Handle) -> Result<()> {
+        check("cuMemsetD8Async", handle.stream().memset_zeros(&mut self.memory))
+    }
+
+    fn check(&self, batch: usize, anchors: usize) -> Result<()> {
+        for (axis, actual, capacity) in [("images", batch, self.batch), ("anchors", anchors, self.anchors)] {
+            if actual > capacity {
+                return Err(Error::HeadWorkspace { axis, actual, capacity });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for HeadWorkspace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let HeadWorkspace { batch, anchors, .. } = self;
+        f.debug_struct("HeadWorkspace")
+            .field("batch", batch)
+            .field("anchors", anchors)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Parts {
+    fn new(batch: usize, anchors: usize, partial_blocks: usize) -> Parts {
+        let records = anchors + MAX_LEVELS * ALIGNMENT;
+        let mut end = 0;
+        let mut part = |bytes: usize| {
+            let start = end;
+            end += bytes.next_multiple_of(16);
+            start
+        };
+        Parts {
+            tickets: part(2 * 4),
+            level_sums: part(3 * MAX_LEVELS * 8),
+            partials: part(3 * partial_blocks * 8),
+            image_positives: part(batch * 4),
+            codes: part(records * 4),
+            qualities: part(records * 4),
+            box_weights: part(records * 4),
+            slopes: part(records * 16),
+            end,
+        }
+    }
+}
+
+impl HeadLoss {
+    /// A call on CUDA: as [`cpu`](Self::cpu), with device buffers. Losses and gradients take two
+    /// launches: the first looks at labels and positives, the second at everything else. The number
+    /// of positives never leaves the device.
+    ///
+    /// Fastest where 16 bytes at a time can be read and written: along positions if a level has a
+    /// multiple of 4 of them (of 8 in f16 and bf16), or along channels if there are so many classes.
+    ///
+    /// ```no_run
+    /// use gfocal::HeadLoss;
+    /// use gfocal::cuda::{self, Device, Handle, LabelBuffer};
+    /// use gfocal::head::{Gradients, HeadWorkspace, Layout, Level, Logits, Points, Targets};
+    ///
+    /// let stream = cuda::context(0)?.default_stream();
+    /// let (handle, head) = (Handle::new(&stream)?, HeadLoss::mmdetection());
+    /// let (batch, classes, side) = (16, 80, 40); // one level of 40 x 40 positions, stride 16
+    /// let (positions, box_channels) = (side * side, head.box_channels());
+    /// let mut workspace = HeadWorkspace::new(&handle, batch, positions)?; // made once
+    ///
+    /// let cls = stream.alloc_zeros::<f32>(batch * classes * positions)?; // yours, from the network
+    /// let boxes = stream.alloc_zeros::<f32>(batch * box_channels * positions)?;
+    /// let labels = stream.alloc_zeros::<i64>(batch * positions)?; // yours, from the assigner
+    /// let targets = stream.alloc_zeros::<f32>(batch * positions * 4)?;
+    /// let mut losses = stream.alloc_zeros::<f32>(3)?;
+    /// let mut grad_cls = stream.alloc_zeros::<f32>(batch * classes * positions)?;
+    /// let mut grad_boxes = stream.alloc_zeros::<f32>(batch * box_channels * positions)?;
+    ///
+    /// let levels: [Level<Device, f32>; 1] = [Level {
+    ///     height: side,
+    ///     width: side,
+    ///     stride: 16.0,
+    ///     points: Points::Grid { offset: 0.0 },
+    ///     logits: Logits::Separate { cls: &cls, boxes: &boxes },
+    ///     cls_layout: Layout::nchw(classes, positions),
+    ///     box_layout: Layout::nchw(box_channels, positions),
+    ///     targets: Targets {
+    ///         labels: LabelBuffer::I64(&labels),
+    ///         label_weights: None,
+    ///         boxes: &targets,
+    ///         quality: None,
+    ///     },
+    /// }];
+    /// let mut gradients: [Gradients<Device, f32>; 1] =
+    ///     [Gradients::Separate { cls: &mut grad_cls, boxes: &mut grad_boxes }];
+    /// head.cuda(&handle, &mut workspace, batch, classes, &levels)
+    ///     .forward_backward(&mut losses, &mut gradients)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn cuda<'a, 'l, T: StorageElement>(
+        &'a self,
+        handle: &'a Handle,
+        workspace: &'a mut HeadWorkspace,
+        batch: usize,
+        classes: usize,
+        levels: &'a [Level<'l, Device, T>],
+    ) -> HeadCall<'a, 'l, Device, T> {
+        HeadCall::new(self, handle, workspace, batch, classes, levels)
+    }
+}
+
+impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
+    /// A flag, `[1]`, that is set to 1 if a stored gradient is inf or NaN, and is otherwise left
+    /// as it is.
+    pub fn found_inf(mut self, found_inf: &'a mut impl DevicePtrMut<f32>) -> Self {
+        self.found_inf = Some(found_inf);
+        self
+    }
+
+    /// Where labels, qualities and targets that cannot be used are counted.
+    pub fn status(mut self, status: &'a mut StatusBlock) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Phase two alone: what to divide by is in the workspace already, where
+    /// [`normalisers`](Self::normalisers) of the same inputs has left it, and perhaps an all-reduce
+    /// has averaged it since. The status is phase one's.
+    pub fn normalised(mut self) -> Self {
+        self.normalisers = true;
+        self
+    }
+
+    /// Enqueues phase one alone, which leaves what to divide by in
+    /// [`HeadWorkspace::normalisers`].
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn normalisers(self) -> Result<()> {
+        self.run(None, None)
+    }
+
+    /// Enqueues the losses, `[levels, 3]`: classification, box and distribution loss of each
+    /// level, whose sum is the loss.
+    ///
+    /// # Errors
+    /// If a length does not fit a shape, a layout does not fit a buffer, the workspace is too
+    /// small, a buffer is in another context, an option is outside its range, or the driver
+    /// refuses a launch.
+    pub fn forward(self, losses: &mut impl DevicePtrMut<f32>) -> Result<()> {
+        self.run(Some(losses), None)
+    }
+
+    /// Enqueues the losses and the gradients of both outputs, with `gradients` in the order of the
+    /// levels.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and if places in a gradient overlap.
+    pub fn forward_backward(
+        self,
+        losses: &mut impl DevicePtrMut<f32>,
+        gradients: &mut [Gradients<'_, Device, T>],
+    ) -> Result<()> {
+        self.run(Some(losses), Some(gradients))
+    }
+
+    fn run(
+        mut self,
+        losses: Option<&mut dyn DevicePtrMut<f32>>,
+        gradients: Option<&mut [Gradients<'_, Device, T>]>,
+    ) -> Result<()> {
+        self.check(losses.as_deref().map(DeviceSlice::len), gradients.as_deref())?;
+        let anchors = self.levels.iter().map(|level| self.batch * level.positions()).sum();
+        self.workspace.check(self.batch, anchors)?;
+
+        let (handle, normalised) = (self.backend, self.normalisers);
+        let pass = gradients.as_ref().map_or(Pass::Forward, |_| Pass::ForwardBackward);
+        let (stream, phase_two) = (handle.stream(), losses.is_some());
+        let mut prepared = Prepared::empty();
+        let mut args = self.args();
+        let (status, found_inf) = (self.status.as_deref_mut(), self.found_inf.as_deref_mut());
+        args.grad_scale = match &self.grad_scale {
+            Scalar::Host(_) => 0,
+            Scalar::Device(scale) => prepared.read("grad_scale", Some(*scale), stream)?,
+        };
+        args.found_inf = prepared.write("found_inf", found_inf, stream)?;
+        let status = status.map(|status| status.buffer_mut() as &mut dyn DevicePtrMut<u64>);
+        args.status = prepared.write("status", status, stream)?;
+        args.losses = prepared.write("losses", losses, stream)?;
+        let HeadWorkspace { memory, normalisers, batch, anchors, partial_blocks } = self.workspace;
+        let parts = Parts::new(*batch, *anchors, *partial_blocks);
+        args.normalisers = prepared.write("workspace", Some(normalisers), stream)?;
+        let memory: DeviceAddress = prepared.write("workspace", Some(memory), stream)?;
+        let part = |offset: usize| memory + offset as u64;
+        args.tickets = part(parts.tickets);
+        args.level_sums = part(parts.level_sums);
+        args.partials = part(parts.partials);
+        args.image_positives = part(parts.image_positives);
+        args.codes = part(parts.codes);
+        args.qualities = part(parts.qualities);
+        args.box_weights = part(parts.box_weights);
+        args.slopes = part(parts.slopes);
+
+        let (mut first_row, mut first_record) = (0, 0);
+        for (level, to) in self.levels.iter().zip(&mut args.levels) {
+            *to = HeadLevel { first_row, first_record: first_record as u64, ..level_args(level) };
+            let at = |base: DeviceAddress, offset: usize| base + (offset * size_of::<T>()) as u64;
+            let (cls, boxes) = match level.logits {
+                Logits::Separate { cls, boxes } => (
+                    prepared.read("cls_logits", Some(cls), stream)?,
+                    prepared.read("box_logits", Some(boxes), stream)?,
+                ),
+                Logits::Joint(both) => {
+                    let both = prepared.read("logits", Some(both), stream)?;
+                    (both, both)
+                }
+            };
+            (to.cls, to.boxes) = (at(cls, level.cls_layout.offset), at(boxes, level.box_layout.offset));
+            let (labels, labels_are_i64) = prepared.read_labels(level.targets.labels, stream)?;
+            (to.labels, to.labels_are_i64) = (labels, labels_are_i64.into());
+            to.label_weights = prepared.read("label_weights", level.targets.label_weights, stream)?;
+            to.targets = prepared.read("boxes", Some(level.targets.boxes), stream)?;
+            if self.head.quality == QualitySource::Given {
+                to.quality = prepared.read("quality", level.targets.quality, stream)?;
+            }
+            if let Points::Explicit(points) = level.points {
+                to.points = prepared.read("points", Some(points), stream)?;
+                to.points_of_batch = (points.len() != 2 * level.positions()).into();
+            }
+            let anchors = self.batch * level.positions();
+            first_row += anchors as u64;
+            first_record += anchors.next_multiple_of(ALIGNMENT);
+        }
+        for ((gradients, level), to) in gradients.into_iter().flatten().zip(self.levels).zip(&mut args.levels)
+        {
+            let at = |base: DeviceAddress, offset: usize| base + (offset * size_of::<T>()) as u64;
+            let (cls, boxes) = match gradients {
+                Gradients::Separate { cls, boxes } => (
+                    prepared.write("cls_logits' gradient", Some(&mut **cls), stream)?,
+                    prepared.write("box_logits' gradient", Some(&mut **boxes), stream)?,
+                ),
+                Gradients::Joint(both) => {
+                    let both = prepared.write("the gradient", Some(&mut **both), stream)?;
+                    (both, both)
+                }
+            };
+            (to.grad_cls, to.grad_boxes) =
+                (at(cls, level.cls_layout.offset), at(boxes, level.box_layout.offset));
+        }
+
+        let raw = stream.cu_stream().cast();
+        if !normalised {
+            // SAFETY: HeadLoss::check has compared every length and every layout with the shapes,
+            // HeadWorkspace::check the workspace, and Prepared every context with the stream's;
+            // Prepared keeps the buffers borrowed until the launch is enqueued, and cudarc orders
+            // what other streams do with them.
+            unsafe { launch_head_positives(handle.kernels(), T::STORAGE, &args, raw)? };
+        }
+        if phase_two {
+            // SAFETY: as above. What phase one leaves in the workspace are numbers that phase two
+            // compares with sizes before it uses them.
+            unsafe { launch_head_losses(handle.kernels(), T::STORAGE, pass, &args, raw)? };
+        }
+        Ok(())
+    }
+
+    /// The parameters that are options.
+    fn args(&self) -> HeadArgs {
+        let HeadLoss { qfl, dfl, .. } = self.head;
+        let rule = self.head.normaliser.rule();
+        HeadArgs {
+            loss_weights: [qfl.loss_weight, self.head.iou_weight, dfl.loss_weight],
+            host_grad_scale: match self.grad_scale {
+                Scalar::Host(scale) => scale,
+                Scalar::Device(_) => 1.0,
+            },
+            cls_epsilon: rule.cls_epsilon,
+            cls_minimum: rule.cls_minimum,
+            bbox_factor: rule.bbox_factor,
+            dfl_factor: rule.dfl_factor,
+            image_has_one: rule.image_has_one.into(),
+            cls_by_weight: rule.cls_by_weight.into(),
+            iou_eps: self.head.iou_eps,
+            iou_kind: match self.head.iou {
+                IouKind::Iou => 0,
+                IouKind::Giou => 1,
+                IouKind::Diou => 2,
+                IouKind::Ciou => 3,
+            },
+            target_max: (self.head.bins - 1) as f64 - dfl.target_eps,
+            beta: qfl.beta as f32,
+            ignore_label: qfl.ignore_label.unwrap_or(0),
+            has_ignore_label: qfl.ignore_label.is_some().into(),
+            background_first: (qfl.background == Background::First).into(),
+            level_count: self.levels.len() as u32,
+            batch: self.batch as u32,
+            classes: self.classes as u32,
+            bins: self.head.bins as u32,
+            weight_is_quality: (self.head.box_weight == BoxWeight::Quality).into(),
+            partial_blocks: self.workspace.partial_blocks as u32,
+            ..HeadArgs::default()
+        }
+    }
+
+    fn check(&self, losses: Option<usize>, gradients: Option<&[Gradients<Device, T>]>) -> Result<()> {
+        let sizes: Vec<_> = (self.levels.iter().enumerate())
+            .map(|(i, level)| level_sizes(level, gradients.and_then(|gradients| gradients.get(i))))
+            .collect();
+        let (host, device) = match self.grad_scale {
+            Scalar::Host(scale) => (Some(scale), None),
+            Scalar::Device(scale) => (None, Some(scale.len())),
+        };
+        check_options(&Reduction::<f64>::Sum, false, host)?;
+        let found_inf = self.found_inf.as_deref().map_or(1, DeviceSlice::len);
+        self.head.check(self.batch, self.classes, &sizes, losses, gradients.map(<[_]>::len), found_inf)?;
+        if let Some(actual) = device.filter(|&len| len != 1) {
+            return Err(Error::LevelTensors { tensor: "grad_scale", actual, expected: 1 });
+        }
+        // What the kernels count in 32 bits.
+        for level in self.levels {
+            if self.batch.saturating_mul(level.positions()) > MAX_ANCHORS {
+                return Err(Error::ShapeOverflow { shape: [self.batch, level.positions()] });
+            }
+        }
+        if self.batch > MAX_ANCHORS {
+            return Err(Error::ShapeOverflow { shape: [self.batch, 0] });
+        }
+        Ok(())
+    }
+}
+
+/// The parameters of a level that are not addresses.
+fn level_args<T: StorageElement>(level: &Level<Device, T>) -> HeadLevel {
+    let strides = |layout: super::Layout| Strides {
+        batch: layout.batch as u64,
+        channel: layout.channel as u64,
+        position: layout.position as u64,
+    };
+    HeadLevel {
+        cls_strides: strides(level.cls_layout),
+        box_strides: strides(level.box_layout),
+        stride: level.stride,
+        inverse_stride: 1.0 / level.stride,
+        grid_offset: match level.points {
+            Points::Grid { offset } => offset,
+            Points::Explicit(_) => 0.0,
+        },
+        positions: level.positions() as u32,
+        width: level.width as u32,
+        ..HeadLevel::default()
+    }
+}
+
+fn level_sizes<T: StorageElement>(
+    level: &Level<Device, T>,
+    gradients: Option<&Gradients<Device, T>>,
+) -> LevelSizes {
+    LevelSizes {
+        height: level.height,
+        width: level.width,
+        stride: level.stride,
+        points: match level.points {
+            Points::Grid { offset } => Ok(offset),
+            Points::Explicit(points) => Err(points.len()),
+        },
+        logits: match level.logits {
+            Logits::Separate { cls, boxes } => BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() },
+            Logits::Joint(both) => BufferSizes::Joint(both.len()),
+        },
+        cls_layout: level.cls_layout,
+        box_layout: level.box_layout,
+        labels: level.targets.labels.len(),
+        label_weights: level.targets.label_weights.map(DeviceSlice::len),
+        boxes: level.targets.boxes.len(),
+        quality: level.targets.quality.map(DeviceSlice::len),
+        gradients: gradients.map(|gradients| match gradients {
+            Gradients::Separate { cls, boxes } => {
+                BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() }
+            }
+            Gradients::Joint(both) => BufferSizes::Joint(both.len()),
+        }),
+    }
+}

@@ -1,0 +1,291 @@
+//! Shows that the head loss on CUDA gives what the formulas and mmdetection's `GFLHead` give, in
+//! every storage type, form of memory and alignment; in two launches at most, without allocations,
+//! waits or copies; with the same bits whatever the order of blocks and threads; and that its two
+//! phases can be run apart.
+
+mod support;
+
+use gfocal::boxes::IouKind;
+use gfocal::head::{BoxWeight, HeadWorkspace, Normaliser, QualitySource};
+use gfocal::{Background, Error, bf16, f16};
+use support::gpu::OnDevice;
+use support::head::cuda::{OnCuda, Phases};
+use support::head::scenes::{GOLDEN, Recipe, golden};
+use support::head::{Form, Outcome, PointsAt, Profile, Scene, Settings, check, cpu, cuda, expect};
+use support::random::Random;
+use support::tolerance::{check_golden_single, check_same_bits};
+use support::{Gpu, Pass, gpu};
+
+const PASSES: [Pass; 2] = [Pass::Forward, Pass::ForwardBackward];
+
+/// A scene in all forms of memory, aligned and not, compared with the reference.
+fn compare<T: OnDevice>(gpu: &Gpu, what: &str, scene: &Scene) {
+    let want = expect(&scene.stored_as::<T>());
+    for form in Form::ALL {
+        for offset in [0, 1] {
+            for pass in PASSES {
+                let got = cuda::run::<T>(gpu, scene, form, offset, pass).expect("a legal call");
+                check(&format!("{what} in {form:?}, {offset} off"), pass, &got, &want);
+            }
+        }
+    }
+}
+
+#[test]
+fn golden_heads() {
+    let Some(gpu) = gpu() else { return };
+    for golden in GOLDEN.map(golden) {
+        for form in Form::ALL {
+            let got =
+                cuda::run::<f32>(&gpu, &golden.scene, form, 0, Pass::ForwardBackward).expect("a legal call");
+            let what = format!("{} in {form:?}", golden.name);
+            check_golden_single(&format!("{what}, losses"), &got.losses, &golden.losses);
+            for (got, want) in got.grads.iter().flatten().zip(golden.grads.iter().flatten()) {
+                check_golden_single(&format!("{what}, gradients"), got, want);
+            }
+        }
+        compare::<f32>(&gpu, golden.name, &golden.scene);
+        compare::<f16>(&gpu, golden.name, &golden.scene);
+        compare::<bf16>(&gpu, golden.name, &golden.scene);
+    }
+}
+
+/// Every option, each in another mixture; sizes with whole vectors and without; masks and faults.
+fn recipes() -> Vec<Recipe> {
+    let odd = vec![(7, 9, 8.0), (3, 5, 16.0), (1, 1, 32.0)];
+    let even = vec![(8, 16, 8.0), (4, 4, 16.0), (2, 4, 32.0)];
+    let mut recipes = Vec::new();
+    for (i, profile) in [Profile::Mmdetection, Profile::Nanodet, Profile::Ultralytics].into_iter().enumerate()
+    {
+        for (j, sizes) in [&odd, &even].into_iter().enumerate() {
+            for (masks, faults, not_finite) in [
+                (false, false, false),
+                (true, false, false),
+                (false, true, false),
+                (true, true, false),
+                (false, false, true),
+            ] {
+                let mut settings = Settings::of(profile);
+                if masks {
+                    settings.ignore_label = Some(-7);
+                }
+                if faults {
+                    settings.background = [Background::First, Background::Last][(i + j) % 2];
+                }
+                recipes.push(Recipe {
+                    batch: 1 + 2 * j,
+                    classes: [3, 8, 24][i],
+                    sizes: sizes.clone(),
+                    masks,
+                    faults,
+                    not_finite,
+                    ..Recipe::new(settings)
+                });
+            }
+        }
+    }
+    let mut kinds = IouKind::ALL.into_iter().cycle();
+    for normaliser in [Normaliser::Mmdetection, Normaliser::Nanodet, Normaliser::Ultralytics] {
+        for (quality, box_weight) in [
+            (QualitySource::Iou, BoxWeight::Quality),
+            (QualitySource::Given, BoxWeight::MaxScore),
+            (QualitySource::Iou, BoxWeight::MaxScore),
+        ] {
+            let settings = Settings {
+                beta: [2.0, 1.5, 0.5, 3.0][recipes.len() % 4],
+                iou: kinds.next().expect("a cycle"),
+                bins: [2, 5, 9, 33][recipes.len() % 4],
+                quality,
+                box_weight,
+                normaliser,
+                ..Settings::of(Profile::Mmdetection)
+            };
+            let sizes = [&odd, &even][recipes.len() % 2].clone();
+            recipes.push(Recipe {
+                classes: 5 + recipes.len(),
+                sizes,
+                positives: 0.5,
+                ..Recipe::new(settings)
+            });
+        }
+    }
+    recipes
+}
+
+#[test]
+fn random_scenes() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(77);
+    for recipe in recipes() {
+        let scene = recipe.scene(&mut random);
+        let what = format!("{recipe:?}");
+        compare::<f32>(&gpu, &what, &scene);
+        compare::<f16>(&gpu, &what, &scene);
+        compare::<bf16>(&gpu, &what, &scene);
+    }
+}
+
+/// Scenes of several blocks for each part, with and without whole vectors.
+fn large() -> Vec<Scene> {
+    let mut random = Random::new(5);
+    let mut scenes = Vec::new();
+    for (profile, classes) in [(Profile::Mmdetection, 80), (Profile::Ultralytics, 16)] {
+        for sizes in [vec![(32, 40, 8.0), (8, 8, 16.0)], vec![(33, 35, 8.0), (5, 5, 16.0)]] {
+            let recipe = Recipe {
+                classes,
+                sizes,
+                positives: 0.05,
+                faults: true,
+                ..Recipe::new(Settings::of(profile))
+            };
+            scenes.push(recipe.scene(&mut random));
+        }
+    }
+    scenes
+}
+
+#[track_caller]
+fn same<T: OnDevice>(what: &str, got: &Outcome<T>, want: &Outcome<T>) {
+    check_same_bits(&format!("{what}, losses"), &got.losses, &want.losses);
+    for (got, want) in got.grads.iter().flatten().zip(want.grads.iter().flatten()) {
+        check_same_bits(&format!("{what}, gradients"), got, want);
+    }
+    assert_eq!(got.status, want.status, "{what}: status");
+    assert_eq!(got.found_inf, want.found_inf, "{what}: found_inf");
+}
+
+fn same_bits<T: OnDevice>(gpu: &Gpu, scene: &Scene, form: Form) {
+    let what = format!("{:?} {form:?} in {}", scene.settings.profile, T::NAME);
+    let want = cuda::run::<T>(gpu, scene, form, 0, Pass::ForwardBackward).expect("a legal call");
+    check(&what, Pass::ForwardBackward, &want, &expect(&scene.stored_as::<T>()));
+    let repeats = std::env::var("GFOCAL_REPEATS").ok().and_then(|repeats| repeats.parse().ok()).unwrap_or(3);
+    for seed in 0..repeats {
+        if let Some(emulator) = gpu.emulator {
+            emulator.set_seed(seed * 7919 + 1);
+        }
+        let got = cuda::run::<T>(gpu, scene, form, 0, Pass::ForwardBackward).expect("a legal call");
+        same(&what, &got, &want);
+    }
+}
+
+#[test]
+fn the_same_bits_over_orders() {
+    let Some(gpu) = gpu() else { return };
+    for (i, scene) in large().iter().enumerate() {
+        let form = [Form::Nchw, Form::ChannelsLast, Form::JointLast][i % 3];
+        same_bits::<f32>(&gpu, scene, form);
+        same_bits::<f16>(&gpu, scene, form);
+    }
+}
+
+#[test]
+fn two_launches_and_nothing_else() {
+    let Some(gpu) = gpu() else { return };
+    for scene in large() {
+        for form in [Form::Nchw, Form::ChannelsLast] {
+            let mut cuda = OnCuda::<f16>::new(&gpu, &scene, form, 0);
+            let mut first = None;
+            for (phases, launches) in
+                [(Phases::Both, 2), (Phases::Normalisers, 1), (Phases::Normalised, 1), (Phases::Both, 2)]
+            {
+                let before = gpu.emulator.map(|emulator| emulator.counters());
+                cuda.call(&gpu, &scene, Pass::ForwardBackward, phases).expect("a legal call");
+                if let (Some(emulator), Some(before)) = (gpu.emulator, before) {
+                    let spent = emulator.counters().since(&before);
+                    let counts =
+                        (spent.allocations, spent.frees, spent.waits, spent.copies_to_host, spent.launches);
+                    assert_eq!(counts, (0, 0, 0, 0, launches), "allocations, frees, waits, copies, launches");
+                }
+                if phases != Phases::Normalisers {
+                    // The workspace is as before, and the status has counted once more or not.
+                    let mut got = cuda.outcome(&gpu, &scene, Pass::ForwardBackward);
+                    got.status = Default::default();
+                    same("again", &got, first.get_or_insert_with(|| got.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// As the mean over processes would be.
+#[test]
+fn phase_two_divides_by_what_it_finds() {
+    let Some(gpu) = gpu() else { return };
+    for mut scene in large() {
+        let mut cuda = OnCuda::<f32>::new(&gpu, &scene, Form::Nchw, 0);
+        cuda.call(&gpu, &scene, Pass::ForwardBackward, Phases::Normalisers).expect("a legal call");
+        let (found, want) =
+            (cuda.normalisers(&gpu), cpu::normalisers::<f32>(&scene, Form::Nchw).expect("a legal call"));
+        assert_eq!(found.positives, want.positives);
+        assert!((found.box_weights - want.box_weights).abs() <= 1e-6 * want.box_weights);
+        let mean = [17.25f32, 9.5];
+        gpu.stream.memcpy_htod(&mean, cuda.workspace.normalisers_mut()).expect("a copy");
+        cuda.call(&gpu, &scene, Pass::ForwardBackward, Phases::Normalised).expect("a legal call");
+        let [positives, box_weights] = mean.map(f64::from);
+        scene.normalisers = Some(gfocal::head::Normalisers { positives, box_weights });
+        let got = cuda.outcome(&gpu, &scene, Pass::ForwardBackward);
+        check("with other normalisers", Pass::ForwardBackward, &got, &expect(&scene));
+    }
+}
+
+/// A workspace serves smaller problems, too, and refuses larger ones.
+#[test]
+fn workspaces() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(3);
+    let recipe = Recipe::new(Settings::of(Profile::Mmdetection));
+    let large =
+        Recipe { batch: 3, sizes: vec![(20, 20, 8.0), (7, 9, 16.0)], ..recipe.clone() }.scene(&mut random);
+    let small = recipe.scene(&mut random);
+    let mut workspace = cuda::workspace(&gpu, &large);
+    for scene in [&large, &small, &large] {
+        let mut cuda = OnCuda::<f32>::new(&gpu, scene, Form::Nchw, 0);
+        std::mem::swap(&mut cuda.workspace, &mut workspace);
+        cuda.call(&gpu, scene, Pass::ForwardBackward, Phases::Both).expect("a legal call");
+        let got = cuda.outcome(&gpu, scene, Pass::ForwardBackward);
+        check("in turn", Pass::ForwardBackward, &got, &expect(scene));
+        std::mem::swap(&mut cuda.workspace, &mut workspace);
+    }
+    let mut cuda = OnCuda::<f32>::new(&gpu, &large, Form::Nchw, 0);
+    cuda.workspace = cuda::workspace(&gpu, &small);
+    let error = cuda.call(&gpu, &large, Pass::Forward, Phases::Both);
+    assert_eq!(error, Err(Error::HeadWorkspace { axis: "images", actual: 3, capacity: 2 }));
+    cuda.workspace = HeadWorkspace::new(&gpu.handle, 3, 462).expect("device memory");
+    let error = cuda.call(&gpu, &large, Pass::Forward, Phases::Both);
+    assert_eq!(error, Err(Error::HeadWorkspace { axis: "anchors", actual: 1389, capacity: 1386 }));
+    assert_eq!(
+        error.expect_err("too small").to_string(),
+        "the workspace has room for 1386 anchors, this call has 1389; make a larger one"
+    );
+}
+
+/// The same mistake is the same error on both backends.
+#[test]
+fn errors_are_those_of_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    let scene = Recipe::new(Settings::of(Profile::Mmdetection)).scene(&mut Random::new(9));
+    let spoil: [fn(&mut Scene); 6] = [
+        |scene| scene.levels[1].labels.truncate(7),
+        |scene| scene.levels[0].box_targets.truncate(8),
+        |scene| scene.levels[2].label_weights = Some(vec![1.0; 5]),
+        |scene| scene.levels[0].stride = 0.0,
+        |scene| scene.levels[1].points = PointsAt::Explicit(vec![0.0; 3]),
+        |scene| scene.grad_scale = f64::NAN,
+    ];
+    for (i, spoil) in spoil.into_iter().enumerate() {
+        let mut scene = scene.clone();
+        spoil(&mut scene);
+        let on_cpu = cpu::run::<f32>(&scene, Form::Nchw, Pass::ForwardBackward).expect_err("a mistake");
+        let mut cuda = OnCuda::<f32>::new(&gpu, &scene, Form::Nchw, 0);
+        let on_cuda = cuda.call(&gpu, &scene, Pass::ForwardBackward, Phases::Both).expect_err("a mistake");
+        // Written out, as NaN is not equal to itself.
+        assert_eq!(format!("{on_cuda:?}"), format!("{on_cpu:?}"), "mistake {i}");
+    }
+    let scene = Scene { settings: Settings { quality: QualitySource::Given, ..scene.settings }, ..scene };
+    let mut scene = scene;
+    scene.levels[1].quality = None;
+    let on_cpu = cpu::run::<f32>(&scene, Form::Nchw, Pass::Forward).expect_err("a mistake");
+    let on_cuda =
+        OnCuda::<f32>::new(&gpu, &scene, Form::Nchw, 0).call(&gpu, &scene, Pass::Forward, Phases::Both);
+    assert_eq!(on_cuda, Err(on_cpu));
+}

@@ -1,0 +1,83 @@
+//! Shows that both phases of the head loss can be captured in a CUDA graph and replayed with other
+//! inputs and another number of positives, with the bits of a direct call.
+//!
+//! In a binary of its own, as one test: a stream that is created while another one captures
+//! breaks the capture.
+
+mod support;
+
+use gfocal::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use gfocal::{bf16, f16};
+use support::gpu::OnDevice;
+use support::head::cuda::{OnCuda, Phases};
+use support::head::scenes::Recipe;
+use support::head::{Form, PointsAt, Profile, Scene, Settings, check, expect};
+use support::random::Random;
+use support::tolerance::check_same_bits;
+use support::{Gpu, Pass, gpu};
+
+/// The inputs of one step of a training, all of them of the same sizes.
+fn step(profile: Profile, number: usize) -> Scene {
+    let recipe = Recipe {
+        classes: 8,
+        sizes: vec![(16, 24, 8.0), (5, 5, 16.0)],
+        positives: [0.02, 0.6, 0.0, 0.2][number % 4],
+        faults: true,
+        masks: true,
+        ..Recipe::new(Settings::of(profile))
+    };
+    let mut random = Random::new(1000 + number as u64);
+    let mut scene = recipe.scene(&mut random);
+    scene.narrow = false;
+    for level in &mut scene.levels {
+        let anchors = level.labels.len();
+        level.points = PointsAt::Grid(0.5);
+        level.quality = Some((0..anchors).map(|_| random.unit() as f32).collect());
+    }
+    scene
+}
+
+fn captured<T: OnDevice>(gpu: &Gpu, profile: Profile, form: Form) {
+    let first = step(profile, 0);
+    let mut buffers = OnCuda::<T>::new(gpu, &first, form, 0).with_device_scale();
+    gpu.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).expect("a capture begins");
+    let result = buffers.call(gpu, &first, Pass::ForwardBackward, Phases::Both);
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = gpu.stream.end_capture(flags).expect("a capture ends").expect("a graph");
+    result.expect("a call can be captured");
+
+    for number in [1, 2, 3, 0, 1] {
+        let what = format!("{profile:?} {form:?} in {}, step {number}", T::NAME);
+        let scene = step(profile, number);
+        let mut direct = OnCuda::<T>::new(gpu, &scene, form, 0).with_device_scale();
+        direct.call(gpu, &scene, Pass::ForwardBackward, Phases::Both).expect("a legal call");
+        let direct = direct.outcome(gpu, &scene, Pass::ForwardBackward);
+        check(&what, Pass::ForwardBackward, &direct, &expect(&scene.stored_as::<T>()));
+        buffers.refill(gpu, &scene);
+        for _ in 0..2 {
+            graph.launch().expect("a replay");
+        }
+        let replayed = buffers.outcome(gpu, &scene, Pass::ForwardBackward);
+        check_same_bits(&what, &replayed.losses, &direct.losses);
+        for (replayed, direct) in replayed.grads.iter().flatten().zip(direct.grads.iter().flatten()) {
+            check_same_bits(&what, replayed, direct);
+        }
+        // Two replays have counted twice.
+        assert_eq!(replayed.status.out_of_range_targets, 2 * direct.status.out_of_range_targets, "{what}");
+        assert_eq!(replayed.status.bad_qualities, 2 * direct.status.bad_qualities, "{what}");
+        assert_eq!(replayed.status.first_bad_row, direct.status.first_bad_row, "{what}");
+    }
+}
+
+#[test]
+fn both_phases_are_captured_and_replayed() {
+    let Some(gpu) = gpu() else { return };
+    // SAFETY: all work is on one stream, so that nothing needs to be ordered by events; no buffer
+    // has been allocated yet.
+    unsafe { gpu.context.disable_event_tracking() };
+    for form in [Form::Nchw, Form::ChannelsLast] {
+        captured::<f32>(&gpu, Profile::Mmdetection, form);
+        captured::<f16>(&gpu, Profile::Nanodet, form);
+        captured::<bf16>(&gpu, Profile::Ultralytics, form);
+    }
+}
