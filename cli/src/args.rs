@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use gfocal::AvgPolicy;
 
 use crate::bench::BenchArgs;
+use crate::head::HeadArgs;
+use crate::plot::PlotArgs;
 use crate::values::{
     BackgroundChoice, DeviceChoice, DtypeChoice, HeadReductionChoice, PolicyChoice, ReductionChoice, beta,
     finite, not_negative,
@@ -76,6 +78,10 @@ pub enum Command {
     /// Both, and their weighted sum, as GFL's head has it
     #[command(after_help = GFL_EXAMPLES)]
     Gfl(GflArgs),
+    /// The whole head loss of a detector's raw outputs: three losses, and the gradients of both outputs
+    Head(HeadArgs),
+    /// Pictures of a head's distributions, of the loss, and of scores against IoU
+    Plot(PlotArgs),
     /// Times the losses on random data, after checking that they are right
     Bench(BenchArgs),
     /// Version, where the kernels come from, driver, devices, and what `--device auto` chooses and why

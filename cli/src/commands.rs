@@ -105,8 +105,8 @@ fn finish(
     if let Some(mut output) = output {
         for (prefix, report, outcome) in outcomes {
             let losses = if report.loss.is_some() { 1 } else { report.shape[0] };
-            output.add(format!("{prefix}loss"), &[losses], outcome.loss);
-            output.add(format!("{prefix}grad"), &report.shape, outcome.grad);
+            output.add(format!("{prefix}loss"), &[losses], &outcome.loss);
+            output.add(format!("{prefix}grad"), &report.shape, &outcome.grad);
         }
         output.write(about)?;
     }

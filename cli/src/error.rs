@@ -36,6 +36,9 @@ pub enum Error {
     #[error("{tensor} in {} has the shape {found:?}; logits {logits:?} needs {expected:?}", path.display())]
     Shape { path: PathBuf, tensor: String, found: Vec<usize>, logits: [usize; 2], expected: Vec<usize> },
 
+    #[error("cannot use {} as a head's outputs: {reason}", path.display())]
+    Head { path: PathBuf, reason: String },
+
     #[error(
         "{option} goes with --reduction {needed} and not with --reduction {given}; leave out one of the two"
     )]

@@ -1,15 +1,20 @@
 //! Tensors of any of the float types.
 
+use clap::ValueEnum;
 use gfocal::Element;
 use half::{bf16, f16};
 use safetensors::Dtype as FileDtype;
 
 /// The types that logits may be stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
+    /// 64-bit floats, on the CPU only
     F64,
+    /// 32-bit floats
     F32,
+    /// IEEE half precision
     F16,
+    /// The upper half of a 32-bit float
     Bf16,
 }
 
@@ -41,6 +46,9 @@ pub trait Float: Element {
     /// The little-endian bytes of numbers.
     fn write(numbers: &[Self]) -> Vec<u8>;
 
+    /// The numbers; none if they are of another type.
+    fn of(floats: &Floats) -> &[Self];
+
     /// Numbers of this type, as those of any.
     fn floats(numbers: Vec<Self>) -> Floats;
 }
@@ -55,6 +63,10 @@ macro_rules! float {
 
             fn write(numbers: &[Self]) -> Vec<u8> {
                 numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+            }
+
+            fn of(floats: &Floats) -> &[Self] {
+                if let Floats::$variant(numbers) = floats { numbers } else { &[] }
             }
 
             fn floats(numbers: Vec<Self>) -> Floats {

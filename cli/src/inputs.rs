@@ -10,9 +10,42 @@ use crate::file::{Input, Tensors};
 use crate::floats::{Dtype, Floats};
 
 /// Labels of either type.
+#[derive(Clone)]
 pub enum Labels {
     I64(Vec<i64>),
     I32(Vec<i32>),
+}
+
+impl Labels {
+    pub fn len(&self) -> usize {
+        match self {
+            Labels::I64(labels) => labels.len(),
+            Labels::I32(labels) => labels.len(),
+        }
+    }
+
+    /// Their type in a file.
+    pub fn dtype(&self) -> safetensors::Dtype {
+        match self {
+            Labels::I64(_) => safetensors::Dtype::I64,
+            Labels::I32(_) => safetensors::Dtype::I32,
+        }
+    }
+
+    /// Their little-endian bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self {
+            Labels::I64(labels) => labels.iter().flat_map(|label| label.to_le_bytes()).collect(),
+            Labels::I32(labels) => labels.iter().flat_map(|label| label.to_le_bytes()).collect(),
+        }
+    }
+
+    pub fn get(&self, row: usize) -> i64 {
+        match self {
+            Labels::I64(labels) => labels[row],
+            Labels::I32(labels) => labels[row].into(),
+        }
+    }
 }
 
 /// The targets of QFL.

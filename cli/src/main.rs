@@ -3,13 +3,16 @@
 
 mod args;
 mod bench;
+mod buffer;
 mod commands;
 mod device;
 mod error;
 mod file;
 mod floats;
+mod head;
 mod info;
 mod inputs;
+mod plot;
 mod report;
 mod run;
 mod table;
@@ -34,6 +37,8 @@ fn main() -> ExitCode {
         Command::Qfl(args) => commands::qfl(args),
         Command::Dfl(args) => commands::dfl(args),
         Command::Gfl(args) => commands::gfl(args),
+        Command::Head(args) => head::run(args),
+        Command::Plot(args) => plot::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Info(args) => info::run(args),
     };

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::report::{GflReport, LossReport};
+use crate::report::{GflReport, LossReport, StatusReport};
 
 const HEADER: [&str; 8] =
     ["", "rows", "columns", "positives", "reduction", "weight", "loss", "gradient norm"];
@@ -66,17 +66,22 @@ fn remarks(report: &LossReport) -> String {
             number(greatest)
         );
     }
-    let status = &report.status;
+    text + &status(&format!("{name}: "), &report.status)
+}
+
+/// What could not be used, a line for each kind.
+pub fn status(prefix: &str, status: &StatusReport) -> String {
+    let mut text = String::new();
     let counts = [
         (status.bad_labels, "labels that are neither a class nor background (no loss)"),
         (status.bad_qualities, "qualities or rows of targets that are NaN (no loss)"),
         (status.out_of_range_targets, "targets outside the bins (clamped) or NaN (no loss)"),
     ];
     for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
-        let _ = writeln!(text, "\n{name}: {count} {what}.");
+        let _ = writeln!(text, "\n{prefix}{count} {what}.");
     }
     if let Some(row) = status.first_bad_row {
-        let _ = writeln!(text, "{name}: the first of them is in row {row}, counted from 0.");
+        let _ = writeln!(text, "{prefix}the first of them is in row {row}, counted from 0.");
     }
     text
 }
@@ -102,7 +107,7 @@ pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// Six significant digits.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     const DIGITS: i32 = 6;
     if value == 0.0 || !value.is_finite() {
         return value.to_string();

@@ -72,6 +72,16 @@ impl DistributionFocalLoss {
         Ok(DistributionFocalLoss { loss_weight, ..self })
     }
 
+    /// What loss and gradient are multiplied by.
+    pub fn loss_weight(&self) -> f64 {
+        self.loss_weight
+    }
+
+    /// How far below the last bin targets are clamped.
+    pub fn target_eps(&self) -> f64 {
+        self.target_eps
+    }
+
     /// A call on the CPU.
     ///
     /// `logits` is `[rows, bins]`, row after row, a row for each box side; `target` is `[rows]`,

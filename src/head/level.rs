@@ -29,6 +29,11 @@ impl Layout {
         Layout { offset: 0, batch: channels * positions, channel: 1, position: channels }
     }
 
+    /// Where an element is. It may overflow for places that are in no buffer.
+    pub fn index(&self, image: usize, channel: usize, position: usize) -> usize {
+        self.offset + image * self.batch + channel * self.channel + position * self.position
+    }
+
     /// The channels from `channel` on of this tensor, as those of a head that concatenates its
     /// outputs.
     #[must_use]

@@ -335,6 +335,31 @@ impl HeadLoss {
         HeadLoss { normaliser, ..self }
     }
 
+    /// The classification loss and its weight.
+    pub fn qfl(&self) -> QualityFocalLoss {
+        self.qfl
+    }
+
+    /// The distribution loss and its weight.
+    pub fn dfl(&self) -> DistributionFocalLoss {
+        self.dfl
+    }
+
+    /// Where the quality of a positive comes from.
+    pub fn quality(&self) -> QualitySource {
+        self.quality
+    }
+
+    /// The box loss.
+    pub fn iou(&self) -> IouKind {
+        self.iou
+    }
+
+    /// What the box loss is multiplied by.
+    pub fn iou_weight(&self) -> f64 {
+        self.iou_weight
+    }
+
     /// How many bins a box side has.
     pub fn bins(&self) -> usize {
         self.bins

@@ -105,6 +105,11 @@ impl QualityFocalLoss {
         self.beta
     }
 
+    /// What loss and gradient are multiplied by.
+    pub fn loss_weight(&self) -> f64 {
+        self.loss_weight
+    }
+
     /// The class of a label, of `classes`.
     pub fn class_of(&self, label: i64, classes: usize) -> Class {
         if self.ignore_label == Some(label) {

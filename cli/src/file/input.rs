@@ -36,6 +36,18 @@ impl Input {
         &self.path
     }
 
+    /// The text under a key of the metadata.
+    pub fn metadata(&self, key: &str) -> Result<Option<String>> {
+        let (_, header) = SafeTensors::read_metadata(&self.bytes)
+            .map_err(|error| Error::Format { path: self.path.clone(), reason: error.to_string() })?;
+        Ok(header.metadata().as_ref().and_then(|metadata| metadata.get(key).cloned()))
+    }
+
+    /// The error for a file that is no head's.
+    pub fn head(&self, reason: impl Into<String>) -> Error {
+        Error::Head { path: self.path.clone(), reason: reason.into() }
+    }
+
     /// The tensors. The header is parsed anew, which costs nothing beside the data.
     pub fn tensors(&self) -> Result<Tensors<'_>> {
         let tensors = SafeTensors::deserialize(&self.bytes);

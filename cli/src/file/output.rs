@@ -9,11 +9,20 @@ use safetensors::tensor::TensorView;
 
 use crate::error::{Error, Result};
 use crate::floats::Floats;
+use crate::inputs::Labels;
 
 /// A file that is to be written.
 pub struct Output {
     path: PathBuf,
-    tensors: Vec<(String, Vec<usize>, Floats)>,
+    tensors: Vec<Named>,
+}
+
+/// A tensor of the file.
+struct Named {
+    name: String,
+    shape: Vec<usize>,
+    dtype: safetensors::Dtype,
+    bytes: Vec<u8>,
 }
 
 impl Output {
@@ -47,16 +56,25 @@ impl Output {
         Ok(output)
     }
 
-    pub fn add(&mut self, name: String, shape: &[usize], numbers: Floats) {
-        self.tensors.push((name, shape.to_vec(), numbers));
+    pub fn add(&mut self, name: String, shape: &[usize], numbers: &Floats) {
+        let dtype = numbers.dtype().in_file();
+        self.tensors.push(Named { name, shape: shape.to_vec(), dtype, bytes: numbers.bytes() });
+    }
+
+    pub fn add_labels(&mut self, name: String, shape: &[usize], labels: &Labels) {
+        self.tensors.push(Named {
+            name,
+            shape: shape.to_vec(),
+            dtype: labels.dtype(),
+            bytes: labels.bytes(),
+        });
     }
 
     /// Writes the tensors. `about` goes into the file's metadata.
     pub fn write(&self, about: &str) -> Result<()> {
-        let data: Vec<_> = self.tensors.iter().map(|(_, _, numbers)| numbers.bytes()).collect();
         let mut views = Vec::new();
-        for ((name, shape, numbers), data) in self.tensors.iter().zip(&data) {
-            let view = TensorView::new(numbers.dtype().in_file(), shape.clone(), data);
+        for Named { name, shape, dtype, bytes } in &self.tensors {
+            let view = TensorView::new(*dtype, shape.clone(), bytes);
             views.push((name, view.map_err(|error| self.error(error))?));
         }
         // One key: the crate writes the keys in no fixed order, and equal runs give equal bytes.

@@ -5,6 +5,7 @@ mod cuda;
 
 use gfocal::{DistributionFocalLoss, QualityFocalLoss, Reduction, Status};
 
+use crate::buffer;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::floats::{Floats, with_floats};
@@ -40,7 +41,7 @@ pub fn qfl(
                 Floats::F16(logits) => cuda::qfl(device, loss, logits, inputs, scaling),
                 Floats::Bf16(logits) => cuda::qfl(device, loss, logits, inputs, scaling),
             };
-            outcome.map_err(cuda::error(device))
+            outcome.map_err(buffer::error(device))
         }
     }
 }
@@ -60,7 +61,7 @@ pub fn dfl(
                 Floats::F16(logits) => cuda::dfl(device, loss, logits, inputs, scaling),
                 Floats::Bf16(logits) => cuda::dfl(device, loss, logits, inputs, scaling),
             };
-            outcome.map_err(cuda::error(device))
+            outcome.map_err(buffer::error(device))
         }
     }
 }

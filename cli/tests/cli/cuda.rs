@@ -41,7 +41,7 @@ pub fn emulated() -> bool {
     matches!(&*DRIVER, Some(Some(_)))
 }
 
-fn on_cuda(op: &str, file: &Path, args: &str) -> Option<Run> {
+pub fn on_cuda(op: &str, file: &Path, args: &str) -> Option<Run> {
     let mut command = with_driver()?;
     command.arg(op).arg(file).args(args.split_whitespace());
     Some(command.output().unwrap().into())

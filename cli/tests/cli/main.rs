@@ -3,6 +3,7 @@
 mod bench;
 mod cuda;
 mod formula;
+mod head;
 mod info;
 mod losses;
 mod mistakes;

@@ -4,16 +4,23 @@ use std::path::Path;
 
 use crate::support::*;
 
+#[path = "../../examples/make_sample/head.rs"]
+mod head;
+#[path = "../../examples/make_sample/random.rs"]
+mod random;
 #[path = "../../examples/make_sample/step.rs"]
 mod step;
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../samples/step.safetensors");
+const HEAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../samples/head.safetensors");
 
 #[test]
-fn it_is_what_the_example_makes() {
-    let bytes = std::fs::read(SAMPLE).unwrap();
-    assert!(bytes.len() < 200_000);
-    assert!(bytes == step::file(), "make it again with the example make_sample");
+fn they_are_what_the_example_makes() {
+    for (path, made) in [(SAMPLE, step::file()), (HEAD, head::file())] {
+        let bytes = std::fs::read(path).unwrap();
+        assert!(bytes.len() < 200_000);
+        assert!(bytes == made, "make {path} again with the example make_sample");
+    }
 }
 
 #[test]

@@ -14,6 +14,12 @@ use tempfile::TempDir;
 /// A tensor for a file.
 pub struct Tensor(Dtype, Vec<usize>, Vec<u8>);
 
+impl Tensor {
+    pub fn with_shape(self, shape: &[usize]) -> Tensor {
+        Tensor(self.0, shape.to_vec(), self.2)
+    }
+}
+
 pub fn f32s(shape: &[usize], numbers: &[f64]) -> Tensor {
     Tensor(Dtype::F32, shape.to_vec(), numbers.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect())
 }
@@ -149,6 +155,7 @@ pub fn read(path: &Path) -> HashMap<String, (Dtype, Vec<usize>, Vec<f64>)> {
             Dtype::F32 => data.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x).into()).collect(),
             Dtype::F16 => data.as_chunks().0.iter().map(|&x| f16::from_le_bytes(x).to_f64()).collect(),
             Dtype::BF16 => data.as_chunks().0.iter().map(|&x| bf16::from_le_bytes(x).to_f64()).collect(),
+            Dtype::I64 => data.as_chunks().0.iter().map(|&x| i64::from_le_bytes(x) as f64).collect(),
             other => panic!("{other}"),
         }
     };

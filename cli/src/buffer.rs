@@ -1,0 +1,64 @@
+//! Tensors in memory of a GPU.
+
+use std::sync::Arc;
+
+use gfocal::cuda::{StorageElement, check};
+use gfocal::cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits};
+use gfocal::{Error, Result};
+
+use crate::device::Cuda;
+use crate::floats::Float;
+
+/// What the driver and this command both need of an element.
+pub trait Stored: Float + StorageElement + DeviceRepr + ValidAsZeroBits {}
+impl<T: Float + StorageElement + DeviceRepr + ValidAsZeroBits> Stored for T {}
+
+/// Device memory of any length: the driver refuses to allocate none.
+pub struct Buffer<T> {
+    memory: CudaSlice<T>,
+    len: usize,
+}
+
+impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
+    pub fn zeros(stream: &Arc<CudaStream>, len: usize) -> Result<Self> {
+        let memory = check("cuMemAllocAsync", stream.alloc_zeros(len.max(1)))?;
+        Ok(Buffer { memory, len })
+    }
+
+    pub fn upload(stream: &Arc<CudaStream>, numbers: &[T]) -> Result<Self> {
+        if numbers.is_empty() {
+            return Buffer::zeros(stream, 0);
+        }
+        let memory = check("cuMemcpyHtoDAsync", stream.clone_htod(numbers))?;
+        Ok(Buffer { memory, len: numbers.len() })
+    }
+
+    pub fn download(&self, stream: &Arc<CudaStream>) -> Result<Vec<T>> {
+        if self.len == 0 {
+            return Ok(Vec::new());
+        }
+        let numbers = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.view()))?;
+        check("cuStreamSynchronize", stream.synchronize())?;
+        Ok(numbers)
+    }
+
+    pub fn view(&self) -> CudaView<'_, T> {
+        self.memory.slice(..self.len)
+    }
+
+    pub fn view_mut(&mut self) -> CudaViewMut<'_, T> {
+        self.memory.slice_mut(..self.len)
+    }
+}
+
+/// Tells mistakes in the input, which no other device would mend, from what is wrong with this one.
+pub fn error(cuda: &Cuda) -> impl Fn(Error) -> crate::error::Error {
+    let ordinal = cuda.ordinal;
+    move |error| match error {
+        Error::Length { .. }
+        | Error::ShapeOverflow { .. }
+        | Error::Columns { .. }
+        | Error::InvalidOption { .. } => error.into(),
+        other => crate::error::Error::cuda(ordinal)(other),
+    }
+}
