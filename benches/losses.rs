@@ -3,6 +3,8 @@
 //! Each case is checked before it is timed: the one-pass loss must equal the loss of the forward
 //! pass. CUDA is timed where there is a GPU, never on the emulator.
 
+use std::cell::LazyCell;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -21,6 +23,8 @@ const CLASSES: usize = 80;
 const DFL_ROWS: [usize; 5] = [256, 4_096, 33_600, 262_144, LARGEST_DFL];
 const LARGEST_DFL: usize = 2_097_152;
 const BINS: usize = 17;
+static QFL: LazyLock<QualityFocalLoss> = LazyLock::new(QualityFocalLoss::default);
+static DFL: LazyLock<DistributionFocalLoss> = LazyLock::new(DistributionFocalLoss::default);
 
 /// Inputs of a case; what a loss does not take is empty.
 struct Inputs<T> {
@@ -50,14 +54,16 @@ impl<T: Element> Inputs<T> {
         let target = (0..rows).map(|_| rng.random_range(0.0..16.0)).collect();
         Inputs { logits, shape: [rows, BINS], labels: Vec::new(), quality: Vec::new(), target }
     }
-
-    /// What is read, and what is written besides.
-    fn bytes(&self) -> [usize; 2] {
-        let logits = size_of_val(&*self.logits);
-        let per_row = size_of_val(&*self.labels) + size_of_val(&*self.quality) + size_of_val(&*self.target);
-        [logits + per_row, logits]
-    }
 }
+
+/// What is read of so many rows, and what is written besides. `per_row` is what a row has beside its logits.
+fn bytes<T>(rows: usize, columns: usize, per_row: usize) -> [usize; 2] {
+    let logits = rows * columns * size_of::<T>();
+    [logits + rows * per_row, logits]
+}
+/// Of a label and a quality; of a target.
+const QFL_PER_ROW: usize = 8 + 4;
+const DFL_PER_ROW: usize = 4;
 
 /// `--test` runs everything once, and is to be done soon.
 fn is_test() -> bool {
@@ -79,48 +85,66 @@ fn ladder(rows: &[usize], largest: usize, dtype: &str) -> Vec<usize> {
     rows.iter().copied().filter(|&rows| rows < largest || (dtype != "f16" && memory_allows())).collect()
 }
 
-/// Times the forward pass, but for the largest, and the one pass for loss and gradient.
-fn bench<'a, Op: Operation + 'a, T: Element>(
+/// Times the forward pass, but for the largest, and the one pass for loss and gradient. The inputs are
+/// made when the first of them is run: a filter may leave out both.
+fn bench<Op: Operation, T: Element>(
     c: &mut Criterion,
     name: &str,
-    inputs: &'a Inputs<T>,
+    rows: usize,
+    [read, written]: [usize; 2],
     is_largest: bool,
-    call: impl Fn(&'a Inputs<T>) -> Call<'a, Op, Host, T>,
+    inputs: impl FnOnce() -> Inputs<T>,
+    call: impl for<'a> Fn(&'a Inputs<T>) -> Call<'a, Op, Host, T>,
 ) {
-    let rows = inputs.shape[0];
     let zero = T::Loss::from_f64(0.0);
-    let (mut once, mut both, mut grad) = ([zero], [zero], inputs.logits.clone());
-    call(inputs).forward(&mut once).expect("lengths fit");
-    call(inputs).forward_backward(&mut both, &mut grad).expect("lengths fit");
-    assert_eq!(once[0].to_f64(), both[0].to_f64());
-
+    let inputs = LazyCell::new(|| {
+        let inputs = inputs();
+        let (mut once, mut both, mut grad) = ([zero], [zero], inputs.logits.clone());
+        call(&inputs).forward(&mut once).expect("lengths fit");
+        call(&inputs).forward_backward(&mut both, &mut grad).expect("lengths fit");
+        assert_eq!(once[0].to_f64(), both[0].to_f64());
+        inputs
+    });
     let mut group = c.benchmark_group(name);
-    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    let [read, written] = inputs.bytes();
     if !is_largest {
         group.throughput(Throughput::BytesDecimal(read as u64));
         group.bench_function(BenchmarkId::new("forward", rows), |b| {
-            b.iter(|| call(inputs).forward(&mut once));
+            let (inputs, mut loss) = (&*inputs, [zero]);
+            b.iter(|| call(inputs).forward(&mut loss));
         });
     }
     group.throughput(Throughput::BytesDecimal((read + written) as u64));
     group.bench_function(BenchmarkId::new("forward_backward", rows), |b| {
-        b.iter(|| call(inputs).forward_backward(&mut both, &mut grad));
+        let (inputs, mut loss) = (&*inputs, [zero]);
+        let mut grad = inputs.logits.clone();
+        b.iter(|| call(inputs).forward_backward(&mut loss, &mut grad));
     });
 }
 
 fn losses<T: Element>(c: &mut Criterion, dtype: &str) {
     for rows in ladder(&QFL_ROWS, LARGEST_QFL, dtype) {
-        let (inputs, qfl) = (Inputs::<T>::qfl(rows), QualityFocalLoss::default());
-        bench(c, &format!("qfl/cpu/{dtype}"), &inputs, rows == LARGEST_QFL, |inputs| {
-            qfl.cpu(&inputs.logits, inputs.shape, &inputs.labels, &inputs.quality)
-        });
+        let (name, bytes) = (format!("qfl/cpu/{dtype}"), bytes::<T>(rows, CLASSES, QFL_PER_ROW));
+        bench(
+            c,
+            &name,
+            rows,
+            bytes,
+            rows == LARGEST_QFL,
+            || Inputs::<T>::qfl(rows),
+            |inputs| QFL.cpu(&inputs.logits, inputs.shape, &inputs.labels, &inputs.quality),
+        );
     }
     for rows in ladder(&DFL_ROWS, LARGEST_DFL, dtype) {
-        let (inputs, dfl) = (Inputs::<T>::dfl(rows), DistributionFocalLoss::default());
-        bench(c, &format!("dfl/cpu/{dtype}"), &inputs, rows == LARGEST_DFL, |inputs| {
-            dfl.cpu(&inputs.logits, inputs.shape, &inputs.target)
-        });
+        let (name, bytes) = (format!("dfl/cpu/{dtype}"), bytes::<T>(rows, BINS, DFL_PER_ROW));
+        bench(
+            c,
+            &name,
+            rows,
+            bytes,
+            rows == LARGEST_DFL,
+            || Inputs::<T>::dfl(rows),
+            |inputs| DFL.cpu(&inputs.logits, inputs.shape, &inputs.target),
+        );
     }
 }
 
@@ -139,5 +163,11 @@ fn all(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, all);
+/// Short, unless the command line says otherwise.
+fn settings() -> Criterion {
+    let warm_up = Duration::from_millis(300);
+    Criterion::default().sample_size(10).warm_up_time(warm_up).measurement_time(Duration::from_secs(1))
+}
+
+criterion_group!(name = benches; config = settings(); targets = all);
 criterion_main!(benches);

@@ -1,5 +1,6 @@
 //! The losses on a GPU: launches in a graph, each on buffers of its own, timed by events.
 
+use std::cell::{LazyCell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use gfocal::cudarc::driver::sys::{
 use gfocal::cudarc::driver::{CudaGraph, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use gfocal::{DistributionFocalLoss, QualityFocalLoss, Result};
 
-use super::{BINS, CLASSES, DFL_ROWS, Inputs, LARGEST_DFL, LARGEST_QFL, QFL_ROWS, ladder};
+use super::{BINS, CLASSES, DFL_PER_ROW, DFL_ROWS, Inputs, LARGEST_DFL, LARGEST_QFL, QFL_PER_ROW, QFL_ROWS};
+use super::{bytes, ladder};
 
 /// A GPU with a stream that can be captured.
 pub struct Gpu {
@@ -57,36 +59,38 @@ impl Gpu {
         T: StorageElement + DeviceRepr + ValidAsZeroBits,
     {
         for rows in ladder(&QFL_ROWS, LARGEST_QFL, dtype) {
-            self.bench(c, &format!("qfl/cuda/{dtype}"), &Inputs::<T>::qfl(rows));
+            let bytes = bytes::<T>(rows, CLASSES, QFL_PER_ROW);
+            self.bench(c, &format!("qfl/cuda/{dtype}"), rows, bytes, || Inputs::<T>::qfl(rows));
         }
         for rows in ladder(&DFL_ROWS, LARGEST_DFL, dtype) {
-            self.bench(c, &format!("dfl/cuda/{dtype}"), &Inputs::<T>::dfl(rows));
+            let bytes = bytes::<T>(rows, BINS, DFL_PER_ROW);
+            self.bench(c, &format!("dfl/cuda/{dtype}"), rows, bytes, || Inputs::<T>::dfl(rows));
         }
     }
 
-    fn bench<T>(&self, c: &mut Criterion, name: &str, inputs: &Inputs<T>)
-    where
+    /// The buffers are made when the first pass is run: a filter may leave out both.
+    fn bench<T>(
+        &self,
+        c: &mut Criterion,
+        name: &str,
+        rows: usize,
+        [read, written]: [usize; 2],
+        inputs: impl FnOnce() -> Inputs<T>,
+    ) where
         T: StorageElement + DeviceRepr + ValidAsZeroBits,
     {
-        let ([read, written], rows) = (inputs.bytes(), inputs.shape[0]);
         let count = (4 * self.l2).div_ceil(read).clamp(2, 512);
-        let sets: Result<Vec<Set<T>>> = (0..count).map(|_| Set::new(self.stream(), inputs)).collect();
-        let mut sets = sets.expect("memory for the sets");
-        let mut losses = [false, true].map(|with_grad| {
-            sets[0].launch(&self.handle, inputs.shape, with_grad).expect("lengths fit");
-            self.stream().clone_dtoh(&sets[0].loss).expect("a copy")
+        let sets = LazyCell::new(|| {
+            let inputs = inputs();
+            (RefCell::new(self.sets(&inputs, count)), inputs.shape)
         });
-        self.stream().synchronize().expect("the launches have run");
-        let both = losses[1].remove(0);
-        assert!((losses[0][0] - both).abs() <= 4e-6 * both.abs(), "the passes give the same loss");
-
         let mut group = c.benchmark_group(name);
-        group.sample_size(10).measurement_time(Duration::from_secs(1));
         for (pass, with_grad, bytes) in [("forward", false, read), ("forward_backward", true, read + written)]
         {
-            let graph = self.capture(&mut sets, inputs.shape, with_grad);
             group.throughput(Throughput::BytesDecimal(bytes as u64));
             group.bench_function(BenchmarkId::new(pass, rows), |b| {
+                let (sets, shape) = &*sets;
+                let graph = self.capture(&mut sets.borrow_mut(), *shape, with_grad);
                 b.iter_custom(|launches| {
                     // Whole replays, and of their time the share of the launches.
                     let replays = launches.div_ceil(count as u64);
@@ -95,6 +99,23 @@ impl Gpu {
                 });
             });
         }
+    }
+
+    /// Buffers for `count` launches, on the first of which both passes give the same loss.
+    fn sets<T>(&self, inputs: &Inputs<T>, count: usize) -> Vec<Set<T>>
+    where
+        T: StorageElement + DeviceRepr + ValidAsZeroBits,
+    {
+        let sets: Result<Vec<Set<T>>> = (0..count).map(|_| Set::new(self.stream(), inputs)).collect();
+        let mut sets = sets.expect("memory for the sets");
+        let [once, both] = [false, true].map(|with_grad| {
+            sets[0].launch(&self.handle, inputs.shape, with_grad).expect("lengths fit");
+            let loss = self.stream().clone_dtoh(&sets[0].loss).expect("a copy");
+            self.stream().synchronize().expect("the launches have run");
+            loss[0]
+        });
+        assert!((once - both).abs() <= 4e-6 * both.abs(), "the passes give the same loss");
+        sets
     }
 
     fn stream(&self) -> &Arc<CudaStream> {
