@@ -34,7 +34,7 @@ DEVICE void store_corners(float* p, const Corners& corners) {
 }
 
 // Twin of `IouKind`.
-enum IouKind : u32 { IOU, GIOU, DIOU, CIOU };
+enum IouKind : u32 { IOU, GIOU, DIOU, CIOU, CIOU_ULTRALYTICS };
 
 struct Box {
     double side[4];
@@ -119,16 +119,18 @@ struct Aspect {
     double by_size[2];  // its derivatives by width and height of the prediction
 };
 
-// atan(a / b) for b > 0, to 1e-15. Beyond tan(pi / 8) it is turned by pi / 4, beyond its inverse
+// The angle of the point (b, a), from -pi to pi, to 1e-15: atan(a / b) for b > 0, and 0 at the
+// origin. Of the angle to the nearer half of the axis of b: beyond tan(pi / 8) it is turned by pi / 4, beyond its inverse
 // by pi / 2; what is left is x = a / b times a polynomial in x^2, interpolated at Chebyshev's
 // nodes, with a relative error of 1e-16 before rounding.
-DEVICE double atan_ratio(double a, double b) {
-    const double size = fabs(a);
-    double above = size, below = b, turn = 0.0;
-    if (size > 2.414213562373095 * b) {
-        above = -b, below = size, turn = 1.5707963267948966;
-    } else if (size > 0.41421356237309503 * b) {
-        above = size - b, below = size + b, turn = 0.7853981633974483;
+DEVICE double angle_of(double a, double b) {
+    const double size = fabs(a), along = fabs(b);
+    if (size == 0.0 && along == 0.0) return 0.0;
+    double above = size, below = along, turn = 0.0;
+    if (size > 2.414213562373095 * along) {
+        above = -along, below = size, turn = 1.5707963267948966;
+    } else if (size > 0.41421356237309503 * along) {
+        above = size - along, below = size + along, turn = 0.7853981633974483;
     }
     const double x = above * reciprocal(below), square = x * x;
     double p = 0.021135373157693246;
@@ -142,41 +144,50 @@ DEVICE double atan_ratio(double a, double b) {
     p = fma(p, square, 0.1999999999885511);
     p = fma(p, square, -0.3333333333332844);
     p = fma(p, square, 1.0);
-    const double angle = fma(p, x, turn);
+    const double nearer = fma(p, x, turn), angle = b < 0.0 ? 3.141592653589793 - nearer : nearer;
     return a < 0.0 ? -angle : angle;
 }
 
 constexpr double FOUR_OVER_PI_SQUARED = 0.4052847345693511;
 
-// alpha * v, where alpha counts as a constant, and is 0 unless IoU > 0.5.
-DEVICE Aspect aspect_penalty(const Axes& axes, double overlap, double eps) {
+// alpha * v, where alpha counts as a constant. mmdetection's is 0 unless IoU > 0.5; Ultralytics'
+// never is, and there the heights have their eps already.
+DEVICE Aspect aspect_penalty(u32 kind, const Axes& axes, double overlap, double eps) {
+    const bool mmdetection = kind == CIOU;
     // An IoU above 0.5 means that both boxes have a width and a height above 0. Without one there
     // is nothing to compute, and nothing that could overflow.
-    if (!(overlap > 0.5)) return {0.0, {0.0, 0.0}};
-    const double w = axes.of[0].size, h = axes.of[1].size + eps;
-    const double target_w = axes.of[0].target_size, target_h = axes.of[1].target_size + eps;
-    // atan(target_w / target_h) - atan(w / h) without cancellation.
-    const double angle = atan_ratio(target_w * h - w * target_h, target_h * h + target_w * w);
+    if (mmdetection && !(overlap > 0.5)) return {0.0, {0.0, 0.0}};
+    const double to_height = mmdetection ? eps : 0.0, to_rest = mmdetection ? 0.0 : eps;
+    const double w = axes.of[0].size, h = axes.of[1].size + to_height;
+    const double target_w = axes.of[0].target_size, target_h = axes.of[1].target_size + to_height;
+    // atan(target_w / target_h) - atan(w / h) without cancellation. Of an inverted box both sides
+    // turn round, so that its height is not below 0.
+    const double sign = (h < 0.0) == (target_h < 0.0) ? 1.0 : -1.0;
+    const double angle =
+        angle_of(sign * (target_w * h - w * target_h), sign * (target_h * h + target_w * w));
     const double v = FOUR_OVER_PI_SQUARED * angle * angle;
     // Below 1e-300, v has no reciprocal.
-    const double alpha = v > 1e-300 ? v * reciprocal(not_negative(1.0 - overlap).value + v) : 0.0;
-    const double by_angle = 2.0 * FOUR_OVER_PI_SQUARED * alpha * angle * reciprocal(w * w + h * h);
+    const double alpha = v > 1e-300 ? v * reciprocal(not_negative(1.0 - overlap).value + v + to_rest) : 0.0;
+    const double square = w * w + h * h;
+    const double by_angle =
+        square == 0.0 ? 0.0 : 2.0 * FOUR_OVER_PI_SQUARED * alpha * angle * reciprocal(square);
     return {alpha * v, {-by_angle * h, by_angle * w}};
 }
 
 // 1 - IoU and its variants, and the gradient with respect to `pred`; `eps` > 0. The formulas are
 // in src/boxes/mod.rs.
 DEVICE IouLoss iou_loss(u32 kind, const Box& pred, const Box& target, double eps) {
-    const Axes both = axes(pred, target);
-    const Axis& x = both.of[0];
-    const Axis& y = both.of[1];
+    Axes both = axes(pred, target);
     const double shared = intersection(both);
-    const double disjoint = union_of(both, shared);
     // mmdetection takes the maximum with eps for IoU and GIoU, and adds eps for DIoU and CIoU.
     // There too the union is at least eps, except for boxes whose intersection, and its gradient,
     // is 0.
-    const Choice at_least = larger(disjoint, eps);
-    const bool added = kind == DIOU || kind == CIOU;
+    const Choice at_least = larger(union_of(both, shared), eps);
+    const bool added = kind == DIOU || kind == CIOU || kind == CIOU_ULTRALYTICS;
+    if (kind == CIOU_ULTRALYTICS) both.of[1].size += eps, both.of[1].target_size += eps;
+    const Axis& x = both.of[0];
+    const Axis& y = both.of[1];
+    const double disjoint = union_of(both, shared);
     const double joint = added ? larger(disjoint + eps, eps).value : at_least.value;
     const double joint_share = added ? 1.0 : at_least.share;
     const double by_joint = reciprocal(joint), overlap = shared * by_joint;
@@ -198,11 +209,12 @@ DEVICE IouLoss iou_loss(u32 kind, const Box& pred, const Box& target, double eps
         by_offset[0] = x.offset * 0.5 * inverse, by_offset[1] = y.offset * 0.5 * inverse;
     }
     bool clamped = false;  // to [-1, 1]
-    if (kind == CIOU) {
-        const Aspect aspect = aspect_penalty(both, overlap, eps);
+    if (kind == CIOU || kind == CIOU_ULTRALYTICS) {
+        const Aspect aspect = aspect_penalty(kind, both, overlap, eps);
         penalty += aspect.penalty;
         by_size[0] = aspect.by_size[0], by_size[1] = aspect.by_size[1];
-        clamped = fabs(penalty) < __longlong_as_double(0x7ff0000000000000ll) && fabs(overlap - penalty) >= 1.0;
+        clamped = kind == CIOU && fabs(penalty) < __longlong_as_double(0x7ff0000000000000ll) &&
+                  fabs(overlap - penalty) >= 1.0;
     }
     IouLoss result;
 #pragma unroll

@@ -89,7 +89,7 @@ struct HeadArgs {
     float beta;
     u32 level_count, batch, classes, bins;
     u32 background_first, has_ignore_label;
-    u32 iou_kind;             // 0: IoU, 1: GIoU, 2: DIoU, 3: CIoU
+    u32 iou_kind;             // as in `IouKind`
     u32 weight_is_quality;    // v is the quality, not the largest score
     u32 image_has_one;        // an image without positives counts as having one
     u32 cls_by_weight;        // N = W

@@ -1,4 +1,4 @@
-//! Shows that the box losses are mmdetection's, with PyTorch's gradients also at ties (the file
+//! Shows that the box losses are mmdetection's and Ultralytics', with PyTorch's gradients also at ties (the file
 //! tests/boxes/autograd.safetensors; autograd.py beside it made it); that gradients are the
 //! derivatives of the losses; that boxes of any shape give finite numbers, and coordinates that
 //! are not finite do not; and that boxes and distances are each other's inverse.
@@ -201,15 +201,17 @@ fn gradients_are_derivatives() {
         let loss = BoxLoss::new(kind);
         let (_, grad) = run(&loss, &pred, &target);
         // alpha is a constant for the gradient, but not for the loss: so CIoU's differences are
-        // taken of DIoU, and of v, with alpha as it is where the gradient is taken.
+        // taken with alpha as it is where the gradient is taken.
         let values = |moved: &[f64]| -> Vec<f64> {
-            if kind != IouKind::Ciou {
-                return run(&loss, moved, &target).0;
+            let losses = run(&loss, moved, &target).0;
+            if !matches!(kind, IouKind::Ciou | IouKind::CiouUltralytics) {
+                return losses;
             }
-            let distance = run(&BoxLoss::new(IouKind::Diou), moved, &target).0;
             let rows = moved.chunks_exact(4).zip(pred.chunks_exact(4)).zip(target.chunks_exact(4));
-            rows.zip(distance)
-                .map(|(((moved, at), target), d)| d + alpha(at, target) * v(moved, target))
+            rows.zip(losses)
+                .map(|(((moved, at), target), loss)| {
+                    loss + (alpha(kind, at, target) - alpha(kind, moved, target)) * v(moved, target)
+                })
                 .collect()
         };
         for side in 0..4 {
@@ -233,10 +235,20 @@ fn v(pred: &[f64], target: &[f64]) -> f64 {
     4.0 / std::f64::consts::PI.powi(2) * (angle(target) - angle(pred)).powi(2)
 }
 
-fn alpha(pred: &[f64], target: &[f64]) -> f64 {
-    let mut overlap = [0.0];
-    iou(pred, target, 1, 1e-6, &mut overlap).expect("a legal call");
-    if overlap[0] > 0.5 { v(pred, target) / (1.0 - overlap[0] + v(pred, target)) } else { 0.0 }
+fn alpha(kind: IouKind, pred: &[f64], target: &[f64]) -> f64 {
+    let inner = |a: usize| (pred[a + 2].min(target[a + 2]) - pred[a].max(target[a])).max(0.0);
+    let (inner, v) = (inner(0) * inner(1), v(pred, target));
+    let overlap = |to_height: f64| {
+        let area = |b: &[f64]| (b[2] - b[0]) * (b[3] - b[1] + to_height);
+        inner / (area(pred) + area(target) - inner + 1e-6)
+    };
+    if kind == IouKind::CiouUltralytics {
+        v / (v - overlap(1e-6) + (1.0 + 1e-6))
+    } else if overlap(0.0) > 0.5 {
+        v / (1.0 - overlap(0.0) + v)
+    } else {
+        0.0
+    }
 }
 
 /// All boxes with coordinates out of a few, so that ties, empty and inverted boxes all occur,

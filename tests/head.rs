@@ -77,7 +77,7 @@ fn any_settings(random: &mut Random, classes: usize) -> Settings {
     settings.background = [Background::Last, Background::First][random.index(2)];
     settings.ignore_label = [None, Some(-7), Some(255), Some(random.index(classes) as i64)][random.index(4)];
     settings.target_eps = [0.0, 0.1, 0.01][random.index(3)];
-    settings.iou = IouKind::ALL[random.index(4)];
+    settings.iou = IouKind::ALL[random.index(IouKind::ALL.len())];
     settings.weights = [1.0, 0.3, 2.0].map(|weight| weight * random.between(0.5, 2.0));
     settings.bins = 2 + random.index(32);
     settings.quality = [QualitySource::Iou, QualitySource::Given][random.index(2)];

@@ -82,6 +82,7 @@ impl BoxLoss {
             IouKind::Giou => 1,
             IouKind::Diou => 2,
             IouKind::Ciou => 3,
+            IouKind::CiouUltralytics => 4,
         };
         BoxesArgs { boxes: boxes as u64, eps: self.eps, kind, ..BoxesArgs::default() }
     }

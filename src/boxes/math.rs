@@ -102,15 +102,19 @@ pub(crate) fn iou(a: [f64; 4], b: [f64; 4], eps: f64) -> f64 {
 /// 1 - IoU and its variants, and the gradient with respect to `pred`; `eps` > 0. The formulas are
 /// in the documentation of [`IouKind`].
 pub(crate) fn iou_loss(kind: IouKind, pred: [f64; 4], target: [f64; 4], eps: f64) -> IouLoss {
-    let axes = axes(pred, target);
-    let [x, y] = axes;
+    let mut axes = axes(pred, target);
     let intersection = intersection(&axes);
-    let disjoint = union(&axes, intersection);
     // mmdetection takes the maximum with eps for IoU and GIoU, and adds eps for DIoU and CIoU.
     // There too the union is at least eps, except for boxes whose intersection, and its gradient,
     // is 0.
-    let at_least = larger(disjoint, eps);
-    let added = matches!(kind, IouKind::Diou | IouKind::Ciou);
+    let at_least = larger(union(&axes, intersection), eps);
+    let added = matches!(kind, IouKind::Diou | IouKind::Ciou | IouKind::CiouUltralytics);
+    if kind == IouKind::CiouUltralytics {
+        axes[1].size += eps;
+        axes[1].target_size += eps;
+    }
+    let [x, y] = axes;
+    let disjoint = union(&axes, intersection);
     let (union, union_share) =
         if added { (larger(disjoint + eps, eps).value, 1.0) } else { (at_least.value, at_least.share) };
     let overlap = intersection / union;
@@ -127,7 +131,7 @@ pub(crate) fn iou_loss(kind: IouKind, pred: [f64; 4], target: [f64; 4], eps: f64
             let by_hull = union / (hull.value * hull.value) * hull.share;
             by_outer = [by_hull * y.outer, by_hull * x.outer];
         }
-        IouKind::Diou | IouKind::Ciou => {
+        IouKind::Diou | IouKind::Ciou | IouKind::CiouUltralytics => {
             let diagonal = x.outer * x.outer + y.outer * y.outer + eps;
             penalty = (x.offset * x.offset + y.offset * y.offset) / 4.0 / diagonal;
             by_outer = [x.outer, y.outer].map(|outer| -2.0 * outer * penalty / diagonal);
@@ -136,11 +140,11 @@ pub(crate) fn iou_loss(kind: IouKind, pred: [f64; 4], target: [f64; 4], eps: f64
     }
     let mut by_size = [0.0; 2];
     let mut clamped = false; // to [-1, 1]
-    if kind == IouKind::Ciou {
-        let aspect = aspect_penalty(&axes, overlap, eps);
+    if matches!(kind, IouKind::Ciou | IouKind::CiouUltralytics) {
+        let aspect = aspect_penalty(kind, &axes, overlap, eps);
         penalty += aspect.penalty;
         by_size = aspect.by_size;
-        clamped = penalty.is_finite() && (overlap - penalty).abs() >= 1.0;
+        clamped = kind == IouKind::Ciou && penalty.is_finite() && (overlap - penalty).abs() >= 1.0;
     }
     let mut grad = [0.0; 4];
     for (side, grad) in grad.iter_mut().enumerate() {
@@ -171,29 +175,35 @@ struct Aspect {
     by_size: [f64; 2],
 }
 
-/// alpha * v, where alpha counts as a constant, and is 0 unless IoU > 0.5.
-fn aspect_penalty(axes: &[Axis; 2], overlap: f64, eps: f64) -> Aspect {
+/// alpha * v, where alpha counts as a constant. mmdetection's is 0 unless IoU > 0.5; Ultralytics'
+/// never is, and there the heights have their eps already.
+fn aspect_penalty(kind: IouKind, axes: &[Axis; 2], overlap: f64, eps: f64) -> Aspect {
+    let mmdetection = kind == IouKind::Ciou;
     // An IoU above 0.5 means that both boxes have a width and a height above 0. Without one there
     // is nothing to compute, and nothing that could overflow.
-    if overlap <= 0.5 || overlap.is_nan() {
+    if mmdetection && (overlap <= 0.5 || overlap.is_nan()) {
         return Aspect { penalty: 0.0, by_size: [0.0; 2] };
     }
     let [x, y] = axes;
-    let (w, h) = (x.size, y.size + eps);
-    let (target_w, target_h) = (x.target_size, y.target_size + eps);
-    // atan(target_w / target_h) - atan(w / h) without cancellation.
-    let angle = atan_ratio(target_w * h - w * target_h, target_h * h + target_w * w);
+    let (to_height, to_rest) = if mmdetection { (eps, 0.0) } else { (0.0, eps) };
+    let (w, h) = (x.size, y.size + to_height);
+    let (target_w, target_h) = (x.target_size, y.target_size + to_height);
+    // atan(target_w / target_h) - atan(w / h) without cancellation. Of an inverted box both sides
+    // turn round, so that its height is not below 0.
+    let sign = if (h < 0.0) == (target_h < 0.0) { 1.0 } else { -1.0 };
+    let angle = angle_of(sign * (target_w * h - w * target_h), sign * (target_h * h + target_w * w));
     let v = FOUR_OVER_PI_SQUARED * angle * angle;
-    let alpha = if v > 0.0 { v / (not_negative(1.0 - overlap).value + v) } else { 0.0 };
-    let by_angle = 2.0 * FOUR_OVER_PI_SQUARED * alpha * angle / (w * w + h * h);
+    let alpha = if v > 0.0 { v / (not_negative(1.0 - overlap).value + v + to_rest) } else { 0.0 };
+    let square = w * w + h * h;
+    let by_angle = if square == 0.0 { 0.0 } else { 2.0 * FOUR_OVER_PI_SQUARED * alpha * angle / square };
     Aspect { penalty: alpha * v, by_size: [-by_angle * h, by_angle * w] }
 }
 
 const FOUR_OVER_PI_SQUARED: f64 = 0.405_284_734_569_351_1;
 
-/// atan(a / b) for b > 0.
-fn atan_ratio(a: f64, b: f64) -> f64 {
-    (a / b).atan()
+/// The angle of the point (b, a), from -pi to pi: atan(a / b) for b > 0, and 0 at the origin.
+fn angle_of(a: f64, b: f64) -> f64 {
+    a.atan2(b)
 }
 
 /// The box whose sides have the distances left, top, right and bottom from a point:

@@ -8,11 +8,13 @@
 //! GIoU = IoU − (H − U) / H
 //! DIoU = IoU − ρ²/c²
 //! CIoU = IoU − ρ²/c² − α·v,   v = 4/π²·(atan(w_t/h_t) − atan(w/h))²,   α = [IoU > 0.5]·v/(1 − IoU + v)
+//!                                                             or, Ultralytics', α = v/(1 − IoU + v + ε)
 //! loss = 1 − IoU, 1 − GIoU, 1 − DIoU or 1 − CIoU
 //! ```
 //!
 //! (`bbox_overlaps`, `giou_loss`, `diou_loss` and `ciou_loss` of mmdetection 3, with the same
-//! epsilons. *Generalized Intersection over Union*, Rezatofighi et al., CVPR 2019; *Distance-IoU
+//! epsilons, and `bbox_iou` of Ultralytics 8 with its: there ε is also added to both heights, in v and
+//! in U. *Generalized Intersection over Union*, Rezatofighi et al., CVPR 2019; *Distance-IoU
 //! Loss*, Zheng et al., AAAI 2020.) The gradient with respect to the prediction is exact, with two
 //! conventions: α counts as a constant, and at ties it is PyTorch's (2.15): half each for the
 //! maximum of two equal numbers, nothing for a clamp at its limit, as for boxes that touch; earlier
@@ -54,14 +56,16 @@ pub enum IouKind {
     Giou,
     /// Distance IoU.
     Diou,
-    /// Complete IoU. α is that of mmdetection 3 and of the authors; Ultralytics takes
-    /// v / (v − IoU + 1 + ε), also where IoU ≤ 0.5.
+    /// Complete IoU. α is that of mmdetection 3 and of the authors: 0 where IoU ≤ 0.5.
     Ciou,
+    /// Complete IoU as Ultralytics has it, with α above 0 whatever the IoU.
+    CiouUltralytics,
 }
 
 impl IouKind {
     /// All of them.
-    pub const ALL: [IouKind; 4] = [IouKind::Iou, IouKind::Giou, IouKind::Diou, IouKind::Ciou];
+    pub const ALL: [IouKind; 5] =
+        [IouKind::Iou, IouKind::Giou, IouKind::Diou, IouKind::Ciou, IouKind::CiouUltralytics];
 }
 
 /// A type of coordinates: f32, and on the CPU f64.
@@ -92,7 +96,7 @@ impl BoxLoss {
 
     /// With another epsilon, from 1e-30 to 1, in squared units of the coordinates: the least area
     /// of union and hull for IoU and GIoU, and what is added to the union's area and to the
-    /// squared diagonal for DIoU and CIoU.
+    /// squared diagonal for DIoU and CIoU (Ultralytics: 1e-7).
     ///
     /// # Errors
     /// If it is outside that range.

@@ -157,7 +157,7 @@ pub struct BoxesArgs {
     pub boxes: u64,
     /// More than 0.
     pub eps: f64,
-    /// 0: IoU, 1: GIoU, 2: DIoU, 3: CIoU.
+    /// 0: IoU, 1: GIoU, 2: DIoU, 3: CIoU, 4: Ultralytics' CIoU.
     pub kind: u32,
     /// Padding.
     pub unused: u32,

@@ -363,6 +363,7 @@ impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
                 IouKind::Giou => 1,
                 IouKind::Diou => 2,
                 IouKind::Ciou => 3,
+                IouKind::CiouUltralytics => 4,
             },
             target_max: (self.head.bins - 1) as f64 - dfl.target_eps,
             beta: qfl.beta as f32,

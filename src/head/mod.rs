@@ -261,20 +261,18 @@ impl HeadLoss {
     /// | --- | --- |
     /// | classification | binary cross entropy (QFL with β 0), weight 0.5 |
     /// | quality | [`Targets::quality`]: the assigner's target score |
-    /// | box | CIoU, ε 1e-7, weight 7.5 |
+    /// | box | [`IouKind::CiouUltralytics`], ε 1e-7, weight 7.5 |
     /// | distribution | 16 bins (reg_max 16), targets up to 14.99, weight 1.5 |
     /// | box weight v | the quality |
     /// | divided by | [`Normaliser::Ultralytics`] |
     /// | anchor points | [`Points::Grid`] with offset 0.5 |
     ///
-    /// Two things differ. α of CIoU is that of [`IouKind::Ciou`]: where IoU ≤ 0.5 it is 0 here, and
-    /// v / (v − IoU + 1 + ε) there. And Ultralytics multiplies the losses by the batch size, which is
-    /// left to the caller.
+    /// Ultralytics multiplies the losses by the batch size, which is left to the caller.
     pub fn ultralytics() -> Self {
         HeadLoss {
             qfl: QualityFocalLoss { beta: 0.0, loss_weight: 0.5, ..QualityFocalLoss::default() },
             dfl: DistributionFocalLoss { loss_weight: 1.5, target_eps: 0.01 },
-            iou: IouKind::Ciou,
+            iou: IouKind::CiouUltralytics,
             iou_weight: 7.5,
             iou_eps: 1e-7,
             bins: 16,

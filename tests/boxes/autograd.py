@@ -1,5 +1,6 @@
 """Makes autograd.safetensors: 1 - IoU, GIoU, DIoU and CIoU by mmdetection 3's formulas (bbox_overlaps, diou_loss,
-ciou_loss) in float64, with PyTorch's autograd for the gradients with respect to the predictions. Made with PyTorch 2.15:
+ciou_loss), and 1 - CIoU by Ultralytics 8's (bbox_iou), in float64, with PyTorch's autograd for the gradients with
+respect to the predictions. Made with PyTorch 2.15:
 
     python tests/boxes/autograd.py tests/boxes/autograd.safetensors
 """
@@ -47,6 +48,21 @@ def diou_or_ciou_loss(pred, target, eps, complete):
     with torch.no_grad():
         alpha = (ious > 0.5).to(v) * v / (1 - ious + v)
     return 1 - (ious - (rho2 / c2 + alpha * v)).clamp(min=-1.0, max=1.0)
+
+
+def ultralytics_ciou_loss(pred, target, eps):
+    (x1, y1, x2, y2), (tx1, ty1, tx2, ty2) = pred.unbind(1), target.unbind(1)
+    w1, h1 = x2 - x1, y2 - y1 + eps
+    w2, h2 = tx2 - tx1, ty2 - ty1 + eps
+    inter = (x2.minimum(tx2) - x1.maximum(tx1)).clamp(0) * (y2.minimum(ty2) - y1.maximum(ty1)).clamp(0)
+    iou = inter / (w1 * h1 + w2 * h2 - inter + eps)
+    cw, ch = x2.maximum(tx2) - x1.minimum(tx1), y2.maximum(ty2) - y1.minimum(ty1)
+    c2 = cw.pow(2) + ch.pow(2) + eps
+    rho2 = ((tx1 + tx2 - x1 - x2).pow(2) + (ty1 + ty2 - y1 - y2).pow(2)) / 4
+    v = (4 / math.pi**2) * ((w2 / h2).atan() - (w1 / h1).atan()).pow(2)
+    with torch.no_grad():
+        alpha = v / (v - iou + (1 + eps))
+    return 1 - (iou - (rho2 / c2 + v * alpha))
 
 
 def pairs():
@@ -97,10 +113,12 @@ def main(path):
     # Exact in f32.
     pred, target = (torch.tensor(boxes).float().double() for boxes in (pred, target))
     tensors = {"pred": pred, "target": target, "iou": bbox_overlaps(pred, target, "iou", EPS)}
-    for kind in ["iou", "giou", "diou", "ciou"]:
+    for kind in ["iou", "giou", "diou", "ciou", "ciouultralytics"]:
         leaf = pred.clone().requires_grad_()
         if kind in ("iou", "giou"):
             loss = 1 - bbox_overlaps(leaf, target, kind, EPS)
+        elif kind == "ciouultralytics":
+            loss = ultralytics_ciou_loss(leaf, target, EPS)
         else:
             loss = diou_or_ciou_loss(leaf, target, EPS, kind == "ciou")
         loss.sum().backward()

@@ -156,7 +156,7 @@ pub struct HeadArgs {
     pub background_first: u32,
     /// 1: anchors with `ignore_label` give nothing.
     pub has_ignore_label: u32,
-    /// 0: IoU, 1: GIoU, 2: DIoU, 3: CIoU.
+    /// 0: IoU, 1: GIoU, 2: DIoU, 3: CIoU, 4: Ultralytics' CIoU.
     pub iou_kind: u32,
     /// 1: boxes are weighted by their quality, 0: by their largest score.
     pub weight_is_quality: u32,

@@ -66,7 +66,7 @@ impl Settings {
             Profile::Ultralytics => Settings {
                 beta: 0.0,
                 target_eps: 0.01,
-                iou: IouKind::Ciou,
+                iou: IouKind::CiouUltralytics,
                 weights: [0.5, 7.5, 1.5],
                 bins: 16,
                 quality: QualitySource::Given,

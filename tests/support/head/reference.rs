@@ -71,7 +71,7 @@ impl Dual {
 }
 
 /// mmdetection's `bbox_overlaps`, `iou_loss` in its linear mode, `giou_loss`, `diou_loss` and
-/// `ciou_loss` of one box: the IoU and the loss.
+/// `ciou_loss`, and 1 minus Ultralytics' `bbox_iou`, of one box: the IoU and the loss.
 pub fn box_loss(kind: IouKind, pred: [Dual; 4], target: [f64; 4], eps: f64) -> [Dual; 2] {
     let constant = Dual::constant;
     let [x1, y1, x2, y2] = pred;
@@ -103,6 +103,16 @@ pub fn box_loss(kind: IouKind, pred: [Dual; 4], target: [f64; 4], eps: f64) -> [
                 let alpha = if iou.0 > 0.5 { v.0 / (1.0 - iou.0 + v.0) } else { 0.0 };
                 one - (diou - constant(alpha) * v)
             }
+        }
+        IouKind::CiouUltralytics => {
+            let (w1, h1, w2, h2) = (x2 - x1, y2 - y1 + eps, tx2 - tx1, ty2 - ty1 + eps);
+            let iou = overlap / (w1 * h1 + w2 * h2 - overlap + eps);
+            let (dx, dy) = (tx1 + tx2 - x1 - x2, ty1 + ty2 - y1 - y2);
+            let distance = (dx * dx + dy * dy) / constant(4.0) / (cw * cw + ch * ch + eps);
+            let angle = (w2 / h2).atan() - (w1 / h1).atan();
+            let v = constant(4.0 / std::f64::consts::PI.powi(2)) * angle * angle;
+            let alpha = v.0 / (v.0 - iou.0 + (1.0 + eps.0));
+            one - (iou - (distance + v * constant(alpha)))
         }
         other => panic!("{other:?} is not known here"),
     };
