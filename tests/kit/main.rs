@@ -5,6 +5,12 @@
 
 #![allow(clippy::duplicate_mod, reason = "each module has its own `support`, as it has as a program")]
 
+#[path = "../assign.rs"]
+mod assign;
+#[path = "../assign_graph.rs"]
+mod assign_graph;
+#[path = "../boxes.rs"]
+mod boxes;
 #[path = "../determinism.rs"]
 mod determinism;
 #[path = "../errors.rs"]
@@ -17,8 +23,16 @@ mod golden;
 mod gradcheck;
 #[path = "../graph.rs"]
 mod graph;
+#[path = "../head.rs"]
+mod head;
 #[path = "../head_cuda.rs"]
 mod head_cuda;
+#[path = "../head_errors.rs"]
+mod head_errors;
+#[path = "../head_golden.rs"]
+mod head_golden;
+#[path = "../head_gradcheck.rs"]
+mod head_gradcheck;
 #[path = "../head_graph.rs"]
 mod head_graph;
 #[path = "../large.rs"]

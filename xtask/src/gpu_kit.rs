@@ -17,7 +17,7 @@ const MOST_BYTES: u64 = 60_000_000;
 /// As in the script.
 const STAGES: &str = "check|sanitize|bench|peers|profile|criterion";
 /// Folders of the checkout that the tests and the script read.
-const DATA: [&str; 3] = ["tests/golden", "benches/peers", "samples"];
+const DATA: [&str; 4] = ["tests/golden", "tests/boxes", "benches/peers", "samples"];
 
 /// Builds everything and fills `folder`, which is emptied first.
 pub fn run(folder: &Path) -> Result<(), String> {

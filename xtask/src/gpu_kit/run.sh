@@ -59,7 +59,7 @@ check() {
     [[ $info == *"not a GPU"* ]] && repeats=4
     echo "$info"
     run check-bench 60 bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
-    for module in golden semantics graph errors gradcheck exhaustive properties large determinism; do
+    for module in golden semantics graph errors gradcheck exhaustive head_cuda head_graph head_errors head head_golden head_gradcheck boxes assign assign_graph properties large determinism; do
         GFOCAL_REPEATS=$repeats run "check-$module" 200 bin/kit "$module::"
     done
 }
@@ -69,11 +69,12 @@ sanitize() {
     has compute-sanitizer "it comes with the CUDA toolkit" || return 0
     local sanitizer=(compute-sanitizer --error-exitcode 1 --tool)
     export GFOCAL_REPEATS=1
-    run sanitize-memcheck-bench 90 "${sanitizer[@]}" memcheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
-    run sanitize-racecheck-bench 90 "${sanitizer[@]}" racecheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
-    run sanitize-initcheck-bench 70 "${sanitizer[@]}" initcheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
-    run sanitize-memcheck-golden 120 "${sanitizer[@]}" memcheck bin/kit golden::
-    run sanitize-memcheck-semantics 90 "${sanitizer[@]}" memcheck bin/kit semantics::
+    run sanitize-memcheck-bench 70 "${sanitizer[@]}" memcheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
+    run sanitize-racecheck-bench 70 "${sanitizer[@]}" racecheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
+    run sanitize-initcheck-bench 60 "${sanitizer[@]}" initcheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
+    run sanitize-memcheck-golden 90 "${sanitizer[@]}" memcheck bin/kit golden::
+    run sanitize-memcheck-semantics 70 "${sanitizer[@]}" memcheck bin/kit semantics::
+    run sanitize-memcheck-head_cuda 100 "${sanitizer[@]}" memcheck bin/kit head_cuda::
 }
 
 bench() {
@@ -95,23 +96,34 @@ peers() {
     python3 benches/peers/join.py "${results[@]}" | tee "$OUT/bench.txt"
 }
 
+# profiled NAME COUNT KERNELS COMMAND...: the first COUNT launches of the kernels whose names match, within 40 s.
+profiled() {
+    local name=$1 count=$2 kernels=$3
+    shift 3
+    run "profile-$name" 40 ncu --clock-control none --set full --kernel-name-base function \
+        --kernel-name "regex:$kernels" --launch-count "$count" "$@"
+    if grep -q ERR_NVGPUCTRPERM "$OUT/profile-$name.log" 2>/dev/null; then
+        echo "profile: this driver gives its counters to root only: run as root, or load nvidia with NVreg_RestrictProfilingToAdminUsers=0"
+        return 1
+    fi
+    return 0
+}
+
 # What bounds the main kernels: the calls of forward, loss and gradient, and gradient alone. A check runs
-# them in this order before anything else.
+# them in this order before anything else. The head's are those of the tests, and small; so are the
+# assigner's.
 profile() {
     has ncu "it comes with the CUDA toolkit" || return 0
     local op size dtype
     for op in qfl dfl; do
         if [[ $op == qfl ]]; then size=134400x80; else size=262144x17; fi
         for dtype in f32 f16 bf16; do
-            run "profile-$op-$dtype" 75 ncu --clock-control none --set full --kernel-name-base function \
-                --kernel-name "regex:^${op}_" --launch-count 3 \
-                bin/gfocal bench --device cuda --check-only --ops "$op" --sizes "$size" --dtype "$dtype"
-            if grep -q ERR_NVGPUCTRPERM "$OUT/profile-$op-$dtype.log" 2>/dev/null; then
-                echo "profile: this driver gives its counters to root only: run as root, or load nvidia with NVreg_RestrictProfilingToAdminUsers=0"
-                return 0
-            fi
+            profiled "$op-$dtype" 3 "^${op}_" \
+                bin/gfocal bench --device cuda --check-only --ops "$op" --sizes "$size" --dtype "$dtype" || return 0
         done
     done
+    profiled head 4 "^head_" bin/kit --test-threads 1 head_cuda::golden || return 0
+    profiled atss 2 "^atss_" bin/kit --test-threads 1 assign::as_mmdetection_does
 }
 
 criterion() {
