@@ -110,6 +110,75 @@ DEVICE double load_shared_by_blocks(const double* p) {
     return x;
 }
 
+// Hides from the compiler where a pointer comes from, so that it adds once, not at each use.
+template <class T>
+DEVICE T* opaque(T* p) {
+    asm volatile("" : "+l"(p));
+    return p;
+}
+
+// p + index * step, of which `step` is in bytes, in one instruction.
+template <class T>
+DEVICE T* advanced(T* p, u32 index, u32 step) {
+    T* q;
+    asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(q) : "r"(index), "r"(step), "l"(p));
+    return q;
+}
+
+// From global memory, for pointers of which the compiler does not know it.
+DEVICE uint4 load_16_bytes(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+DEVICE float load_float(const float* p) {
+    float x;
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(x) : "l"(p));
+    return x;
+}
+
+// Shared memory by its own 32-bit addresses, counted in bytes.
+typedef u32 SharedAddress;
+DEVICE SharedAddress shared_address(const void* p) {
+    u32 address;
+    asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(address) : "l"(p));
+    return address;
+}
+DEVICE u32 load_shared_word(SharedAddress p) {
+    u32 x;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(p) : "memory");
+    return x;
+}
+DEVICE u16 load_shared_half(SharedAddress p) {
+    u16 x;
+    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(x) : "r"(p) : "memory");
+    return x;
+}
+DEVICE uint4 load_shared_vector(SharedAddress p) {
+    uint4 v;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(p) : "memory");
+    return v;
+}
+DEVICE void store_shared(SharedAddress p, u32 x) {
+    asm volatile("st.shared.b32 [%0], %1;" : : "r"(p), "r"(x) : "memory");
+}
+DEVICE void store_shared(SharedAddress p, u16 x) {
+    asm volatile("st.shared.b16 [%0], %1;" : : "r"(p), "h"(x) : "memory");
+}
+DEVICE void store_shared(SharedAddress p, uint4 v) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
+                 : : "r"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// Keeps a value in a register: the compiler cannot compute it again at each use.
+template <class T>
+DEVICE T kept(T x) { return __shfl_sync(0xffffffffu, x, threadIdx.x % 32); }
+
+// A constant in global memory.
+#define GLOBAL_CONSTANT static __device__ const
+
 #else  // the C++ twins
 
 #define DEVICE inline __attribute__((always_inline))
@@ -184,5 +253,26 @@ DEVICE void count_up(u32* p) { atomicAdd(p, 1u); }
 DEVICE void raise_to(u64* p, u64 x) { atomicMax(p, x); }
 
 DEVICE double load_shared_by_blocks(const double* p) { return *(const volatile double*)p; }
+
+template <class T>
+DEVICE T* opaque(T* p) { return p; }
+template <class T>
+DEVICE T* advanced(T* p, u32 index, u32 step) { return (T*)((char*)p + (u64)index * step); }
+DEVICE uint4 load_16_bytes(const void* p) { return *(const uint4*)p; }
+DEVICE float load_float(const float* p) { return *p; }
+
+typedef char* SharedAddress;
+DEVICE SharedAddress shared_address(const void* p) { return (char*)p; }
+DEVICE u32 load_shared_word(SharedAddress p) { return *(const u32*)p; }
+DEVICE u16 load_shared_half(SharedAddress p) { return *(const u16*)p; }
+DEVICE uint4 load_shared_vector(SharedAddress p) { return *(const uint4*)p; }
+DEVICE void store_shared(SharedAddress p, u32 x) { *(u32*)p = x; }
+DEVICE void store_shared(SharedAddress p, u16 x) { *(u16*)p = x; }
+DEVICE void store_shared(SharedAddress p, uint4 v) { *(uint4*)p = v; }
+
+template <class T>
+DEVICE T kept(T x) { return x; }
+
+#define GLOBAL_CONSTANT static const
 
 #endif

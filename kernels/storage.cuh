@@ -16,6 +16,8 @@ typedef float Scalar;
 
 DEVICE float load(const Scalar* p) { return *p; }
 DEVICE void store(Scalar* p, float x) { *p = x; }
+DEVICE float load_shared_scalar(SharedAddress p) { return __uint_as_float(load_shared_word(p)); }
+DEVICE void store_shared_scalar(SharedAddress p, float x) { store_shared(p, __float_as_uint(x)); }
 
 #elif defined(STORAGE_F16)
 
@@ -24,6 +26,8 @@ typedef u16 Scalar;
 
 DEVICE float load(const Scalar* p) { return f16_to_f32(*p); }
 DEVICE void store(Scalar* p, float x) { *p = f32_to_f16(x); }
+DEVICE float load_shared_scalar(SharedAddress p) { return f16_to_f32(load_shared_half(p)); }
+DEVICE void store_shared_scalar(SharedAddress p, float x) { store_shared(p, f32_to_f16(x)); }
 DEVICE float low_half(u32 w) { return f16_to_f32((u16)w); }
 DEVICE float high_half(u32 w) { return f16_to_f32((u16)(w >> 16)); }
 DEVICE u32 both_halves(float low, float high) { return f32_to_f16x2(low, high); }
@@ -41,6 +45,7 @@ DEVICE u32 rounded(float x) {
 }
 DEVICE float load(const Scalar* p) { return __uint_as_float((u32)*p << 16); }
 DEVICE void store(Scalar* p, float x) { *p = (u16)(rounded(x) >> 16); }
+DEVICE float load_shared_scalar(SharedAddress p) { return __uint_as_float((u32)load_shared_half(p) << 16); }
 DEVICE float low_half(u32 w) { return __uint_as_float(w << 16); }
 DEVICE float high_half(u32 w) { return __uint_as_float(w & 0xffff0000u); }
 DEVICE u32 both_halves(float low, float high) {
@@ -50,6 +55,7 @@ DEVICE u32 both_halves(float low, float high) {
     return rounded(low) >> 16 | (rounded(high) & 0xffff0000u);
 #endif
 }
+DEVICE void store_shared_scalar(SharedAddress p, float x) { store_shared(p, (u16)both_halves(x, 0.0f)); }
 
 #else
 #error "define STORAGE_F32, STORAGE_F16 or STORAGE_BF16"
@@ -78,28 +84,33 @@ DEVICE void store_words_shared(void* p, const Words& words) {
     *(uint4*)p = make_uint4(words.w[0], words.w[1], words.w[2], words.w[3]);
 }
 
+// The scalars of one word: 4 / sizeof(Scalar) of them.
+DEVICE void unpack_word(u32 word, float* x) {
+#ifdef STORAGE_F32
+    x[0] = __uint_as_float(word);
+#else
+    x[0] = low_half(word);
+    x[1] = high_half(word);
+#endif
+}
+
+DEVICE u32 pack_word(const float* x) {
+#ifdef STORAGE_F32
+    return __float_as_uint(x[0]);
+#else
+    return both_halves(x[0], x[1]);
+#endif
+}
+
 DEVICE void unpack(const Words& words, float (&x)[VECTOR]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#ifdef STORAGE_F32
-        x[i] = __uint_as_float(words.w[i]);
-#else
-        x[2 * i] = low_half(words.w[i]);
-        x[2 * i + 1] = high_half(words.w[i]);
-#endif
-    }
+    for (int i = 0; i < 4; ++i) unpack_word(words.w[i], x + i * VECTOR / 4);
 }
 
 DEVICE Words pack(const float (&x)[VECTOR]) {
     Words words;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#ifdef STORAGE_F32
-        words.w[i] = __float_as_uint(x[i]);
-#else
-        words.w[i] = both_halves(x[2 * i], x[2 * i + 1]);
-#endif
-    }
+    for (int i = 0; i < 4; ++i) words.w[i] = pack_word(x + i * VECTOR / 4);
     return words;
 }
 

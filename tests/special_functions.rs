@@ -35,10 +35,10 @@ fn qfl(classes: usize) -> Vec<Case> {
 
 /// DFL of rows from flat to one bin with everything.
 fn dfl(bins: usize) -> Case {
-    let rows = 200;
+    let rows = 600;
     let mut random = Random::new(5);
     let logits: Vec<f64> =
-        (0..rows * bins).map(|i| random.between(-1.0, 1.0) * ((i / bins) as f64 / 10.0)).collect();
+        (0..rows * bins).map(|i| random.between(-1.0, 1.0) * ((i / bins) as f64 / 30.0)).collect();
     let target: Vec<f32> = (0..rows).map(|_| random.between(0.0, (bins - 1) as f64) as f32).collect();
     Case::dfl([rows, bins], &logits, &target)
 }

@@ -97,7 +97,7 @@ pub struct QflArgs {
     pub has_ignore_label: u32,
 }
 
-/// Twin of `DflArgs` in kernels/dfl.cu.
+/// Twin of `DflArgs` in kernels/dfl.cuh.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct DflArgs {
@@ -239,7 +239,7 @@ pub struct StatusWords {
 /// Twins of the constants in kernels/qfl.cu.
 const QFL_BLOCK: u32 = 320;
 const QFL_ROWS_BLOCK: u32 = 256;
-/// Twins of the constants in kernels/dfl.cu.
+/// Twins of the constants in kernels/dfl.cuh.
 const DFL_BLOCK: u32 = 128;
 const DFL_ROWS_BLOCK: u32 = 256;
 /// Twin of the constant in kernels/integral.cu.
@@ -327,10 +327,15 @@ pub unsafe fn launch_dfl(
     }
     let multiprocessors = kernels.multiprocessors();
     let rows_per_thread = if storage == Storage::F32 { 1 } else { 2 };
+    // The tiles move 16 bytes at a time.
+    let aligned = args.logits.is_multiple_of(16) && args.grad.is_multiple_of(16);
     let (shape, grid) = match args.bins {
-        16 | 17 => {
+        16 | 17 if aligned => {
             let rows_per_block = u64::from(DFL_BLOCK * rows_per_thread);
-            (args.bins as usize - 16, Grid::new(DFL_BLOCK, args.rows, rows_per_block, multiprocessors, 8))
+            // As many as fit: kernels/dfl.cu.
+            let resident = if args.bins == 16 && pass == Pass::ForwardBackward { 6 } else { 8 };
+            let grid = Grid::new(DFL_BLOCK, args.rows, rows_per_block, multiprocessors, resident);
+            (args.bins as usize - 16, grid)
         }
         bins => {
             args.scaling.lanes = lanes(bins, storage.vector(), 2);

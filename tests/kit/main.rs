@@ -13,6 +13,8 @@ mod assign_graph;
 mod boxes;
 #[path = "../determinism.rs"]
 mod determinism;
+#[path = "../dfl_tiles.rs"]
+mod dfl_tiles;
 #[path = "../errors.rs"]
 mod errors;
 #[path = "../exhaustive.rs"]

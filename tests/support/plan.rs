@@ -82,22 +82,24 @@ fn layout() -> impl Strategy<Value = Layout> {
 
 pub fn plan() -> impl Strategy<Value = Plan> {
     let kind = select(vec![Kind::Sparse, Kind::Sparse, Kind::Dense, Kind::Dfl, Kind::Dfl]);
-    let kind_and_columns = kind.prop_flat_map(|kind| {
+    let kind_and_sizes = kind.prop_flat_map(|kind| {
         let columns = match kind {
             Kind::Dfl => prop_oneof![2 => Just(16usize), 2 => Just(17), 3 => 2usize..71].boxed(),
             _ => prop_oneof![1 => Just(80usize), 1 => (1usize..20).prop_map(|c| 8 * c), 3 => 1usize..151]
                 .boxed(),
         };
-        (Just(kind), columns)
+        // DFL's tiles are of 256 rows.
+        let many = if kind == Kind::Dfl { 5 } else { 0 };
+        let rows = prop_oneof![1 => Just(0usize), 3 => 1usize..5, 9 => 1usize..71, many => 256usize..600];
+        (Just(kind), columns, rows)
     });
-    let rows = prop_oneof![1 => Just(0usize), 3 => 1usize..5, 9 => 1usize..71];
     let logits = prop_oneof![
         4 => Just(Logits::Usual), 3 => Just(Logits::Wide), 1 => Just(Logits::Extreme), 1 => Just(Logits::NotFinite),
     ];
     let beta =
         prop_oneof![2 => Just(2.0), 3 => select(vec![0.0, 0.25, 0.5, 0.7, 1.0, 1.3, 1.5, 2.5, 3.0, 4.0])];
-    (kind_and_columns, rows, logits, beta, reduction(), any::<[bool; 6]>(), layout(), any::<u64>()).prop_map(
-        |((kind, columns), rows, logits, beta, reduction, flags, layout, seed)| Plan {
+    (kind_and_sizes, logits, beta, reduction(), any::<[bool; 6]>(), layout(), any::<u64>()).prop_map(
+        |((kind, columns, rows), logits, beta, reduction, flags, layout, seed)| Plan {
             kind,
             rows,
             columns,
