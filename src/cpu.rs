@@ -190,11 +190,6 @@ impl<T: Element> Block<'_, T> {
         self.grad_factor * self.weight(row) * upstream
     }
 
-    /// Whether all rows have the same scale.
-    pub fn has_one_scale(&self) -> bool {
-        self.weight.is_none() && self.upstream.is_none()
-    }
-
     /// Takes the loss of a row, whose gradient is written; or `None` if it gives neither.
     pub fn finish(&mut self, row: usize, loss: Option<f64>) {
         if let (None, Some(grad)) = (loss, &mut self.grad) {

@@ -14,8 +14,9 @@ pub trait Widen: Sized {
     fn widen<'a>(isa: Isa, from: &'a [Self], room: &'a mut [f32]) -> &'a [f32];
 
     /// Lets `write` fill `to` with the nearest values to those of f32; too large becomes inf.
-    /// What it is given holds anything before, and lies in `room` if not in `to`.
-    fn narrow(isa: Isa, to: &mut [Self], room: &mut [f32], write: impl FnOnce(&mut [f32]));
+    /// What it is given holds anything before, and lies in `room` if not in `to`. Gives what
+    /// `write` gives.
+    fn narrow<R>(isa: Isa, to: &mut [Self], room: &mut [f32], write: impl FnOnce(&mut [f32]) -> R) -> R;
 
     /// Whether any is inf or NaN.
     fn any_not_finite(values: &[Self]) -> bool;
@@ -31,7 +32,7 @@ impl Widen for f64 {
     fn widen<'a>(_: Isa, _: &'a [f64], _: &'a mut [f32]) -> &'a [f32] {
         unreachable!("f64 is not computed in f32")
     }
-    fn narrow(_: Isa, _: &mut [f64], _: &mut [f32], _: impl FnOnce(&mut [f32])) {
+    fn narrow<R>(_: Isa, _: &mut [f64], _: &mut [f32], _: impl FnOnce(&mut [f32]) -> R) -> R {
         unreachable!("f64 is not computed in f32")
     }
     fn any_not_finite(values: &[f64]) -> bool {
@@ -44,8 +45,8 @@ impl Widen for f32 {
     fn widen<'a>(_: Isa, from: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
         from
     }
-    fn narrow(_: Isa, to: &mut [f32], _: &mut [f32], write: impl FnOnce(&mut [f32])) {
-        write(to);
+    fn narrow<R>(_: Isa, to: &mut [f32], _: &mut [f32], write: impl FnOnce(&mut [f32]) -> R) -> R {
+        write(to)
     }
     fn any_not_finite(values: &[f32]) -> bool {
         any(values, |value| !value.is_finite())
@@ -59,10 +60,11 @@ impl Widen for f16 {
         from.convert_to_f32_slice(room);
         room
     }
-    fn narrow(_: Isa, to: &mut [f16], room: &mut [f32], write: impl FnOnce(&mut [f32])) {
+    fn narrow<R>(_: Isa, to: &mut [f16], room: &mut [f32], write: impl FnOnce(&mut [f32]) -> R) -> R {
         let room = &mut room[..to.len()];
-        write(room);
+        let result = write(room);
         to.convert_from_f32_slice(room);
+        result
     }
     fn any_not_finite(values: &[f16]) -> bool {
         any(values, |value| value.to_bits() & 0x7c00 == 0x7c00)
@@ -76,10 +78,11 @@ impl Widen for bf16 {
         vector::widen_bf16(isa, from, room);
         room
     }
-    fn narrow(isa: Isa, to: &mut [bf16], room: &mut [f32], write: impl FnOnce(&mut [f32])) {
+    fn narrow<R>(isa: Isa, to: &mut [bf16], room: &mut [f32], write: impl FnOnce(&mut [f32]) -> R) -> R {
         let room = &mut room[..to.len()];
-        write(room);
+        let result = write(room);
         vector::narrow_bf16(isa, room, to);
+        result
     }
     fn any_not_finite(values: &[bf16]) -> bool {
         any(values, |value| value.to_bits() & 0x7f80 == 0x7f80)

@@ -1,17 +1,19 @@
 //! Distribution Focal Loss on the CPU.
 //!
-//! Rows go through vectors of f32 that hold the same bin of many rows; the two bins that the target
-//! names, and rows that f32 does not suit (logits that are not finite or are f64, an extreme scale)
-//! through the functions of math.rs.
+//! Rows go through vectors of f32 that hold the same bin of many rows; rows that f32 does not suit
+//! (logits that are not finite or are f64, an extreme scale), and the few that are left over at the
+//! end, through the functions of math.rs.
+
+use std::ops::Range;
 
 use super::{DistributionFocalLoss, Target};
 use crate::call::{Call, Lengths};
 use crate::cpu::{Block, Host, fits_single};
 use crate::element::Element;
 use crate::error::Result;
-use crate::math::{Softmax, TwoHot, dfl, exp_below, softmax, two_hot};
+use crate::math::{TwoHot, dfl, exp_below, softmax, two_hot};
 use crate::status::Status;
-use crate::vector::{self, Isa, LANES, Lanes};
+use crate::vector::{self, DflRows, Isa, LANES};
 
 pub(super) fn run<T: Element>(
     call: &mut Call<'_, DistributionFocalLoss, Host, T>,
@@ -39,10 +41,7 @@ pub(super) fn run<T: Element>(
         if T::SINGLE && shape[1] <= MOST_SINGLE_BINS {
             run_single(isa, target, max, block);
         } else {
-            for row in 0..block.rows() {
-                let loss = target_of(target, max, block, row).map(|target| double_row(&target, block, row));
-                block.finish(row, loss);
-            }
+            run_double(target, max, block, 0..block.rows());
         }
     })
 }
@@ -85,73 +84,46 @@ const MOST_SINGLE_BINS: usize = 256;
 
 /// A block in vectors, some rows at a time.
 fn run_single<T: Element>(isa: Isa, targets: &[f32], max: f32, block: &mut Block<T>) {
-    let (rows, bins) = (block.rows(), block.columns);
+    let bins = block.columns;
     let mut z = vec![[0.0; LANES]; bins];
     let [mut widened, mut narrow] = [(); 2].map(|()| vec![0.0; bins * LANES]);
-    let mut softmax = vector::Softmax::default();
-    for first in (0..rows).step_by(LANES) {
-        let tile = first..rows.min(first + LANES);
-        let elements = tile.start * bins..tile.end * bins;
+    let whole = block.rows() - block.rows() % LANES;
+    for first in (0..whole).step_by(LANES) {
+        let elements = first * bins..(first + LANES) * bins;
+        let mut rows = DflRows::default();
+        let mut fits = [false; LANES];
+        for lane in 0..LANES {
+            let (target, scale) = (targets[block.first + first + lane], block.scale(first + lane));
+            fits[lane] = !target.is_nan() && fits_single(scale);
+            rows.target[lane] = if fits[lane] { target.clamp(0.0, max) } else { 0.0 };
+            rows.scale[lane] = scale as f32;
+        }
         let x = T::widen(isa, &block.logits[elements.clone()], &mut widened);
-        to_lanes(x, &mut z);
-        vector::softmax_rows(isa, &mut z, &mut softmax);
-        let (mut scales, mut two_hots): ([f64; LANES], [_; LANES]) = Default::default();
-        for (lane, row) in tile.clone().enumerate() {
-            scales[lane] = block.scale(row);
-            two_hots[lane] = target_of(targets, max, block, row);
+        let mut run = |grad: Option<&mut [f32]>| vector::dfl_rows(isa, x, &mut z, &mut rows, grad);
+        match &mut block.grad {
+            Some(grad) => T::narrow(isa, &mut grad[elements], &mut narrow, |grad| run(Some(grad))),
+            None => run(None),
         }
-        if let Some(grad) = &mut block.grad {
-            T::narrow(isa, &mut grad[elements], &mut narrow, |grad| {
-                write_grad(&z, &softmax, &scales, &two_hots, grad);
-            });
-        }
-        for (lane, row) in tile.enumerate() {
-            let loss = two_hots[lane].as_ref().map(|target| {
-                if softmax.bad[lane].is_nan() || !fits_single(scales[lane]) {
-                    return double_row(target, block, row);
-                }
-                let of_row = Softmax {
-                    peak: softmax.peak[lane].into(),
-                    total: softmax.total[lane].into(),
-                    log_total: softmax.log_total[lane].into(),
-                };
-                let at = lane * bins + target.left;
-                dfl(target, &of_row, x[at].into(), x[at + 1].into())
-            });
-            block.finish(row, loss);
-        }
-    }
-}
-
-/// The gradients of rows, given their exp(z - peak), `[bin][row]`.
-fn write_grad(
-    z: &[Lanes],
-    softmax: &vector::Softmax,
-    scales: &[f64; LANES],
-    targets: &[Option<TwoHot>; LANES],
-    grad: &mut [f32],
-) {
-    for (lane, grad) in grad.chunks_exact_mut(z.len()).enumerate() {
-        let (scale, total) = (scales[lane], softmax.total[lane]);
-        let factor = scale as f32 / total;
-        for (z, grad) in z.iter().zip(grad.iter_mut()) {
-            *grad = z[lane] * factor;
-        }
-        // The two bins that a target is subtracted from, without cancellation.
-        if let Some(target) = &targets[lane] {
-            for (bin, share) in [(target.left, target.left_weight), (target.left + 1, target.right_weight)] {
-                let p = f64::from(z[bin][lane]) / f64::from(total);
-                grad[bin] = ((p - share) * scale) as f32;
+        for (lane, (fits, loss)) in fits.into_iter().zip(rows.loss).enumerate() {
+            let row = first + lane;
+            if !fits || !loss.is_finite() {
+                run_double(targets, max, block, row..row + 1);
+                continue;
             }
+            let is_masked = block.is_masked(row);
+            if !is_masked && !(0.0..=max).contains(&targets[block.first + row]) {
+                block.status.out_of_range_target(block.first + row);
+            }
+            block.finish(row, (!is_masked).then_some(loss.into()));
         }
     }
+    run_double(targets, max, block, whole..block.rows());
 }
 
-/// Rows to `[bin][row]`. Lanes without a row keep what they had, which is finite or not used.
-fn to_lanes(rows: &[f32], lanes: &mut [Lanes]) {
-    for (lane, row) in rows.chunks_exact(lanes.len()).enumerate() {
-        for (lanes, z) in lanes.iter_mut().zip(row) {
-            lanes[lane] = *z;
-        }
+/// Rows of a block, bin by bin.
+fn run_double<T: Element>(targets: &[f32], max: f32, block: &mut Block<T>, rows: Range<usize>) {
+    for row in rows {
+        let loss = target_of(targets, max, block, row).map(|target| double_row(&target, block, row));
+        block.finish(row, loss);
     }
 }

@@ -11,7 +11,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::math::{LossGrad, qfl_background, qfl_soft};
 use crate::status::Status;
-use crate::vector::{self, Isa, Out};
+use crate::vector::{self, Isa, NO_LOSS};
 
 /// What the inputs say of a row.
 enum Target<'a> {
@@ -79,76 +79,54 @@ fn double_row<T: Element>(qfl: &QualityFocalLoss, target: &Target, block: &mut B
     row_loss
 }
 
-/// Elements that are computed at a time, if so many are whole rows: few enough to stay in the
-/// nearest cache.
-const TILE: usize = 1024;
-
-/// A block in vectors, some rows at a time.
+/// A block in vectors, row by row.
 fn run_single<T: Element>(isa: Isa, qfl: &QualityFocalLoss, targets: &Targets<Host>, block: &mut Block<T>) {
-    let (rows, columns) = (block.rows(), block.columns);
-    let tile_rows = (TILE / columns).max(1);
-    let [mut widened, mut scales, mut losses, mut narrow] =
-        [(); 4].map(|()| vec![0.0; columns * tile_rows.min(rows)]);
-    if block.has_one_scale() {
-        scales.fill(block.scale(0) as f32);
-    }
-    for first in (0..rows).step_by(tile_rows) {
-        let tile = first..rows.min(first + tile_rows);
-        let elements = tile.start * columns..tile.end * columns;
-        if !block.has_one_scale() {
-            for (row, scales) in tile.clone().zip(scales.chunks_exact_mut(columns)) {
-                scales.fill(block.scale(row) as f32);
-            }
-        }
-        let x = T::widen(isa, &block.logits[elements.clone()], &mut widened);
-        let run = |loss: &mut [f32], grad: Option<&mut [f32]>| {
-            let out = Out { loss, grad };
-            match targets {
-                Targets::Sparse { .. } => vector::qfl_background(isa, x, &scales, out),
-                Targets::Dense { target } => {
-                    let y = &target[block.first * columns..][elements.clone()];
-                    vector::qfl_soft(isa, x, y, &scales, out);
-                }
-            }
-        };
-        match &mut block.grad {
-            Some(grad) => {
-                T::narrow(isa, &mut grad[elements.clone()], &mut narrow, |grad| run(&mut losses, Some(grad)));
-            }
-            None => run(&mut losses, None),
-        }
-        for (row, losses) in tile.zip(losses.chunks_exact_mut(columns)) {
-            let loss = target_of(isa, qfl, targets, block, row)
-                .map(|target| single_row(isa, qfl, &target, block, row, losses));
-            block.finish(row, loss);
-        }
+    let mut room = [(); 3].map(|()| vec![0.0; block.columns]);
+    for row in 0..block.rows() {
+        let loss = target_of(isa, qfl, targets, block, row).map(|target| {
+            let loss = single_row(isa, qfl, &target, block, row, &mut room);
+            if loss.is_finite() { loss } else { double_row(qfl, &target, block, row) }
+        });
+        block.finish(row, loss);
     }
 }
 
-/// The loss of a row, given the losses that its elements have without a label. Writes the
-/// gradient where f32 is not enough.
+/// The loss of a row, not finite if f32 is not enough; writes its gradient.
 fn single_row<T: Element>(
     isa: Isa,
     qfl: &QualityFocalLoss,
     target: &Target,
     block: &mut Block<T>,
     row: usize,
-    losses: &mut [f32],
+    [widened, narrow, others]: &mut [Vec<f32>; 3],
 ) -> f64 {
-    let scale = block.scale(row);
-    let mut labelled_loss = 0.0;
+    let (scale, elements) = (block.scale(row), row * block.columns..(row + 1) * block.columns);
+    if !fits_single(scale) {
+        return f64::NAN;
+    }
+    let mut x = T::widen(isa, &block.logits[elements.clone()], widened);
     if let Target::Class { column, .. } = *target {
-        let at = row * block.columns + column;
-        let LossGrad { loss, grad: slope } = element(qfl, target, column, block.logits[at].to_f64());
-        (losses[column], labelled_loss) = (0.0, loss);
+        others.copy_from_slice(x);
+        others[column] = NO_LOSS;
+        x = others;
+    }
+    let run = |grad: Option<&mut [f32]>| match target {
+        Target::Dense(y) => vector::qfl_soft(isa, x, y, scale as f32, grad),
+        Target::Background | Target::Class { .. } => vector::qfl_background(isa, x, scale as f32, grad),
+    };
+    let mut loss = match &mut block.grad {
+        Some(grad) => T::narrow(isa, &mut grad[elements.clone()], narrow, |grad| run(Some(grad))),
+        None => run(None),
+    };
+    if let Target::Class { column, .. } = *target {
+        let at = elements.start + column;
+        let labelled = element(qfl, target, column, block.logits[at].to_f64());
+        loss += labelled.loss;
         if let Some(grad) = &mut block.grad {
-            grad[at] = T::from_f64(slope * scale);
+            grad[at] = T::from_f64(labelled.grad * scale);
         }
     }
-    let mut loss = 0.0;
-    vector::sum(isa, losses, &mut loss);
-    loss += labelled_loss;
-    if loss.is_finite() && fits_single(scale) { loss } else { double_row(qfl, target, block, row) }
+    loss
 }
 
 /// `None`: neither loss nor gradient, whatever the logits hold.
@@ -179,9 +157,7 @@ fn row_target<'a>(
     match *targets {
         Targets::Dense { target } => {
             let target = &target[row * classes..(row + 1) * classes];
-            let mut any_nan = false;
-            vector::any_nan(isa, target, &mut any_nan);
-            if any_nan {
+            if vector::any_nan(isa, target) {
                 status.bad_quality(row);
                 return None;
             }

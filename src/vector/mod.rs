@@ -1,175 +1,292 @@
 //! The maths of the losses in f32, over slices. Twin of kernels/math.cuh: the same names in the
 //! same order. src/math.rs has the same in f64, for what comes one at a time.
 //!
-//! The functions of one element are written so that the compiler makes vectors of loops over
-//! them: no branches, no calls. [`dispatch!`](isa) compiles the loops for each set of
-//! instructions. All sets with fused multiply-add (AVX2 with FMA, NEON) do the same
-//! operations in the same order on each element, and so give the same bits; the fallback without
-//! it rounds the products too, and gives others within the same tolerances.
+//! All of it is over vectors of 8 lanes, for each set of instructions ([`simd`]): no calls in the
+//! loops, and branches for whole groups of vectors alone. What is left over of a row goes through
+//! the same code. All sets with fused multiply-add (AVX2 with FMA, NEON) do the same operations in
+//! the same order on each element, and so give the same bits; the fallback without it rounds the
+//! products too, and gives others within the same tolerances.
 //!
 //! Relative errors hold for finite logits. Where a logit is inf or NaN, the loss is not finite.
 
+mod dfl;
 mod isa;
 mod rows;
+mod simd;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use dfl::{DflRows, dfl_rows};
 use half::bf16;
 pub use isa::Isa;
-use isa::{PORTABLE_FUSED, Set, dispatch};
-pub(crate) use rows::{LANES, Lanes, Softmax, any_nan, softmax_rows, sum};
+use isa::dispatch;
+pub(crate) use rows::NO_LOSS;
+use rows::{GROUP, Loss, row};
+pub(crate) use simd::LANES;
+use simd::Simd;
 
-/// a * b + c, rounded once if `FUSED`.
+/// The polynomials of some x with these coefficients, the highest first. Step by step for all, so
+/// that they need not wait for each other.
 #[inline(always)]
-fn fma<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
+fn polynomial<S: Simd, const N: usize>(s: S, x: [S::F; N], coefficients: &[f32]) -> [S::F; N] {
+    let mut p = [s.splat(coefficients[0]); N];
+    for &c in &coefficients[1..] {
+        for i in 0..N {
+            p[i] = s.fma(p[i], x[i], s.splat(c));
+        }
+    }
+    p
 }
 
-const LOG2_E: f32 = std::f32::consts::LOG2_E;
-/// ln 2 in two parts; the first has so few digits that its product with an exponent is exact.
-const LN_2_HIGH: f32 = 0.693_359_4;
-const LN_2_LOW: f32 = -2.121_944_4e-4;
-/// Below, e^x is not a normal number, and 0 here.
-const LEAST_EXPONENT: f32 = -87.0;
+/// From -87 to 87, e^x is a normal number.
+const LARGEST_EXPONENT: f32 = 87.0;
 
-/// e^x for x <= 0: relative error 1e-7.
+/// e^x for |x| <= 87: relative error 2e-7, and 4e-7 at the ends. A NaN does not always stay one.
 #[inline(always)]
-fn exp<const FUSED: bool>(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // adding it leaves an integer in the low bits
-    let shifted = fma::<FUSED>(x, LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    let r = fma::<FUSED>(n, -LN_2_LOW, fma::<FUSED>(n, -LN_2_HIGH, x));
-    let mut p = 0.001_381_446_7;
-    p = fma::<FUSED>(p, r, 0.008_368_781);
-    p = fma::<FUSED>(p, r, 0.041_668_393);
-    p = fma::<FUSED>(p, r, 0.166_665_2);
-    p = fma::<FUSED>(p, r, 0.499_999_94);
-    p = fma::<FUSED>(p, r * r, r) + 1.0;
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
-    // A NaN is not below, and stays.
-    if x < LEAST_EXPONENT { 0.0 } else { p * power }
+fn exp<S: Simd, const N: usize>(s: S, x: [S::F; N]) -> [S::F; N] {
+    let round = s.splat(12_582_912.0); // adding it leaves an integer in the low bits
+    let (mut r, mut shifted) = (x, x);
+    for i in 0..N {
+        shifted[i] = s.fma(x[i], s.splat(std::f32::consts::LOG2_E), round);
+    }
+    for i in 0..N {
+        let n = s.sub(shifted[i], round);
+        r[i] = if S::FUSED {
+            s.fma(n, s.splat(-std::f32::consts::LN_2), x[i])
+        } else {
+            // ln 2 in two parts; the first has so few digits that its product with n is exact.
+            s.sub(s.sub(x[i], s.mul(n, s.splat(0.693_359_4))), s.mul(n, s.splat(-2.121_944_4e-4)))
+        };
+    }
+    let mut e = polynomial(s, r, &[0.008_312_521, 0.041_890_156, 0.166_671_14, 0.499_992_3, 1.0, 1.0]);
+    for i in 0..N {
+        e[i] = s.add_exponent(e[i], shifted[i]);
+    }
+    e
+}
+
+/// e^x for x <= 87, and 0 below -87: what is 0 stays 0 times a logit of 1e38.
+#[inline(always)]
+fn exp_or_0<S: Simd>(s: S, x: S::F) -> S::F {
+    let least = s.splat(-LARGEST_EXPONENT);
+    let [e] = exp(s, [s.max(x, least)]);
+    s.select(s.le(least, x), e, s.splat(0.0))
 }
 
 /// log1p(e) / e for e in [0, 1]: minimax, relative error 3e-7.
 #[inline(always)]
-fn log1p_ratio<const FUSED: bool>(e: f32) -> f32 {
-    let mut p = -0.008_539_198;
-    p = fma::<FUSED>(p, e, 0.044_089_593);
-    p = fma::<FUSED>(p, e, -0.107_681_654);
-    p = fma::<FUSED>(p, e, 0.177_452_37);
-    p = fma::<FUSED>(p, e, -0.244_954_62);
-    p = fma::<FUSED>(p, e, 0.332_754_8);
-    p = fma::<FUSED>(p, e, -0.499_974_04);
-    fma::<FUSED>(p, e, 0.999_999_8)
+fn log1p_ratio<S: Simd>(s: S, e: S::F) -> S::F {
+    let coefficients = [
+        -0.008_539_198,
+        0.044_089_593,
+        -0.107_681_654,
+        0.177_452_37,
+        -0.244_954_62,
+        0.332_754_8,
+        -0.499_974_04,
+        0.999_999_8,
+    ];
+    let [ratio] = polynomial(s, [e], &coefficients);
+    ratio
 }
 
 /// log1p(x) for x >= 0: with 1 + x = 2^k * (1 + m), k * ln 2 + log1p(m).
 #[inline(always)]
-fn log1p_positive<const FUSED: bool>(x: f32) -> f32 {
-    let bits = (1.0 + x).to_bits();
-    let k = (bits >> 23) as i32 - 127;
-    let mantissa = f32::from_bits((bits & 0x007f_ffff) | 0x3f80_0000);
-    let (k, m) = if x < 1.0 { (0.0, x) } else { (k as f32, mantissa - 1.0) };
-    fma::<FUSED>(k, std::f32::consts::LN_2, m * log1p_ratio::<FUSED>(m))
+fn log1p_positive<S: Simd>(s: S, x: S::F) -> S::F {
+    let one = s.splat(1.0);
+    let (k, mantissa) = s.split(s.add(one, x));
+    let large = s.le(one, x);
+    let k = s.select(large, k, s.splat(0.0));
+    let m = s.select(large, s.sub(mantissa, one), x);
+    s.fma(k, s.splat(std::f32::consts::LN_2), s.mul(m, log1p_ratio(s, m)))
 }
 
 /// What every formula needs of a logit.
-struct Sigmoid {
+struct Sigmoid<F> {
     /// sigma(x), and 1 - sigma(x): both without cancellation.
-    p: f32,
-    q: f32,
+    p: F,
+    q: F,
     /// log1p(exp(-|x|)).
-    log1p_e: f32,
+    log1p_e: F,
 }
 
 #[inline(always)]
-fn sigmoid<const FUSED: bool>(x: f32) -> Sigmoid {
-    let e = exp::<FUSED>(-x.abs());
-    let large = 1.0 / (1.0 + e);
-    let small = e * large;
-    let positive = x >= 0.0;
-    let (p, q) = (if positive { large } else { small }, if positive { small } else { large });
-    Sigmoid { p, q, log1p_e: e * log1p_ratio::<FUSED>(e) }
-}
-
-/// max(x, 0) + log1p_e, but not finite for x = -inf, where 0 would hide the overflow.
-#[inline(always)]
-fn softplus<const FUSED: bool>(x: f32, log1p_e: f32) -> f32 {
-    fma::<FUSED>(x.abs(), if x >= 0.0 { 1.0 } else { 0.0 }, log1p_e)
+fn sigmoid<S: Simd>(s: S, x: S::F) -> Sigmoid<S::F> {
+    let (zero, one) = (s.splat(0.0), s.splat(1.0));
+    let e = exp_or_0(s, s.sub(zero, s.abs(x)));
+    let large = s.div(one, s.add(one, e));
+    let small = s.mul(e, large);
+    let positive = s.le(zero, x);
+    let (p, q) = (s.select(positive, large, small), s.select(positive, small, large));
+    Sigmoid { p, q, log1p_e: s.mul(e, log1p_ratio(s, e)) }
 }
 
 /// softplus(x) - x * y without cancellation.
 #[inline(always)]
-fn cross_entropy<const FUSED: bool>(x: f32, y: f32, log1p_e: f32) -> f32 {
-    fma::<FUSED>(x.abs(), if x >= 0.0 { 1.0 - y } else { y }, log1p_e)
+fn cross_entropy<S: Simd>(s: S, x: S::F, y: S::F, log1p_e: S::F) -> S::F {
+    let share = s.select(s.le(s.splat(0.0), x), s.sub(s.splat(1.0), y), y);
+    s.fma(s.abs(x), share, log1p_e)
 }
 
-/// Where the results for elements go. The gradients are as many as the losses, or none.
-pub(crate) struct Out<'a> {
-    pub loss: &'a mut [f32],
-    pub grad: Option<&'a mut [f32]>,
+/// -2 log(1 - m) / m for m in [0, 0.5]: minimax, relative error 2e-7.
+#[inline(always)]
+fn log_complement_ratio<S: Simd>(s: S, m: S::F) -> S::F {
+    let coefficients = [
+        2.369_862,
+        -2.163_079_3,
+        1.570_861_3,
+        0.076_036_304,
+        0.544_501_07,
+        0.663_725_26,
+        1.000_073_1,
+        1.999_999_8,
+    ];
+    let [ratio] = polynomial(s, [m], &coefficients);
+    ratio
 }
 
 /// QFL and its gradient times `scale`, at target 0 and beta = 2:
 /// loss = p^2 * softplus(x), grad = p^2 * (p + 2 * q * softplus(x)).
-/// `scale` meets p before p^2 does, so that a large one saves what would underflow.
+/// 2 * softplus(x) = x + |x| - 2 * log(1 - min(p, q)) needs no choice by the sign of x, and is not
+/// finite where x is not. `scale` meets p before p^2 does, so that a large one saves what would
+/// underflow.
 #[inline(always)]
-fn background<const FUSED: bool>(x: f32, scale: f32) -> (f32, f32) {
-    let s = sigmoid::<FUSED>(x);
-    let (sp, square) = (softplus::<FUSED>(x, s.log1p_e), s.p * s.p);
-    (square * sp, square * (scale * fma::<FUSED>(2.0 * s.q, sp, s.p)))
+fn background<S: Simd>(s: S, x: S::F, scale: S::F) -> (S::F, S::F) {
+    let one = s.splat(1.0);
+    let t = exp_or_0(s, s.min(s.sub(s.splat(0.0), x), s.splat(LARGEST_EXPONENT)));
+    let p = s.div(one, s.add(one, t));
+    let q = s.mul(t, p);
+    let m = s.min(p, q);
+    let twice_softplus = s.fma(m, log_complement_ratio(s, m), s.add(x, s.abs(x)));
+    let square = s.mul(p, p);
+    let loss = s.mul(s.mul(s.splat(0.5), square), twice_softplus);
+    (loss, s.mul(square, s.mul(scale, s.fma(q, twice_softplus, p))))
+}
+
+/// `background` for x from -87 to -2, where p, q and softplus(x) are series in e = exp(x): with
+/// P = log1p_ratio / (1 + e)^2 and Q = (1 + 2 * log1p_ratio) / (1 + e)^3, both minimax with relative
+/// error 1e-7, loss = e^3 * P(e), grad = e^3 * Q(e).
+#[inline(always)]
+fn confident<S: Simd>(s: S, x: [S::F; GROUP], scale: [S::F; GROUP]) -> [(S::F, S::F); GROUP] {
+    let e = exp(s, x);
+    let p = polynomial(s, e, &[-6.908_323, 8.109_856, -6.376_722_3, 4.332_08, -2.499_985_5, 1.0]);
+    let q = polynomial(s, e, &[-52.019_855, 55.764_236, -38.152_405, 21.655_714, -9.999_871, 2.999_999_8]);
+    let mut out = [(x[0], x[0]); GROUP];
+    for i in 0..GROUP {
+        let cube = s.mul(s.mul(e[i], e[i]), e[i]);
+        out[i] = (s.mul(cube, p[i]), s.mul(cube, s.mul(scale[i], q[i])));
+    }
+    out
+}
+
+/// Whether all are where `confident` holds. No NaN is.
+#[inline(always)]
+fn are_confident<S: Simd>(s: S, x: &[S::F; GROUP]) -> bool {
+    let (least, most) = (s.splat(-LARGEST_EXPONENT), s.splat(-2.0));
+    let mut mask = s.both(s.le(least, x[0]), s.le(x[0], most));
+    for &x in &x[1..] {
+        mask = s.both(mask, s.both(s.le(least, x), s.le(x, most)));
+    }
+    s.all(mask)
 }
 
 /// The same at any target y in [0, 1]: with d = p - y computed as p * (1 - y) - q * y,
 /// loss = d^2 * ce, grad = d * (d^2 + 2 * p * q * ce).
 #[inline(always)]
-fn soft<const FUSED: bool>(x: f32, y: f32, scale: f32) -> (f32, f32) {
-    let s = sigmoid::<FUSED>(x);
-    let ce = cross_entropy::<FUSED>(x, y, s.log1p_e);
-    let d = fma::<FUSED>(s.p, 1.0 - y, -s.q * y);
-    let square = d * d;
-    (square * ce, d * (scale * fma::<FUSED>(2.0 * s.p * s.q, ce, square)))
+fn soft<S: Simd>(s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
+    let Sigmoid { p, q, log1p_e } = sigmoid(s, x);
+    let ce = cross_entropy(s, x, y, log1p_e);
+    let d = s.fma(p, s.sub(s.splat(1.0), y), s.sub(s.splat(0.0), s.mul(q, y)));
+    let square = s.mul(d, d);
+    let slope = s.fma(s.mul(s.add(p, p), q), ce, square);
+    (s.mul(square, ce), s.mul(d, s.mul(scale, slope)))
 }
 
 #[inline(always)]
-fn qfl_background_body<const FUSED: bool>(x: &[f32], scale: &[f32], out: Out) {
-    let n = x.len();
-    let loss = &mut out.loss[..n];
-    if let Some(grad) = out.grad {
-        let (scale, grad) = (&scale[..n], &mut grad[..n]);
-        for i in 0..n {
-            (loss[i], grad[i]) = background::<FUSED>(x[i], scale[i]);
+fn background_group<S: Simd>(s: S, x: [S::F; GROUP], scale: [S::F; GROUP]) -> [(S::F, S::F); GROUP] {
+    if are_confident(s, &x) {
+        return confident(s, x, scale);
+    }
+    let mut out = [(x[0], x[0]); GROUP];
+    for i in 0..GROUP {
+        out[i] = background(s, x[i], scale[i]);
+    }
+    out
+}
+
+/// QFL at target 0.
+struct Background;
+impl<S: Simd> Loss<S> for Background {
+    #[inline(always)]
+    fn group(s: S, x: [S::F; GROUP], _: [S::F; GROUP], scale: S::F) -> [(S::F, S::F); GROUP] {
+        background_group(s, x, [scale; GROUP])
+    }
+}
+
+/// QFL at target 0, times weights that take the place of the targets.
+struct WeightedBackground;
+impl<S: Simd> Loss<S> for WeightedBackground {
+    #[inline(always)]
+    fn group(s: S, x: [S::F; GROUP], weight: [S::F; GROUP], scale: S::F) -> [(S::F, S::F); GROUP] {
+        let mut scales = [scale; GROUP];
+        for i in 0..GROUP {
+            scales[i] = s.mul(weight[i], scale);
         }
-    } else {
-        for i in 0..n {
-            loss[i] = background::<FUSED>(x[i], 0.0).0;
+        let mut out = background_group(s, x, scales);
+        for i in 0..GROUP {
+            out[i].0 = s.mul(weight[i], out[i].0);
         }
+        out
+    }
+}
+
+/// QFL at targets that are clamped to [0, 1].
+struct Soft;
+impl<S: Simd> Loss<S> for Soft {
+    #[inline(always)]
+    fn group(s: S, x: [S::F; GROUP], y: [S::F; GROUP], scale: S::F) -> [(S::F, S::F); GROUP] {
+        let mut out = [(scale, scale); GROUP];
+        for i in 0..GROUP {
+            let y = s.min(s.max(y[i], s.splat(0.0)), s.splat(1.0));
+            out[i] = soft(s, x[i], y, scale);
+        }
+        out
     }
 }
 
 #[inline(always)]
-fn qfl_soft_body<const FUSED: bool>(x: &[f32], y: &[f32], scale: &[f32], out: Out) {
-    // Not f32::clamp, whose check of the bounds hinders; NaN has been looked for.
-    let clamp = |y: f32| {
-        let y = if y > 0.0 { y } else { 0.0 };
-        if y < 1.0 { y } else { 1.0 }
-    };
-    let n = x.len();
-    let (y, loss) = (&y[..n], &mut out.loss[..n]);
-    if let Some(grad) = out.grad {
-        let (scale, grad) = (&scale[..n], &mut grad[..n]);
-        for i in 0..n {
-            (loss[i], grad[i]) = soft::<FUSED>(x[i], clamp(y[i]), scale[i]);
-        }
-    } else {
-        for i in 0..n {
-            loss[i] = soft::<FUSED>(x[i], clamp(y[i]), 0.0).0;
-        }
-    }
+fn qfl_background_body<S: Simd>(s: S, x: &[f32], scale: f32, grad: Option<&mut [f32]>) -> f64 {
+    row::<S, Background>(s, x, x, scale, grad)
 }
 
 #[inline(always)]
-fn widen_bf16_body<const FUSED: bool>(from: &[bf16], to: &mut [f32]) {
+fn qfl_weighted_background_body<S: Simd>(
+    s: S,
+    x: &[f32],
+    weight: &[f32],
+    scale: f32,
+    grad: Option<&mut [f32]>,
+) -> f64 {
+    row::<S, WeightedBackground>(s, x, weight, scale, grad)
+}
+
+#[inline(always)]
+fn qfl_soft_body<S: Simd>(s: S, x: &[f32], y: &[f32], scale: f32, grad: Option<&mut [f32]>) -> f64 {
+    row::<S, Soft>(s, x, y, scale, grad)
+}
+
+/// Whether any is NaN.
+#[inline(always)]
+fn any_nan_body<S: Simd>(_: S, values: &[f32]) -> bool {
+    let mut any = false;
+    for value in values {
+        any |= value.is_nan();
+    }
+    any
+}
+
+#[inline(always)]
+fn widen_bf16_body<S: Simd>(_: S, from: &[bf16], to: &mut [f32]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = f32::from_bits(u32::from(from.to_bits()) << 16);
     }
@@ -177,7 +294,7 @@ fn widen_bf16_body<const FUSED: bool>(from: &[bf16], to: &mut [f32]) {
 
 /// To the nearest, ties to even; NaN stays NaN.
 #[inline(always)]
-fn narrow_bf16_body<const FUSED: bool>(from: &[f32], to: &mut [bf16]) {
+fn narrow_bf16_body<S: Simd>(_: S, from: &[f32], to: &mut [bf16]) {
     for (to, from) in to.iter_mut().zip(from) {
         let bits = from.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
@@ -187,12 +304,19 @@ fn narrow_bf16_body<const FUSED: bool>(from: &[f32], to: &mut [bf16]) {
 }
 
 dispatch! {
-    /// QFL of elements with target 0, at beta = 2. The gradients are multiplied by `scale`.
-    qfl_background = qfl_background_body(x: &[f32], scale: &[f32], out: Out);
-    /// QFL of elements with targets `y`, which are clamped to [0, 1], at beta = 2.
-    qfl_soft = qfl_soft_body(x: &[f32], y: &[f32], scale: &[f32], out: Out);
+    /// The loss of a row with target 0, at beta = 2. Its gradients are multiplied by `scale`.
+    /// Here and below, all slices are as long as x.
+    qfl_background = qfl_background_body(x: &[f32], scale: f32, grad: Option<&mut [f32]>) -> f64;
+    /// The same with a weight for each element, which its loss and its gradient are multiplied by.
+    qfl_weighted_background = qfl_weighted_background_body(
+        x: &[f32], weight: &[f32], scale: f32, grad: Option<&mut [f32]>,
+    ) -> f64;
+    /// The loss of a row with targets `y`, which are clamped to [0, 1], at beta = 2.
+    qfl_soft = qfl_soft_body(x: &[f32], y: &[f32], scale: f32, grad: Option<&mut [f32]>) -> f64;
+    /// Whether any is NaN.
+    any_nan = any_nan_body(values: &[f32]) -> bool;
     /// The values of bf16, exactly.
-    widen_bf16 = widen_bf16_body(from: &[bf16], to: &mut [f32]);
+    widen_bf16 = widen_bf16_body(from: &[bf16], to: &mut [f32]) -> ();
     /// The nearest values in bf16.
-    narrow_bf16 = narrow_bf16_body(from: &[f32], to: &mut [bf16]);
+    narrow_bf16 = narrow_bf16_body(from: &[f32], to: &mut [bf16]) -> ();
 }

@@ -1,107 +1,118 @@
-//! Sums and softmaxes of rows.
+//! Rows of losses of single elements, and their sums.
 
-use super::isa::{PORTABLE_FUSED, Set, dispatch};
-use super::{exp, log1p_positive};
+use super::LARGEST_EXPONENT;
+use super::simd::{LANES, Lanes, Simd};
 
-/// Rows that [`softmax_rows`] takes at a time.
-pub(crate) const LANES: usize = 16;
+/// Vectors that are computed at a time, and need not wait for each other.
+pub(super) const GROUP: usize = 2;
 
-/// A number for each of the rows.
-pub(crate) type Lanes = [f32; LANES];
+/// Groups whose losses are added up in f32; the sums are added up in f64.
+const PART: usize = 16;
 
-/// The sum, always in the same order; f32 for a few hundred values, f64 beyond.
+/// A logit whose loss and gradient are 0 at target 0.
+pub(crate) const NO_LOSS: f32 = -LARGEST_EXPONENT;
+
+/// A loss of single elements. (Not a closure: that would not always be inlined, and then be compiled
+/// for the wrong instructions.)
+pub(super) trait Loss<S: Simd> {
+    /// (Loss, gradient times `scale`) for logits `x` and targets `y`, in place of which there may be
+    /// weights.
+    fn group(s: S, x: [S::F; GROUP], y: [S::F; GROUP], scale: S::F) -> [(S::F, S::F); GROUP];
+}
+
+/// The sum of the losses of a row. `y` and `grad` are as long as x.
 #[inline(always)]
-fn sum_body<const FUSED: bool>(values: &[f32], sum: &mut f64) {
-    *sum = 0.0;
-    for values in values.chunks(32 * LANES) {
-        let (whole, rest) = values.as_chunks::<LANES>();
-        let mut few: f32 = rest.iter().sum();
-        if !whole.is_empty() {
-            let mut lanes = [0.0; LANES];
-            for values in whole {
-                for i in 0..LANES {
-                    lanes[i] += values[i];
-                }
+pub(super) fn row<S: Simd, L: Loss<S>>(
+    s: S,
+    x: &[f32],
+    y: &[f32],
+    scale: f32,
+    grad: Option<&mut [f32]>,
+) -> f64 {
+    match grad {
+        Some(grad) => row_in_parts::<S, L, true>(s, x, y, scale, grad),
+        None => row_in_parts::<S, L, false>(s, x, y, scale, &mut []),
+    }
+}
+
+/// `grad` is as long as x if `GRAD`, and not looked at otherwise.
+#[inline(always)]
+fn row_in_parts<S: Simd, L: Loss<S>, const GRAD: bool>(
+    s: S,
+    x: &[f32],
+    y: &[f32],
+    scale: f32,
+    grad: &mut [f32],
+) -> f64 {
+    assert!(y.len() == x.len() && (!GRAD || grad.len() == x.len()));
+    let scale = s.splat(scale);
+    let (x, x_rest) = groups(x);
+    let (y, y_rest) = groups(y);
+    let (grad, grad_rest) = groups_mut(grad);
+    let mut total = 0.0;
+    let mut first = 0;
+    loop {
+        let end = x.len().min(first + PART);
+        let mut sums = [s.splat(0.0); GROUP];
+        for at in first..end {
+            let out = L::group(s, load(s, &x[at]), load(s, &y[at]), scale);
+            for i in 0..GROUP {
+                sums[i] = s.add(sums[i], out[i].0);
             }
-            let mut width = LANES / 2;
-            while width > 0 {
-                for i in 0..width {
-                    lanes[i] += lanes[i + width];
-                }
-                width /= 2;
-            }
-            few += lanes[0];
-        }
-        *sum += f64::from(few);
-    }
-}
-
-/// Whether any is NaN.
-#[inline(always)]
-fn any_nan_body<const FUSED: bool>(values: &[f32], any: &mut bool) {
-    *any = values.iter().fold(false, |any, value| any | value.is_nan());
-}
-
-/// The softmaxes of [`LANES`] rows. Logits that are not finite make `bad` NaN, which is 0
-/// otherwise.
-#[derive(Default)]
-pub(crate) struct Softmax {
-    pub peak: Lanes,
-    /// The total of exp(z - peak).
-    pub total: Lanes,
-    /// log-sum-exp = peak + log_total.
-    pub log_total: Lanes,
-    pub bad: Lanes,
-}
-
-/// `z[bin][row]`: logits before, exp(z - peak) after.
-#[inline(always)]
-fn softmax_rows_body<const FUSED: bool>(z: &mut [Lanes], softmax: &mut Softmax) {
-    let (mut peak, mut bad) = ([f32::NEG_INFINITY; LANES], [0.0; LANES]);
-    for z in z.iter() {
-        for i in 0..LANES {
-            peak[i] = if z[i] > peak[i] { z[i] } else { peak[i] };
-            bad[i] += z[i] * 0.0;
-        }
-    }
-    for z in z.iter_mut() {
-        for i in 0..LANES {
-            z[i] -= peak[i];
-        }
-    }
-    for z in z.as_flattened_mut() {
-        *z = exp::<FUSED>(*z);
-    }
-    // `others` leaves out one bin at the peak, whose exp is 1: what rounding would lose of the
-    // total when one bin has it all. Bins so close to the peak that theirs is 1 too count as such.
-    let mut others = [-1.0f64; LANES];
-    for z in z.chunks(256) {
-        let (mut some, mut peaks) = ([0.0f32; LANES], [0.0f32; LANES]);
-        for z in z {
-            for i in 0..LANES {
-                let at_peak = z[i] == 1.0;
-                some[i] += if at_peak { 0.0 } else { z[i] };
-                peaks[i] += if at_peak { 1.0 } else { 0.0 };
+            if GRAD {
+                store(s, out, &mut grad[at]);
             }
         }
-        for i in 0..LANES {
-            others[i] += f64::from(peaks[i]);
-            others[i] += f64::from(some[i]);
+        first = end;
+        let is_last = first == x.len();
+        if is_last && !x_rest.is_empty() {
+            let out = L::group(s, load(s, &padded(x_rest, NO_LOSS)), load(s, &padded(y_rest, 0.0)), scale);
+            for i in 0..GROUP {
+                sums[i] = s.add(sums[i], out[i].0);
+            }
+            if GRAD {
+                let mut slopes = [[0.0; LANES]; GROUP];
+                store(s, out, &mut slopes);
+                grad_rest.copy_from_slice(&slopes.as_flattened()[..grad_rest.len()]);
+            }
+        }
+        total += f64::from(s.sum(s.add(sums[0], sums[1])));
+        if is_last {
+            return total;
         }
     }
-    softmax.total = others.map(|others| (1.0 + others) as f32);
-    let others = others.map(|others| others as f32);
-    for (log_total, others) in softmax.log_total.iter_mut().zip(others) {
-        *log_total = log1p_positive::<FUSED>(others);
-    }
-    (softmax.peak, softmax.bad) = (peak, bad);
 }
 
-dispatch! {
-    /// The sum, always in the same order; f32 for a few hundred values, f64 beyond.
-    sum = sum_body(values: &[f32], sum: &mut f64);
-    /// Whether any is NaN.
-    any_nan = any_nan_body(values: &[f32], any: &mut bool);
-    /// The softmaxes of rows, `z[bin][row]`: logits before, exp(z - peak) after.
-    softmax_rows = softmax_rows_body(z: &mut [Lanes], softmax: &mut Softmax);
+#[inline(always)]
+fn groups(values: &[f32]) -> (&[[Lanes; GROUP]], &[f32]) {
+    let (lanes, _) = values.as_chunks();
+    let (groups, _) = lanes.as_chunks();
+    (groups, &values[groups.len() * GROUP * LANES..])
+}
+
+#[inline(always)]
+fn groups_mut(values: &mut [f32]) -> (&mut [[Lanes; GROUP]], &mut [f32]) {
+    let whole = values.len() - values.len() % (GROUP * LANES);
+    let (values, rest) = values.split_at_mut(whole);
+    let (lanes, _) = values.as_chunks_mut();
+    (lanes.as_chunks_mut().0, rest)
+}
+
+#[inline(always)]
+fn load<S: Simd>(s: S, from: &[Lanes; GROUP]) -> [S::F; GROUP] {
+    [s.load(&from[0]), s.load(&from[1])]
+}
+
+#[inline(always)]
+fn store<S: Simd>(s: S, out: [(S::F, S::F); GROUP], to: &mut [Lanes; GROUP]) {
+    for i in 0..GROUP {
+        s.store(out[i].1, &mut to[i]);
+    }
+}
+
+#[inline(always)]
+fn padded(values: &[f32], padding: f32) -> [Lanes; GROUP] {
+    let mut group = [[padding; LANES]; GROUP];
+    group.as_flattened_mut()[..values.len()].copy_from_slice(values);
+    group
 }

@@ -1,29 +1,41 @@
 //! Every set of instructions that this machine has, against f64 and against each other.
 
-use super::isa::{PORTABLE_FUSED, Set};
+use super::isa::Set;
+use super::simd::Portable;
 use super::*;
 use crate::math;
 
 fn logits() -> Vec<f32> {
-    (-110_000..=50_000).map(|i| i as f32 * 1e-3).collect()
+    (-15_700..=7_100).map(|i| i as f32 * 7e-3).chain([1e10, 1e37, 1e38]).collect()
+}
+
+/// The loss of a row at target 0, or at target y, of each element of it, and the gradients.
+fn qfl_row(isa: Isa, x: &[f32], y: Option<f32>) -> (f64, Vec<f32>, Vec<f32>) {
+    let mut grad = vec![0.0; x.len()];
+    let run = |x: &[f32], grad: Option<&mut [f32]>| match y {
+        Some(y) => qfl_soft(isa, x, &vec![y; x.len()], 1.0, grad),
+        None => qfl_background(isa, x, 1.0, grad),
+    };
+    let each = x.iter().map(|&x| run(&[x], None) as f32).collect();
+    (run(x, Some(&mut grad)), each, grad)
 }
 
 /// Losses and gradients at target 0, or at target y.
 fn qfl(isa: Isa, x: &[f32], y: Option<f32>) -> [Vec<f32>; 2] {
-    let [mut loss, mut grad] = [(); 2].map(|()| vec![0.0; x.len()]);
-    let (scale, out) = (vec![1.0; x.len()], Out { loss: &mut loss, grad: Some(&mut grad) });
-    match y {
-        Some(y) => qfl_soft(isa, x, &vec![y; x.len()], &scale, out),
-        None => qfl_background(isa, x, &scale, out),
-    }
-    [loss, grad]
+    let (_, losses, grad) = qfl_row(isa, x, y);
+    [losses, grad]
 }
 
-fn softmaxes(isa: Isa, x: &[f32]) -> (Vec<Lanes>, Softmax) {
-    let mut z: Vec<Lanes> = x.chunks_exact(LANES).map(|z| z.try_into().expect("as long")).collect();
-    let mut softmax = Softmax::default();
-    softmax_rows(isa, &mut z, &mut softmax);
-    (z, softmax)
+/// Losses and gradients of DFL. The targets go up to the last bin.
+fn dfl(isa: Isa, x: &[f32]) -> (DflRows, Vec<f32>) {
+    let bins = x.len() / LANES;
+    let mut rows = DflRows { scale: [1.0; LANES], ..DflRows::default() };
+    for (lane, target) in rows.target.iter_mut().enumerate() {
+        *target = lane as f32 * (bins - 1) as f32 / (LANES - 1) as f32;
+    }
+    let mut grad = vec![0.0; x.len()];
+    dfl_rows(isa, x, &mut vec![[0.0; LANES]; bins], &mut rows, Some(&mut grad));
+    (rows, grad)
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -45,25 +57,99 @@ fn exact_to_1e_6() {
     }
 }
 
+/// Rows that are flat, spread out, and with one bin that has nearly all. The difference to the
+/// largest logit is rounded too, and its absolute error is a relative one of its exponential.
+#[test]
+fn dfl_is_exact_to_1e_6() {
+    for isa in Isa::all() {
+        for (bins, spread) in [(2, 1.0), (16, 0.0), (17, 1.0), (17, 8.0), (17, 90.0), (256, 3.0)] {
+            let x: Vec<f32> =
+                (0..bins * LANES).map(|i| spread * (i as f32 * 12.9898).sin() + i as f32 * 1e-3).collect();
+            let (rows, grad) = dfl(isa, &x);
+            for (lane, (x, grad)) in x.chunks_exact(bins).zip(grad.chunks_exact(bins)).enumerate() {
+                let softmax = math::softmax(x.iter().map(|&z| z.into()));
+                let least = x.iter().fold(f64::INFINITY, |least, &z| least.min(z.into()));
+                let relative = 1e-6 + (softmax.peak - least) * f64::from(f32::EPSILON) / 2.0;
+                let t = math::two_hot(rows.target[lane].into(), bins);
+                let want = math::dfl(&t, &softmax, x[t.left].into(), x[t.left + 1].into());
+                let (got, at) = (rows.loss[lane], format!("{isa:?}, {bins} bins, {spread}, row {lane}"));
+                assert!((f64::from(got) - want).abs() <= relative * want, "{at}: {got:e}, not {want:e}");
+                for (bin, (&z, &got)) in x.iter().zip(grad).enumerate() {
+                    let share = [(0, t.left_weight), (1, t.right_weight)];
+                    let share: f64 =
+                        share.iter().filter(|(by, _)| t.left + by == bin).map(|(_, share)| share).sum();
+                    let want = math::exp_below(z.into(), softmax.peak) / softmax.total - share;
+                    let tolerance = relative * want.abs() + if share > 0.0 { 1.5e-7 } else { 1e-37 };
+                    assert!((f64::from(got) - want).abs() <= tolerance, "{at}: {got:e}, not {want:e}");
+                }
+            }
+        }
+    }
+}
+
+/// Rows of whole vectors and of parts, of logits of one range and of both.
+#[test]
+fn a_row_is_the_sum_of_its_elements() {
+    for isa in Isa::all() {
+        for (len, first) in
+            [1, 7, 16, 17, 33, 80, 1203, 5000].into_iter().zip([11_400, 14_800, 16_400].into_iter().cycle())
+        {
+            let x = &logits()[first..][..len];
+            for y in [None, Some(0.3)] {
+                let (sum, each, grad) = qfl_row(isa, x, y);
+                let want: f64 = each.iter().map(|&loss| f64::from(loss)).sum();
+                assert!((sum - want).abs() <= 1e-6 * want, "{isa:?}, {len}: {sum:e}, not {want:e}");
+                let want = x.iter().map(|&x| match y {
+                    Some(y) => math::qfl_soft(x.into(), y.into(), 2.0).grad,
+                    None => math::qfl_background(x.into(), 2.0).grad,
+                });
+                for (got, want) in grad.iter().zip(want) {
+                    let error = (f64::from(*got) - want).abs();
+                    assert!(error <= 1e-6 * want.abs() + 2e-7, "{isa:?}, {len}: {got:e}, not {want:e}");
+                }
+            }
+        }
+    }
+}
+
+/// Confident groups, others, and a part of one.
+#[test]
+fn weights_multiply_losses_and_gradients() {
+    for isa in Isa::all() {
+        let x = &logits()[15_300..][..203];
+        let weight: Vec<f32> = (0..x.len()).map(|i| (i % 5) as f32 * 0.75).collect();
+        let mut grad = vec![0.0; x.len()];
+        let sum = qfl_weighted_background(isa, x, &weight, -3.0, Some(&mut grad));
+        let forward = qfl_weighted_background(isa, x, &weight, -3.0, None);
+        assert_eq!(sum.to_bits(), forward.to_bits(), "{isa:?}");
+        let mut want_sum = 0.0;
+        for ((&x, &weight), &got) in x.iter().zip(&weight).zip(&grad) {
+            let (want, weight) = (math::qfl_background(x.into(), 2.0), f64::from(weight));
+            want_sum += want.loss * weight;
+            let want = want.grad * weight * -3.0;
+            let error = (f64::from(got) - want).abs();
+            assert!(error <= 1e-6 * want.abs(), "{isa:?} at {x}: {got:e}, not {want:e}");
+        }
+        assert!((sum - want_sum).abs() <= 1e-6 * want_sum, "{isa:?}: {sum:e}, not {want_sum:e}");
+    }
+}
+
 /// All sets with fused multiply-add give the same bits.
 #[test]
 fn the_same_bits_on_all_instructions() {
-    let fused: Vec<Isa> = Isa::all().filter(|isa| PORTABLE_FUSED || isa.0 != Set::Portable).collect();
+    let fused: Vec<Isa> =
+        Isa::all().filter(|isa| Portable::FUSED || !matches!(isa.0, Set::Portable)).collect();
     let x = logits();
     for isa in fused.iter().skip(1) {
         for y in [None, Some(0.7)] {
             let (got, want) = (qfl(*isa, &x, y), qfl(fused[0], &x, y));
             assert_eq!(got.map(|v| bits(&v)), want.map(|v| bits(&v)), "{isa:?}");
         }
-        let x = &x[100_000..][..17 * LANES];
-        let ((got, got_sums), (want, want_sums)) = (softmaxes(*isa, x), softmaxes(fused[0], x));
-        assert_eq!(bits(got.as_flattened()), bits(want.as_flattened()), "{isa:?}");
-        assert_eq!(bits(&got_sums.log_total), bits(&want_sums.log_total), "{isa:?}");
-        let sums = [*isa, fused[0]].map(|isa| {
-            let mut total = 0.0;
-            sum(isa, x, &mut total);
-            total.to_bits()
-        });
+        let x = &x[14_300..][..17 * LANES];
+        let ((got, got_grad), (want, want_grad)) = (dfl(*isa, x), dfl(fused[0], x));
+        assert_eq!(bits(&got.loss), bits(&want.loss), "{isa:?}");
+        assert_eq!(bits(&got_grad), bits(&want_grad), "{isa:?}");
+        let sums = [*isa, fused[0]].map(|isa| qfl_row(isa, &x[..131], None).0.to_bits());
         assert_eq!(sums[0], sums[1], "{isa:?}");
     }
 }
@@ -77,8 +163,8 @@ fn not_finite_shows() {
             for y in [None, Some(0.25)] {
                 assert!(!qfl(isa, &x, y)[0][LANES + 3].is_finite(), "{isa:?}");
             }
-            let bad = softmaxes(isa, &x).1.bad;
-            assert!(bad[3].is_nan() && bad[2] == 0.0, "{isa:?}");
+            let loss = dfl(isa, &x).0.loss;
+            assert!(!loss[3].is_finite() && loss[2].is_finite(), "{isa:?}");
         }
     }
 }

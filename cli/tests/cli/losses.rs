@@ -64,7 +64,8 @@ fn dense_targets_give_what_labels_give() {
     let dense = [("logits", f32s(&[2, 2], &LOGITS)), ("target", f32s(&[2, 2], &[0.75, 0.0, 0.0, 0.0]))];
     let dense = json("qfl", &folder.file("dense.safetensors", &dense), "");
     let sparse = json("qfl", &qfl_file(&folder), "");
-    assert_eq!(dense["loss"], sparse["loss"]);
+    // To the accuracy of a loss, not to the bit: background elements have formulas of their own.
+    assert_close(&[number(&dense["loss"])], &[number(&sparse["loss"])], 2e-6);
     assert_eq!((&dense["positives"], &sparse["positives"]), (&1.into(), &1.into()));
 }
 

@@ -9,7 +9,7 @@ use super::positives::Anchors;
 use crate::cpu::fits_single;
 use crate::element::Element;
 use crate::math::{LossGrad, qfl_background, qfl_soft};
-use crate::vector::{self, Isa, Out};
+use crate::vector::{self, Isa, NO_LOSS};
 
 /// The class logits of a level, and what all blocks of it need.
 pub(super) struct Classes<'a, T> {
@@ -43,9 +43,8 @@ struct Room<T> {
     logits: Vec<T>,
     grad: Vec<T>,
     weights: Vec<f32>,
-    scales: Vec<f32>,
-    losses: Vec<f32>,
     widened: Vec<f32>,
+    others: Vec<f32>,
     narrow: Vec<f32>,
 }
 
@@ -139,47 +138,39 @@ impl<'a, T: Element> Classes<'a, T> {
         if !self.single {
             return self.double_tile(tile.start, x, labelled, &room.weights[..count], grad);
         }
-        let (weights, losses) = (&room.weights[..count], &mut room.losses[..count]);
-        if !self.plain {
-            let factor = self.factor;
-            for (scale, &weight) in room.scales.iter_mut().zip(weights) {
-                *scale = (f64::from(weight) * factor) as f32;
+        let weights = &room.weights[..count];
+        let mut single = T::widen(isa, x, &mut room.widened);
+        if !(self.plain && labelled.is_empty()) {
+            let others = &mut room.others[..count];
+            for ((other, &x), &weight) in others.iter_mut().zip(single).zip(weights) {
+                *other = if weight == 0.0 { NO_LOSS } else { x };
             }
+            for &(element, _) in labelled {
+                others[element - tile.start] = NO_LOSS;
+            }
+            single = others;
         }
-        let scales = &room.scales[..count];
+        let factor = self.factor as f32;
+        let run = |grad: Option<&mut [f32]>| match self.plain {
+            true => vector::qfl_background(isa, single, factor, grad),
+            false => vector::qfl_weighted_background(isa, single, weights, factor, grad),
+        };
         let mut grad = grad;
-        let single = T::widen(isa, x, &mut room.widened);
-        match &mut grad {
-            Some(grad) => T::narrow(isa, grad, &mut room.narrow, |grad| {
-                vector::qfl_background(isa, single, scales, Out { loss: losses, grad: Some(grad) });
-                if !self.plain {
-                    for (grad, &weight) in grad.iter_mut().zip(weights) {
-                        *grad = if weight == 0.0 { 0.0 } else { *grad };
-                    }
-                }
-            }),
-            None => vector::qfl_background(isa, single, scales, Out { loss: losses, grad: None }),
-        }
-        if !self.plain {
-            for (loss, &weight) in losses.iter_mut().zip(weights) {
-                *loss = if weight == 0.0 { 0.0 } else { *loss * weight };
-            }
-        }
-        let mut labelled_loss = 0.0;
+        let mut loss = match &mut grad {
+            Some(grad) => T::narrow(isa, grad, &mut room.narrow, |grad| run(Some(grad))),
+            None => run(None),
+        };
         for &(element, quality) in labelled {
             let at = element - tile.start;
             let weight = f64::from(weights[at]);
             if weight != 0.0 {
-                let LossGrad { loss, grad: slope } = qfl_soft(x[at].to_f64(), quality, self.beta);
-                (losses[at], labelled_loss) = (0.0, labelled_loss + loss * weight);
+                let of_label = qfl_soft(x[at].to_f64(), quality, self.beta);
+                loss += of_label.loss * weight;
                 if let Some(grad) = &mut grad {
-                    grad[at] = T::from_f64(slope * weight * self.factor);
+                    grad[at] = T::from_f64(of_label.grad * weight * self.factor);
                 }
             }
         }
-        let mut loss = 0.0;
-        vector::sum(isa, losses, &mut loss);
-        loss += labelled_loss;
         if loss.is_finite() { loss } else { self.double_tile(tile.start, x, labelled, weights, grad) }
     }
 
@@ -212,15 +203,14 @@ impl<'a, T: Element> Classes<'a, T> {
 
 impl<T: Element> Room<T> {
     fn new(classes: &Classes<T>) -> Self {
-        let singles = |value| vec![value; if classes.single { TILE } else { 0 }];
+        let singles = || vec![0.0; if classes.single { TILE } else { 0 }];
         Room {
             logits: vec![T::from_f64(0.0); TILE],
             grad: vec![T::from_f64(0.0); TILE],
             weights: vec![1.0; TILE],
-            scales: singles(classes.factor as f32),
-            losses: singles(0.0),
-            widened: singles(0.0),
-            narrow: singles(0.0),
+            widened: singles(),
+            others: singles(),
+            narrow: singles(),
         }
     }
 }
