@@ -51,12 +51,19 @@ DEVICE Factors factors(const Scaling& s) {
 DEVICE float weight_of(const Scaling& s, u64 row) { return s.weight ? s.weight[row] : 1.0f; }
 DEVICE float upstream_of(const Scaling& s, u64 row) { return s.upstream ? s.upstream[row] : 1.0f; }
 
-// The end of every kernel, called by every thread with its share of the sum of weighted losses
-// (not yet times the factor), and with whether the gradients it stored were finite.
-template <int BLOCK>
-DEVICE void finish(const Scaling& s, u64 rows, double sum, bool finite) {
-    if (!finite && s.found_inf) *s.found_inf = 1.0f;  // all who write it write the same
-    double total;
-    if (s.loss && !s.per_row && grid_sum<BLOCK>(sum, s.scratch, total))
-        *s.loss = rows == 0 ? 0.0f : (float)(total * (double)factors(s).loss);
-}
+// The blocks that a loss has for itself: all of the grid. Those of a kernel that does two things have
+// a type of their own, with the same members.
+struct WholeGrid {
+    DEVICE u32 index() const { return blockIdx.x; }
+    DEVICE u32 count() const { return gridDim.x; }
+
+    // The end of a loss, called by every thread with its share of the sum of weighted losses (not yet
+    // times the factor), and with whether the gradients it stored were finite.
+    template <int BLOCK>
+    DEVICE void finish(const Scaling& s, u64 rows, double sum, bool finite) const {
+        if (!finite && s.found_inf) *s.found_inf = 1.0f;  // all who write it write the same
+        double total;
+        if (s.loss && !s.per_row && grid_sum<BLOCK>(sum, s.scratch, total))
+            *s.loss = rows == 0 ? 0.0f : (float)(total * (double)factors(s).loss);
+    }
+};

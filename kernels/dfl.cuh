@@ -331,17 +331,17 @@ DEVICE void dfl_tile(const DflArgs& a) {
 #pragma unroll 1
     for (u64 row = (u64)end * BLOCK_ROWS + blockIdx.x * BLOCK + threadIdx.x; row < a.rows; row += threads)
         sum += (double)dfl_one_row<GRADIENT, K>(a, grad_factor, row, true, 0.0f);
-    finish<BLOCK>(a.scaling, a.rows, sum * 0.6931471805599453, true);
+    WholeGrid().finish<BLOCK>(a.scaling, a.rows, sum * 0.6931471805599453, true);
 }
 
 // Any number of bins. `scaling.lanes` lanes share a row.
-template <bool GRADIENT>
-DEVICE void dfl_rows(const DflArgs& a) {
+template <bool GRADIENT, class Blocks = WholeGrid>
+DEVICE void dfl_rows(const DflArgs& a, const Blocks& blocks = Blocks()) {
     const u32 lanes = a.scaling.lanes, lane = threadIdx.x % lanes, rows_per_block = DFL_ROWS_BLOCK / lanes;
     const Factors factor = factors(a.scaling);
     double sum = 0.0;
     bool finite = true;
-    for (u64 base = (u64)blockIdx.x * rows_per_block; base < a.rows; base += (u64)gridDim.x * rows_per_block) {
+    for (u64 base = (u64)blocks.index() * rows_per_block; base < a.rows; base += (u64)blocks.count() * rows_per_block) {
         const u64 row = base + threadIdx.x / lanes, start = row * a.bins;
         const bool inside = row < a.rows;
         DflTarget target = {{0, 0.0f, 0.0f}, 0.0f};
@@ -375,5 +375,5 @@ DEVICE void dfl_rows(const DflArgs& a) {
             if (a.scaling.per_row && a.scaling.loss) a.scaling.loss[row] = loss * factor.loss;
         }
     }
-    finish<DFL_ROWS_BLOCK>(a.scaling, a.rows, sum, finite);
+    blocks.template finish<DFL_ROWS_BLOCK>(a.scaling, a.rows, sum, finite);
 }

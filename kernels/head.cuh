@@ -497,14 +497,14 @@ DEVICE float background_piece(const HeadArgs& a, Piece<VECTOR>& piece, float sca
         if (__all_sync(ALL_LANES, piece.confident())) {
 #pragma unroll
             for (int k = 0; k < VECTOR; ++k) {
-                LossGrad element = qfl_confident<sizeof(Scalar) == 2>(x[k], scale);
+                LossGrad element = qfl_confident<sizeof(Scalar) == 2, false>(x[k], scale);
                 loss += element.loss;
                 x[k] = element.grad;
             }
         } else {
 #pragma unroll
             for (int k = 0; k < VECTOR; ++k) {
-                LossGrad element = qfl_background(x[k], scale);
+                LossGrad element = qfl_background<GRADIENT, false>(x[k], scale);
                 loss += element.loss;
                 x[k] = element.grad;
             }
@@ -523,7 +523,7 @@ DEVICE float background_piece(const HeadArgs& a, Piece<VECTOR>& piece, float sca
 
 template <bool GRADIENT>
 DEVICE float background_piece(const HeadArgs& a, Piece<1>& piece, float scale) {
-    LossGrad element = a.beta == 2.0f ? qfl_background(piece.x, scale)
+    LossGrad element = a.beta == 2.0f ? qfl_background<GRADIENT, false>(piece.x, scale)
                                       : qfl_background_any_beta(piece.x, a.beta, scale);
     if (GRADIENT) piece.x = element.grad;
     return element.loss;

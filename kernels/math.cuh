@@ -1,6 +1,6 @@
 // The scalar maths of the losses. Its twins are src/math.rs, in f64, and src/vector, in f32 for
-// slices: the same names in the same order. Relative errors below hold for finite logits; inf and NaN logits give a loss
-// and a gradient that are not finite.
+// slices: the same names in the same order. Relative errors below hold for finite logits; inf and
+// NaN logits give a loss and a gradient that are not finite.
 //
 // sigmoid and softplus share e = exp(-|x|), which lies in (0, 1], so nothing overflows:
 //   sigma(x) = 1 / (1 + e) for x >= 0, else e / (1 + e)      softplus(x) = max(x, 0) + log1p(e)
@@ -56,33 +56,60 @@ DEVICE float cross_entropy(float x, float y, float log1p_e) {
     return fmaf(fabsf(x), x >= 0.0f ? 1.0f - y : y, log1p_e);
 }
 
+// -log(1 - m) / m for m in [0, 1/2], times N: minimax, relative error 2.4e-7.
+template <int N>
+DEVICE float log_complement_ratio(float m) {
+    constexpr float UNIT = 0.5f * N;
+    float r = UNIT * 2.369866132736206f;
+    r = fmaf(r, m, UNIT * -2.163086414337158f);
+    r = fmaf(r, m, UNIT * 1.5708664655685425f);
+    r = fmaf(r, m, UNIT * 0.07603449374437332f);
+    r = fmaf(r, m, UNIT * 0.5445013642311096f);
+    r = fmaf(r, m, UNIT * 0.6637251973152161f);
+    r = fmaf(r, m, UNIT * 1.0000730752944946f);
+    return fmaf(r, m, UNIT * 1.999999761581421f);
+}
+
 // QFL and its gradient times `scale`, at target 0 and beta = 2:
 //   loss = p^2 * softplus(x),  grad = p^2 * (p + 2 * q * softplus(x)).
-// `scale` meets p before p^2 does, so that a large one saves what would underflow.
+// `scale` meets p before p^2 does, so that a large one saves what would underflow. With m = min(p, q),
+// softplus(x) = (|x| + x) / 2 - log(1 - m), without a select: |x| + x is 0, or 2 * x, or NaN for x = -inf
+// and NaN, where an exponential would hide the overflow. Without GRADIENT q may be inaccurate where it is
+// small: there softplus(x) is large. TWICE: the loss comes doubled, which takes fewer instructions, but
+// logits from 2^127 on overflow.
+template <bool GRADIENT, bool TWICE>
 DEVICE LossGrad qfl_background(float x, float scale) {
-    Sigmoid s = sigmoid(x, exp2_approx(-LOG2_E * fabsf(x)));
-    float sp = softplus(x, s.log1p_e), square = s.p * s.p;
-    return {square * sp, square * (scale * fmaf(2.0f * s.q, sp, s.p))};
+    float t = -LOG2_E * x;
+    if (GRADIENT) t = fminf(t, 126.0f);  // q = t * p stays finite
+    t = exp2_approx(t);
+    const float p = rcp_approx(1.0f + t), q = GRADIENT ? t * p : 1.0f - p, m = fminf(p, q);
+    const float half = TWICE ? x : 0.5f * x, positive = half + fabsf(half);
+    const float sp = fmaf(m, log_complement_ratio<TWICE ? 2 : 1>(m), positive), square = p * p;
+    return {square * sp, square * (scale * fmaf(TWICE ? q : 2.0f * q, sp, p))};
 }
 
 // qfl_background for x <= -2, where p, q and softplus(x) are series in e = exp(x): with
 // P = log1p_ratio / (1 + e)^2 and Q = (1 + 2 * log1p_ratio) / (1 + e)^3,
 //   loss = e^3 * P(e),  grad = e^3 * Q(e).
-// Minimax, relative error 1e-7 and 2e-7; for gradients that are stored in 16 bits (HALF), 8e-7
-// and 4e-5. This has no twin: it gives what qfl_background gives, with fewer instructions.
-template <bool HALF>
+// Minimax with the right value at e = 0. Relative error 9e-7 of the loss; 2.3e-6 of the gradient, or 5e-5
+// where it is stored in 16 bits (HALF). In f32 the rounding of x * log2(e), which the third power triples, is
+// taken out of e; in 16 bits it stays, up to 2e-6 above -22. -inf must not come here. This has no twin:
+// it gives what qfl_background gives, with fewer instructions.
+template <bool HALF, bool TWICE>
 DEVICE LossGrad qfl_confident(float x, float scale) {
-    const float e = exp2_approx(LOG2_E * x);
-    float p = HALF ? 5.744500637054443f : fmaf(-6.908322811126709f, e, 8.109854698181152f);
-    p = fmaf(p, e, HALF ? -6.092286586761475f : -6.37672233581543f);
-    p = fmaf(p, e, HALF ? 4.3180460929870605f : 4.332079887390137f);
-    p = fmaf(p, e, HALF ? -2.4997408390045166f : -2.499985456466675f);
-    p = fmaf(p, e, HALF ? 0.9999992847442627f : 1.0f);
-    float q = HALF ? -25.525978088378906f
-                   : fmaf(fmaf(-52.01984786987305f, e, 55.76423645019531f), e, -38.15240478515625f);
-    q = fmaf(q, e, HALF ? 20.637420654296875f : 21.65571403503418f);
-    q = fmaf(q, e, HALF ? -9.972232818603516f : -9.999871253967285f);
-    q = fmaf(q, e, HALF ? 2.9998769760131836f : 2.999999761581421f);
+    constexpr float UNIT = TWICE ? 2.0f : 1.0f;
+    const float t = LOG2_E * x;
+    float e = exp2_approx(t);
+    if (!HALF) e = fmaf(e, fmaf(t, -LN_2, x), e);
+    float p = UNIT * 5.807011127471924f;
+    p = fmaf(p, e, UNIT * -6.11138916015625f);
+    p = fmaf(p, e, UNIT * 4.319990158081055f);
+    p = fmaf(p, e, UNIT * -2.4998137950897217f);
+    p = fmaf(p, e, UNIT);
+    float q = HALF ? -25.970333099365234f : fmaf(38.3471794128418f, e, -36.13427734375f);
+    q = fmaf(q, e, HALF ? 20.743661880493164f : 21.563072204589844f);
+    q = fmaf(q, e, HALF ? -9.979496955871582f : -9.998543739318848f);
+    q = fmaf(q, e, 3.0f);
     const float cube = e * e * e;
     return {cube * p, cube * (scale * q)};
 }

@@ -15,6 +15,47 @@ typedef unsigned short u16;
 // Static shared memory, 16-byte aligned.
 #define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 
+// Any function of three words, bit by bit: TABLE is what it gives for 0xf0, 0xcc and 0xaa.
+template <u32 TABLE>
+DEVICE u32 logic(u32 a, u32 b, u32 c) {
+    u32 y;
+    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(y) : "r"(a), "r"(b), "r"(c), "n"(TABLE));
+    return y;
+}
+
+// A place in shared memory, worked out once: the compiler would do it again for each access.
+typedef u32 SharedAddress;
+DEVICE SharedAddress shared_address(const void* p) {
+    u64 address;
+    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(p));
+    return (SharedAddress)address;
+}
+
+// 16 bytes, and the 8 that follow.
+DEVICE void load_shared(SharedAddress p, float (&x)[4], u32 (&y)[2]) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3]) : "r"(p) : "memory");
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2 + 16];" : "=r"(y[0]), "=r"(y[1]) : "r"(p) : "memory");
+}
+
+// The same number, but in a register: each lane shuffles with itself, and so the compiler cannot work the
+// number out again wherever it is used. All lanes of the warp must call it.
+DEVICE u32 kept(u32 x) {
+    asm volatile("shfl.sync.bfly.b32 %0, %0, 0, 31, 0xffffffff;" : "+r"(x));
+    return x;
+}
+
+// threadIdx.x, for what is rare: nothing that follows from it takes a register anywhere else.
+DEVICE u32 thread_anew() {
+    u32 x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+
+// Stands first in what is seldom done. It does nothing, but says so to whoever reads the machine code
+// (PMTRIG), as `cargo xtask sass` does, and to a profiler that counts events.
+DEVICE void rare() { asm volatile("pmevent 0;"); }
+
 // 2^x: 2 ulp over the full range; results below 2^-126 are 0.
 DEVICE float exp2_approx(float x) {
     float y;
@@ -138,13 +179,6 @@ DEVICE float load_float(const float* p) {
     return x;
 }
 
-// Shared memory by its own 32-bit addresses, counted in bytes.
-typedef u32 SharedAddress;
-DEVICE SharedAddress shared_address(const void* p) {
-    u32 address;
-    asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(address) : "l"(p));
-    return address;
-}
 DEVICE u32 load_shared_word(SharedAddress p) {
     u32 x;
     asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(p) : "memory");
@@ -172,7 +206,7 @@ DEVICE void store_shared(SharedAddress p, uint4 v) {
                  : : "r"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
-// Keeps a value in a register: the compiler cannot compute it again at each use.
+// The same for other types.
 template <class T>
 DEVICE T kept(T x) { return __shfl_sync(0xffffffffu, x, threadIdx.x % 32); }
 
@@ -203,6 +237,25 @@ inline float further(float x, int ulps) {
     return normal ? bits<float>(bits<u32>(x) + (u32)ulps) : x;
 }
 }  // namespace twin
+
+template <u32 TABLE>
+DEVICE u32 logic(u32 a, u32 b, u32 c) {
+    u32 y = 0;
+    for (u32 i = 0; i < 8; ++i)
+        if (TABLE >> i & 1) y |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+    return y;
+}
+
+DEVICE u32 kept(u32 x) { return x; }
+DEVICE u32 thread_anew() { return threadIdx.x; }
+DEVICE void rare() {}
+
+typedef u64 SharedAddress;
+DEVICE SharedAddress shared_address(const void* p) { return (SharedAddress)p; }
+DEVICE void load_shared(SharedAddress p, float (&x)[4], u32 (&y)[2]) {
+    __builtin_memcpy(x, (const void*)p, sizeof x);
+    __builtin_memcpy(y, (const void*)(p + sizeof x), sizeof y);
+}
 
 // The emulator can make these as wrong as they may be on a GPU.
 DEVICE float exp2_approx(float x) {
@@ -261,8 +314,6 @@ DEVICE T* advanced(T* p, u32 index, u32 step) { return (T*)((char*)p + (u64)inde
 DEVICE uint4 load_16_bytes(const void* p) { return *(const uint4*)p; }
 DEVICE float load_float(const float* p) { return *p; }
 
-typedef char* SharedAddress;
-DEVICE SharedAddress shared_address(const void* p) { return (char*)p; }
 DEVICE u32 load_shared_word(SharedAddress p) { return *(const u32*)p; }
 DEVICE u16 load_shared_half(SharedAddress p) { return *(const u16*)p; }
 DEVICE uint4 load_shared_vector(SharedAddress p) { return *(const uint4*)p; }

@@ -15,9 +15,11 @@ struct Span {
 
 // Calls body(i, x) for each piece x of the row that falls to `lane` of `lanes`: x is an array
 // of VECTOR scalars or of one, that begins at column i. What body leaves in x goes to the same
-// columns of `out`, unless that is null. Returns whether all that went there is finite.
+// columns of `out`, unless that is null. Returns whether all that went there is finite; true if
+// nobody has `watched`.
 template <class Body>
-DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 lanes, Body body) {
+DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 lanes, Body body,
+                    bool watched = true) {
     Span span(row, length);
     bool finite = true, whole = aligned16(out + span.head);
     for (u32 v = lane; v < span.vectors; v += lanes) {
@@ -27,7 +29,7 @@ DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 la
         body(i, x);
         if (!out) continue;
         Words words = pack(x);
-        finite &= is_finite(words);
+        if (watched) finite &= is_finite(words);
         if (whole) {
             store_words(out + i, words);
         } else {
@@ -43,7 +45,7 @@ DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 la
         body(i, x);
         if (!out) continue;
         store(out + i, x[0]);
-        finite &= is_finite(out + i);
+        if (watched) finite &= is_finite(out + i);
     }
     return finite;
 }
@@ -65,7 +67,7 @@ DEVICE void for_columns(const Scalar* row, u32 length, u32 lane, u32 lanes, Body
 DEVICE void zero_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 lanes) {
     for_row(row, out, length, lane, lanes, [](u32, auto& x) {
         for (float& value : x) value = 0.0f;
-    });
+    }, false);
 }
 
 // N floats from an address of any alignment.

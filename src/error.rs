@@ -100,6 +100,25 @@ pub enum Error {
     )]
     UpstreamNeedsNone,
 
+    /// Both losses in one call give one number each.
+    #[error("{loss} of a Gfl call has Reduction::None; take Sum, Mean or MeanBy")]
+    GflReduction {
+        /// Which of the two.
+        loss: &'static str,
+    },
+
+    /// Both losses in one call give three numbers.
+    #[error("losses has {actual} elements, a Gfl call needs 3: QFL, DFL, their sum")]
+    GflLosses {
+        /// Its length.
+        actual: usize,
+    },
+
+    /// The two calls are on different handles.
+    #[cfg(feature = "cuda")]
+    #[error("the calls of a Gfl are on different handles; make both with the same one")]
+    GflHandles,
+
     /// Too few or too many levels of the pyramid.
     #[error("{actual} levels, there must be 1 to {maximum}")]
     LevelCount {

@@ -8,7 +8,8 @@ use std::fs;
 use std::path::Path;
 
 use gfocal::cuda::raw::{
-    AtssArgs, AtssLevel, BoxesArgs, DflArgs, HeadArgs, HeadLevel, IntegralArgs, QflArgs, StatusWords, Strides,
+    AtssArgs, AtssLevel, BoxesArgs, DflArgs, GflArgs, HeadArgs, HeadLevel, IntegralArgs, QflArgs,
+    StatusWords, Strides,
 };
 
 fn read(path: &str) -> String {
@@ -29,7 +30,7 @@ fn unit_source(unit: &str) -> String {
 
 /// The structures and launches of raw pointers.
 fn raw_source() -> String {
-    read("src/cuda/raw.rs") + &read("src/cuda/raw/head.rs")
+    read("src/cuda/raw.rs") + &read("src/cuda/raw/gfl.rs") + &read("src/cuda/raw/head.rs")
 }
 
 /// The storage types, and the compute capabilities that each is compiled for.
@@ -41,16 +42,17 @@ fn variants(unit: &str) -> &'static [(&'static str, u32)] {
 }
 
 fn has_logits(unit: &str) -> bool {
-    ["qfl", "dfl", "integral", "head"].contains(&unit)
+    ["qfl", "dfl", "gfl", "integral", "head"].contains(&unit)
 }
 
 /// Each unit, the structure it takes and its size, and how many kernels it has.
-fn units() -> [(&'static str, &'static str, usize, usize); 6] {
+fn units() -> [(&'static str, &'static str, usize, usize); 7] {
     [
         ("assign", "AtssArgs", size_of::<AtssArgs>(), 2),
         ("boxes", "BoxesArgs", size_of::<BoxesArgs>(), 2),
         ("qfl", "QflArgs", size_of::<QflArgs>(), 12),
         ("dfl", "DflArgs", size_of::<DflArgs>(), 6),
+        ("gfl", "GflArgs", size_of::<GflArgs>(), 2),
         ("integral", "IntegralArgs", size_of::<IntegralArgs>(), 2),
         ("head", "HeadArgs", size_of::<HeadArgs>(), 3),
     ]
@@ -126,11 +128,11 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
             }
         }
     }
-    assert_eq!(checked, 5 * (12 + 6 + 2 + 3) + 2 + 2);
+    assert_eq!(checked, 5 * (12 + 6 + 2 + 3 + 2) + 2 + 2);
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/ptx")).expect("kernels/ptx");
     let ptx =
         files.filter(|file| file.as_ref().expect("a file").path().extension().is_some_and(|e| e == "ptx"));
-    assert_eq!(ptx.count(), 20 + 2, "a file for each unit and variant, and no other");
+    assert_eq!(ptx.count(), 25 + 2, "a file for each unit and variant, and no other");
 }
 
 #[test]
@@ -227,6 +229,8 @@ fn device_fields(source: &str, name: &str) -> Vec<(String, usize)> {
             "pointer" | "u64" | "long long" | "double" => 8,
             "u32" | "float" => 4,
             "Scaling" => 88,
+            "QflArgs" => size_of::<QflArgs>(),
+            "DflArgs" => size_of::<DflArgs>(),
             "AtssLevel" => 8 * size_of::<AtssLevel>(),
             "Strides" => size_of::<Strides>(),
             "HeadLevel" => 8 * size_of::<HeadLevel>(),
@@ -257,6 +261,8 @@ fn host_fields(name: &str) -> Vec<(String, usize)> {
         "Strides" => size_of::<Strides>(),
         "[HeadLevel; MAX_LEVELS]" => gfocal::head::MAX_LEVELS * size_of::<HeadLevel>(),
         "Scaling" => size_of::<gfocal::cuda::raw::Scaling>(),
+        "QflArgs" => size_of::<QflArgs>(),
+        "DflArgs" => size_of::<DflArgs>(),
         "[AtssLevel; 8]" => 8 * size_of::<AtssLevel>(),
         other => panic!("{name} has a field of the unknown type {other}"),
     };
@@ -290,7 +296,7 @@ fn constants_are_twins() {
     let mut checked = 0;
     for (unit, ..) in units() {
         for (name, value) in constants(&unit_source(unit)) {
-            if name.ends_with("BLOCK") {
+            if name.ends_with("BLOCK") || name.contains("UNROLL") {
                 let prefix = format!("{}_", unit.to_uppercase());
                 let twin = if name.starts_with(&prefix) { name } else { prefix + &name };
                 assert_eq!(host.get(&twin), Some(&value), "{twin}");
@@ -298,7 +304,7 @@ fn constants_are_twins() {
             }
         }
     }
-    assert_eq!(checked, 8);
+    assert_eq!(checked, 11);
     let (device, host) = (constants(&read("kernels/assign.cu")), read("src/assign/mod.rs"));
     for name in ["MAX_LEVELS", "MAX_TOPK"] {
         assert!(host.contains(&format!("pub const {name}: usize = {};", device[name])), "{name}");

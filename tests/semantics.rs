@@ -269,6 +269,31 @@ fn logits_that_are_not_finite_show_in_loss_and_gradient() {
     }
 }
 
+/// The largest f32 and bf16 logits have a loss that is as large, which overflows if anything on
+/// the way to it is larger.
+#[test]
+fn the_largest_logits_give_finite_losses_and_gradients() {
+    let gpu = gpu();
+    for columns in [16usize, 80, 7] {
+        for large in [3.0e38, -3.0e38] {
+            let mut logits = Random::new(8).many(3 * columns, -3.0, 3.0);
+            logits[columns + 5] = large;
+            // As background alone, as a negative of a positive row, as the positive.
+            for label in [columns, 3, 5] {
+                let case = Case::sparse([3, columns], &logits, &[0, label as i64, 1], &[0.25, 0.5, 0.0]);
+                for reduction in [Reduction::Sum, Reduction::None] {
+                    let case = case.clone().reduced(reduction);
+                    check_cpu::<f32>(&case);
+                    check_cpu::<bf16>(&case);
+                    let Some(gpu) = &gpu else { continue };
+                    check_cuda::<f32>(gpu, &case, &Layout::ALIGNED);
+                    check_cuda::<bf16>(gpu, &case, &Layout::ALIGNED);
+                }
+            }
+        }
+    }
+}
+
 /// x ≪ 0 with y = 0: σ^β·softplus(x) is tiny, and right in all of its digits.
 #[test]
 fn easy_negatives_keep_relative_accuracy() {

@@ -7,8 +7,10 @@
 
 use std::ffi::c_void;
 
+mod gfl;
 mod head;
 
+pub use gfl::{GflArgs, launch_gfl};
 pub use head::{
     HeadArgs, HeadLevel, MAX_ANCHORS, Strides, head_partial_blocks, launch_head_losses, launch_head_positives,
 };
@@ -65,7 +67,7 @@ pub struct Scaling {
     pub lanes: u32,
 }
 
-/// Twin of `QflArgs` in kernels/qfl.cu.
+/// Twin of `QflArgs` in kernels/qfl.cuh.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct QflArgs {
@@ -95,6 +97,8 @@ pub struct QflArgs {
     pub background_first: u32,
     /// 1: rows with `ignore_label` give nothing.
     pub has_ignore_label: u32,
+    /// Set by the launch.
+    pub whole_tiles: u32,
 }
 
 /// Twin of `DflArgs` in kernels/dfl.cuh.
@@ -236,9 +240,11 @@ pub struct StatusWords {
     pub not_first_bad_row: u64,
 }
 
-/// Twins of the constants in kernels/qfl.cu.
+/// Twins of the constants in kernels/qfl.cuh.
 const QFL_BLOCK: u32 = 320;
 const QFL_ROWS_BLOCK: u32 = 256;
+const QFL_UNROLL: u32 = 4;
+const QFL_UNROLL_ANY_BETA: u32 = 2;
 /// Twins of the constants in kernels/dfl.cuh.
 const DFL_BLOCK: u32 = 128;
 const DFL_ROWS_BLOCK: u32 = 256;
@@ -284,7 +290,8 @@ pub unsafe fn launch_qfl(
         && args.scaling.upstream == 0
         && args.classes.is_multiple_of(vector)
         && args.classes / vector <= QFL_BLOCK
-        && addresses.is_multiple_of(16);
+        && addresses.is_multiple_of(16)
+        && args.rows < 1 << 32; // the kernel counts tiles in 32 bits
     let beta_is_2 = args.beta == 2.0;
     let shape = match (linear, dense) {
         (true, _) => 0,
@@ -294,9 +301,10 @@ pub unsafe fn launch_qfl(
     let index = shape * 4 + usize::from(!beta_is_2) * 2 + usize::from(pass == Pass::ForwardBackward);
     let multiprocessors = kernels.multiprocessors();
     let grid = if linear {
-        let (unroll, per_multiprocessor) = if beta_is_2 { (4, 3) } else { (2, 2) };
-        let rows_per_block = u64::from(QFL_BLOCK / (args.classes / vector) * unroll);
-        Grid::new(QFL_BLOCK, args.rows, rows_per_block, multiprocessors, per_multiprocessor)
+        let (unroll, per_multiprocessor) = if beta_is_2 { (QFL_UNROLL, 3) } else { (QFL_UNROLL_ANY_BETA, 2) };
+        let tile = u64::from(QFL_BLOCK / (args.classes / vector) * unroll);
+        args.whole_tiles = (args.rows / tile) as u32;
+        Grid::new(QFL_BLOCK, args.rows, tile, multiprocessors, per_multiprocessor)
     } else {
         args.scaling.lanes = lanes(args.classes, storage.vector(), 5);
         Grid::rows(QFL_ROWS_BLOCK, args.rows, args.scaling.lanes, multiprocessors)
@@ -432,7 +440,7 @@ pub(super) struct Unit {
     pub entries: &'static [&'static str],
 }
 
-pub(super) const UNITS: [Unit; 6] = [
+pub(super) const UNITS: [Unit; 7] = [
     Unit {
         name: "qfl",
         only_f32: false,
@@ -463,6 +471,7 @@ pub(super) const UNITS: [Unit; 6] = [
             "dfl_rows_forward_backward",
         ],
     },
+    Unit { name: "gfl", only_f32: false, entries: &["gfl_forward", "gfl_forward_backward"] },
     Unit { name: "integral", only_f32: false, entries: &["integral_forward", "integral_forward_backward"] },
     Unit { name: "assign", only_f32: true, entries: &["atss_candidates", "atss_targets"] },
     Unit { name: "boxes", only_f32: true, entries: &["boxes_forward", "boxes_forward_backward"] },

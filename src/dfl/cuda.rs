@@ -5,7 +5,7 @@ use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 use super::{DistributionFocalLoss, Target};
 use crate::call::{Call, Lengths};
 use crate::cuda::raw::{DflArgs, Pass, launch_dfl};
-use crate::cuda::{Device, Handle, StorageElement};
+use crate::cuda::{Device, Handle, Prepared, StorageElement};
 use crate::error::Result;
 
 impl DistributionFocalLoss {
@@ -28,6 +28,21 @@ pub(super) fn run<'s, T: StorageElement>(
     loss: Option<&'s mut dyn DevicePtrMut<f32>>,
     grad: Option<&'s mut dyn DevicePtrMut<T>>,
 ) -> Result<()> {
+    let handle = call.backend;
+    let pass = if grad.is_some() { Pass::ForwardBackward } else { Pass::Forward };
+    let (args, _borrowed) = prepare(call, loss, grad)?;
+    // SAFETY: `prepare` has compared every length with the shape and every context with the stream's;
+    // what it returns keeps the buffers borrowed until the launch is enqueued, and cudarc orders what
+    // other streams do with them.
+    unsafe { launch_dfl(handle.kernels(), T::STORAGE, pass, &args, handle.stream().cu_stream().cast()) }
+}
+
+/// The kernel's parameters, after all checks, and what keeps the buffers borrowed.
+pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
+    call: &'s mut Call<'_, DistributionFocalLoss, Device, T>,
+    loss: Option<&'s mut (dyn DevicePtrMut<f32> + 'b)>,
+    grad: Option<&'s mut (dyn DevicePtrMut<T> + 'b)>,
+) -> Result<(DflArgs, Prepared<'s>)> {
     let (dfl, handle, logits, Target { target }, [rows, bins]) =
         (call.operation, call.backend, call.logits, call.targets, call.shape);
     let ([weight, upstream], scalars) = call.option_lengths();
@@ -43,7 +58,6 @@ pub(super) fn run<'s, T: StorageElement>(
 
     let stream = handle.stream();
     let mut prepared = call.prepare(dfl.loss_weight, loss)?;
-    let pass = if grad.is_some() { Pass::ForwardBackward } else { Pass::Forward };
     let args = DflArgs {
         scaling: prepared.scaling,
         logits: prepared.read("logits", Some(logits), stream)?,
@@ -53,8 +67,5 @@ pub(super) fn run<'s, T: StorageElement>(
         bins: bins as u32,
         target_max: dfl.target_max(bins),
     };
-    // SAFETY: DistributionFocalLoss::check has compared every length with the shape, and
-    // Prepared every context with the stream's; Prepared keeps the buffers borrowed until the
-    // launch is enqueued, and cudarc orders what other streams do with them.
-    unsafe { launch_dfl(handle.kernels(), T::STORAGE, pass, &args, stream.cu_stream().cast()) }
+    Ok((args, prepared))
 }

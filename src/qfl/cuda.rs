@@ -5,7 +5,7 @@ use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 use super::{Background, QualityFocalLoss, Targets};
 use crate::call::{Call, Lengths};
 use crate::cuda::raw::{Pass, QflArgs, launch_qfl};
-use crate::cuda::{Device, Handle, StorageElement};
+use crate::cuda::{Device, Handle, Prepared, StorageElement};
 use crate::element::Label;
 use crate::error::Result;
 
@@ -42,6 +42,21 @@ pub(super) fn run<'s, T: StorageElement>(
     loss: Option<&'s mut dyn DevicePtrMut<f32>>,
     grad: Option<&'s mut dyn DevicePtrMut<T>>,
 ) -> Result<()> {
+    let handle = call.backend;
+    let pass = if grad.is_some() { Pass::ForwardBackward } else { Pass::Forward };
+    let (args, _borrowed) = prepare(call, loss, grad)?;
+    // SAFETY: `prepare` has compared every length with the shape and every context with the stream's;
+    // what it returns keeps the buffers borrowed until the launch is enqueued, and cudarc orders what
+    // other streams do with them.
+    unsafe { launch_qfl(handle.kernels(), T::STORAGE, pass, &args, handle.stream().cu_stream().cast()) }
+}
+
+/// The kernel's parameters, after all checks, and what keeps the buffers borrowed.
+pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
+    call: &'s mut Call<'_, QualityFocalLoss, Device, T>,
+    loss: Option<&'s mut (dyn DevicePtrMut<f32> + 'b)>,
+    grad: Option<&'s mut (dyn DevicePtrMut<T> + 'b)>,
+) -> Result<(QflArgs, Prepared<'s>)> {
     let (qfl, handle, logits, targets, [rows, classes]) =
         (call.operation, call.backend, call.logits, call.targets, call.shape);
     let (labels, quality, target) = match targets {
@@ -61,7 +76,6 @@ pub(super) fn run<'s, T: StorageElement>(
 
     let stream = handle.stream();
     let mut prepared = call.prepare(qfl.loss_weight, loss)?;
-    let pass = if grad.is_some() { Pass::ForwardBackward } else { Pass::Forward };
     let mut args = QflArgs {
         scaling: prepared.scaling,
         logits: prepared.read("logits", Some(logits), stream)?,
@@ -83,8 +97,5 @@ pub(super) fn run<'s, T: StorageElement>(
         }
         Targets::Dense { target } => args.target = prepared.read("target", Some(target), stream)?,
     }
-    // SAFETY: super::check has compared every length with the shape, and Prepared every
-    // context with the stream's; Prepared keeps the buffers borrowed until the launch is
-    // enqueued, and cudarc orders what other streams do with them.
-    unsafe { launch_qfl(handle.kernels(), T::STORAGE, pass, &args, stream.cu_stream().cast()) }
+    Ok((args, prepared))
 }

@@ -34,7 +34,7 @@
 
 mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 
 use crate::call::{Call, Lengths, Memory, Operation, check_lengths, check_options};
 use crate::cpu::Host;

@@ -19,6 +19,8 @@ mod dfl_tiles;
 mod errors;
 #[path = "../exhaustive.rs"]
 mod exhaustive;
+#[path = "../gfl.rs"]
+mod gfl;
 #[path = "../golden.rs"]
 mod golden;
 #[path = "../gradcheck.rs"]

@@ -170,8 +170,10 @@ pub enum IouChoice {
     Giou,
     /// Distance IoU
     Diou,
-    /// Complete IoU
+    /// Complete IoU, as mmdetection has it
     Ciou,
+    /// Complete IoU, as Ultralytics has it
+    CiouUltralytics,
 }
 
 impl From<IouChoice> for IouKind {
@@ -181,6 +183,7 @@ impl From<IouChoice> for IouKind {
             IouChoice::Giou => IouKind::Giou,
             IouChoice::Diou => IouKind::Diou,
             IouChoice::Ciou => IouKind::Ciou,
+            IouChoice::CiouUltralytics => IouKind::CiouUltralytics,
         }
     }
 }

@@ -3,7 +3,8 @@
 use super::figures::Assembled;
 use super::flow::{Region, Way};
 
-/// Prints it: a bar at the left for each loop around a line, `c` for cold code.
+/// Prints it: a bar at the left for each loop around a line, `c` for cold code (behind the
+/// loop, or on the way to a subroutine, or behind a PMTRIG).
 pub fn print(assembled: &Assembled) {
     let flow = &assembled.flow;
     let code = &assembled.kernel.code;
@@ -14,7 +15,7 @@ pub fn print(assembled: &Assembled) {
             println!("{bars:<4} loop {number}: {}", summary(assembled, region));
         }
         let around: Vec<&Region> = flow.loops.iter().filter(|region| region.contains(index)).collect();
-        let cold = if around.iter().any(|region| region.is_cold(index)) { 'c' } else { ' ' };
+        let cold = if flow.is_cold(index) { 'c' } else { ' ' };
         for at in block.clone() {
             let instruction = &code[at];
             let targets: String = match &instruction.targets[..] {

@@ -77,12 +77,11 @@ impl Assembled {
     /// The loops that elements go through.
     pub fn main_loops(&self, which: MainLoop) -> Vec<&Region> {
         let size = |region: &&Region| self.code(&region.hot()).count();
-        let loops = &self.flow.loops;
+        let loops = self.flow.loops.iter().filter(|region| !self.flow.is_cold(region.header));
         match which {
             // The first of the largest: max_by_key would take the last.
-            MainLoop::Largest => vec![loops.iter().rev().max_by_key(size).unwrap_or(&self.flow.body)],
+            MainLoop::Largest => vec![loops.rev().max_by_key(size).unwrap_or(&self.flow.body)],
             MainLoop::Vectors => loops
-                .iter()
                 .filter(|region| region.innermost && self.code(&region.hot()).any(is_wide_load))
                 .collect(),
         }

@@ -82,6 +82,11 @@ impl Flow {
         body.find_cold(kernel, &blocks, &ends);
         Flow { blocks, body, loops }
     }
+
+    /// Whether a loop around the block can do without it.
+    pub fn is_cold(&self, block: usize) -> bool {
+        self.loops.iter().any(|region| region.is_cold(block))
+    }
 }
 
 /// The code is cut at labels and behind jumps.
@@ -254,8 +259,9 @@ impl Region {
         order
     }
 
-    /// Marks the blocks that a way round can do without, and that either stand apart or lead to a
-    /// call of a subroutine. `ends` are the blocks that end the thread.
+    /// Marks the blocks that a way round can do without, and that stand apart, or lead to a call of a
+    /// subroutine, or can only be come to through a PMTRIG: by that the kernel itself says what it
+    /// seldom does. `ends` are the blocks that end the thread.
     fn find_cold(&mut self, kernel: &Kernel, blocks: &[Range<usize>], ends: &[bool]) {
         let back = reversed(&self.next);
         let nodes: Vec<usize> = members(&self.nodes).collect();
@@ -296,8 +302,12 @@ impl Region {
         }
         self.cold = apart;
 
-        let calls = |&node: &usize| kernel.code[blocks[node].clone()].iter().any(|i| i.base() == "CALL");
-        for call in optional.iter().copied().filter(calls) {
+        let holds =
+            |node: usize, base: &str| kernel.code[blocks[node].clone()].iter().any(|i| i.base() == base);
+        for rare in optional.iter().copied().filter(|&node| holds(node, "PMTRIG")) {
+            members(&behind[rare]).for_each(|node| self.cold[node] = true);
+        }
+        for call in optional.iter().copied().filter(|&node| holds(node, "CALL")) {
             let mut others = self.nodes.clone();
             others[call] = false;
             let avoids = reach(&back, self.header, &others); // may finish without the call

@@ -186,6 +186,60 @@ fn what_leads_to_a_call_is_cold() {
     assert_eq!(sizes(&kernel, &kernel.flow.loops[0]), [4, 4, 4]);
 }
 
+#[test]
+fn what_a_kernel_calls_rare_is_cold() {
+    let code = |first: &str| {
+        format!(
+            "round:
+            LDG.E.128 R4, [R2]
+            {first}
+            MOV R8, R9
+            PMTRIG 0x1
+            @P2 BRA `(.L_other)
+            FADD R4, R4, R5
+            other:
+            MUFU.RCP R4, R4
+            fast:
+            MUFU.EX2 R4, R4
+            @P1 BRA `(.L_round)
+            EXIT"
+        )
+    };
+    // With all that is only come to through it, in a block of its own or not.
+    let kernel = assembled("qfl", &code("@!P0 BRA `(.L_fast)"));
+    let [main] = &kernel.flow.loops[..] else { panic!("one loop") };
+    assert_eq!(sizes(&kernel, main), [4, 4, 4]);
+    // Where every way leads through it, it is not rare, whatever it says.
+    let kernel = assembled("qfl", &code(""));
+    assert_eq!(sizes(&kernel, &kernel.flow.loops[0]), [8, 7, 8]);
+    // What is also come to by another way is not.
+    let kernel = assembled("qfl", &code("@P0 BRA `(.L_other)\n@P4 BRA `(.L_fast)"));
+    assert_eq!(sizes(&kernel, &kernel.flow.loops[0]), [6, 5, 5]);
+}
+
+#[test]
+fn a_loop_that_is_cold_is_not_the_main_one() {
+    let kernel = assembled(
+        "qfl",
+        "round:
+        LDG.E.128 R4, [R2]
+        @!P0 BRA `(.L_fast)
+        PMTRIG 0x1
+        again:
+        FADD R4, R4, R5
+        FADD R4, R4, R5
+        FADD R4, R4, R5
+        FADD R4, R4, R5
+        @P2 BRA `(.L_again)
+        fast:
+        MUFU.EX2 R4, R4
+        @P1 BRA `(.L_round)
+        EXIT",
+    );
+    let [main] = kernel.main_loops(MainLoop::Largest)[..] else { panic!("one region") };
+    assert_eq!(sizes(&kernel, main), [4, 4, 4]);
+}
+
 const BUDGETS: &str = r#"
 [every_kernel]
 architectures = ["sm_75", "sm_90"]

@@ -1,0 +1,62 @@
+//! QFL and DFL in one launch.
+
+use std::ffi::c_void;
+
+use super::{DeviceAddress, DflArgs, Pass, QflArgs};
+use crate::cuda::Storage;
+use crate::cuda::handle::Kernels;
+use crate::cuda::launch::{Grid, lanes, launch};
+use crate::error::Result;
+
+/// Twin of `GflArgs` in kernels/gfl.cu.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct GflArgs {
+    /// QFL; its `loss` is null, and its `per_row` 0.
+    pub qfl: QflArgs,
+    /// DFL; likewise.
+    pub dfl: DflArgs,
+    /// `[3]` f32: QFL, DFL, their sum.
+    pub losses: DeviceAddress,
+    /// As [`Scaling::scratch`](super::Scaling::scratch), for both.
+    pub scratch: DeviceAddress,
+    /// Set by the launch.
+    pub dfl_blocks: u32,
+    /// Padding.
+    pub unused: u32,
+}
+
+/// Twin of the constant in kernels/gfl.cu.
+const GFL_BLOCK: u32 = 256;
+
+/// Blocks on a multiprocessor for each of the two losses: half of what scratch memory is made for.
+const BLOCKS_EACH: u32 = 4;
+
+/// Enqueues both losses on `stream`, a CUstream, as one launch.
+///
+/// # Errors
+/// As [`launch_qfl`](super::launch_qfl).
+///
+/// # Safety
+/// As [`launch_qfl`](super::launch_qfl).
+pub unsafe fn launch_gfl(
+    kernels: &Kernels,
+    storage: Storage,
+    pass: Pass,
+    args: &GflArgs,
+    stream: *mut c_void,
+) -> Result<()> {
+    let mut args = *args;
+    let multiprocessors = kernels.multiprocessors();
+    let blocks = |rows: u64, lanes: u32| {
+        Grid::new(GFL_BLOCK, rows, u64::from(GFL_BLOCK / lanes), multiprocessors, BLOCKS_EACH).blocks
+    };
+    args.qfl.scaling.lanes = lanes(args.qfl.classes, storage.vector(), 5);
+    args.dfl.scaling.lanes = lanes(args.dfl.bins, storage.vector(), 2);
+    args.dfl_blocks = blocks(args.dfl.rows, args.dfl.scaling.lanes);
+    let all = args.dfl_blocks + blocks(args.qfl.rows, args.qfl.scaling.lanes);
+    let function = kernels.function("gfl", storage, usize::from(pass == Pass::ForwardBackward))?;
+    kernels.bind()?;
+    // SAFETY: the function takes one GflArgs; the rest is the caller's promise.
+    unsafe { launch(function, Grid { blocks: all, threads: GFL_BLOCK }, &args, stream.cast()) }
+}
