@@ -27,6 +27,10 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rustc-check-cfg=cfg(has_avx512)");
+    if compiler_minor().is_some_and(|minor| minor >= 89) {
+        println!("cargo::rustc-cfg=has_avx512");
+    }
     if !cuda_is_wanted() {
         return;
     }
@@ -60,6 +64,13 @@ fn main() {
              CUDA 12.0 or later, or build without the `cuda` feature."
         )),
     }
+}
+
+/// The compiler's version is 1.this, if it tells one: 1.89 is the first that has AVX-512.
+fn compiler_minor() -> Option<u32> {
+    let output = process::Command::new(cargo_variable("RUSTC")).arg("--version").output().ok()?;
+    let version = String::from_utf8(output.stdout).ok()?;
+    version.split_whitespace().nth(1)?.strip_prefix("1.")?.split('.').next()?.parse().ok()
 }
 
 /// Is the `cuda` feature on?

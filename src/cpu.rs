@@ -6,7 +6,7 @@ use crate::call::{Call, Memory, Operation};
 use crate::element::{Element, LabelSlice, Sealed};
 use crate::error::Result;
 use crate::status::Status;
-use crate::vector;
+use crate::vector::LANES;
 
 /// Memory of the host; the call runs on the CPU.
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +142,7 @@ const SMALL: usize = 1 << 15;
 /// more to do, some hundred of them. A multiple of what vectors of rows need.
 fn rows_of_block(rows: usize, columns: usize) -> usize {
     let elements = (rows.saturating_mul(columns) / 256).clamp(1 << 14, 1 << 17);
-    (elements / columns).next_multiple_of(vector::LANES).max(1)
+    (elements / columns).next_multiple_of(LANES).max(1)
 }
 
 /// Takes the first `len` elements off `rest`.
@@ -190,6 +190,35 @@ impl<T: Element> Block<'_, T> {
         self.grad_factor * self.weight(row) * upstream
     }
 
+    /// The weights of [`LANES`] rows, 1 behind the last.
+    pub fn weights(&self, first: usize) -> [f32; LANES] {
+        self.weight.map_or([1.0; LANES], |weight| lanes_at(weight, first, 1.0))
+    }
+
+    /// What to multiply the gradients of [`LANES`] rows by.
+    pub fn scales(&self, first: usize) -> [f64; LANES] {
+        let upstream = self.upstream.map_or([1.0; LANES], |upstream| lanes_at(upstream, first, 1.0));
+        let mut scales = [self.grad_factor; LANES];
+        for ((scale, weight), upstream) in scales.iter_mut().zip(self.weights(first)).zip(upstream) {
+            *scale *= f64::from(weight) * f64::from(upstream);
+        }
+        scales
+    }
+
+    /// [`finish`](Self::finish) for [`LANES`] rows that all have a loss.
+    pub fn finish_lanes(&mut self, first: usize, losses: &[f32; LANES]) {
+        let mut weighted = [0.0; LANES];
+        for ((weighted, loss), weight) in weighted.iter_mut().zip(losses).zip(self.weights(first)) {
+            *weighted = f64::from(*loss) * f64::from(weight);
+        }
+        self.sum += weighted.iter().sum::<f64>();
+        if let Some(losses) = &mut self.losses {
+            for (loss, weighted) in losses[first..].iter_mut().zip(weighted) {
+                *loss = T::Loss::from_f64(weighted * self.loss_factor);
+            }
+        }
+    }
+
     /// Takes the loss of a row, whose gradient is written; or `None` if it gives neither.
     pub fn finish(&mut self, row: usize, loss: Option<f64>) {
         if let (None, Some(grad)) = (loss, &mut self.grad) {
@@ -203,8 +232,19 @@ impl<T: Element> Block<'_, T> {
     }
 }
 
+/// [`LANES`] numbers from `first`, or fewer and then `padding`.
+pub(crate) fn lanes_at(values: &[f32], first: usize, padding: f32) -> [f32; LANES] {
+    let values = &values[first..];
+    values.first_chunk().copied().unwrap_or_else(|| {
+        let mut lanes = [padding; LANES];
+        lanes[..values.len()].copy_from_slice(values);
+        lanes
+    })
+}
+
 /// Whether f32 has room for a gradient of order 1 times this scale, and for what is smaller. Other
 /// rows are computed in f64.
+#[inline]
 pub(crate) fn fits_single(scale: f64) -> bool {
     scale == 0.0 || (1e-15..=1e15).contains(&scale.abs())
 }

@@ -11,11 +11,11 @@ mod sealed {
     impl Sealed for i32 {}
     impl Sealed for i64 {}
 }
-use crate::widen::Widen;
+use crate::vector::Storage;
 pub(crate) use sealed::Sealed;
 
 /// A storage type of logits and gradients: f32, f16 or bf16, and on the CPU f64.
-pub trait Element: Copy + Send + Sync + Sealed + Widen + 'static {
+pub trait Element: Copy + Send + Sync + Sealed + Storage + 'static {
     /// What losses come in: f64 for f64, else f32.
     type Loss: Element;
 

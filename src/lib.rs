@@ -18,7 +18,6 @@ pub mod qfl;
 mod reduction;
 mod status;
 mod vector;
-mod widen;
 
 pub use call::{Call, Memory, Operation};
 pub use cpu::Host;

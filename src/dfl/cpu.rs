@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{DistributionFocalLoss, Target};
 use crate::call::{Call, Lengths};
-use crate::cpu::{Block, Host, fits_single};
+use crate::cpu::{Block, Host, fits_single, lanes_at};
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::{TwoHot, dfl, exp_below, softmax, two_hot};
@@ -82,42 +82,89 @@ fn double_row<T: Element>(target: &TwoHot, block: &mut Block<T>, row: usize) -> 
 /// A sum of more f32 than this may be off by more than a loss may be.
 const MOST_SINGLE_BINS: usize = 256;
 
+/// Vectors of rows that are prepared, computed and finished together, so that none of them waits for
+/// what has just been stored.
+const BATCH: usize = 8;
+
 /// A block in vectors, some rows at a time.
 fn run_single<T: Element>(isa: Isa, targets: &[f32], max: f32, block: &mut Block<T>) {
-    let bins = block.columns;
+    let (bins, count) = (block.columns, block.rows());
     let mut z = vec![[0.0; LANES]; bins];
-    let [mut widened, mut narrow] = [(); 2].map(|()| vec![0.0; bins * LANES]);
-    let whole = block.rows() - block.rows() % LANES;
-    for first in (0..whole).step_by(LANES) {
-        let elements = first * bins..(first + LANES) * bins;
-        let mut rows = DflRows::default();
-        let mut fits = [false; LANES];
-        for lane in 0..LANES {
-            let (target, scale) = (targets[block.first + first + lane], block.scale(first + lane));
-            fits[lane] = !target.is_nan() && fits_single(scale);
-            rows.target[lane] = if fits[lane] { target.clamp(0.0, max) } else { 0.0 };
-            rows.scale[lane] = scale as f32;
+    let mut rows = [DflRows::default(); BATCH];
+    let mut plain = [false; BATCH];
+    for first in (0..count).step_by(BATCH * LANES) {
+        let end = count.min(first + BATCH * LANES);
+        let groups = (first..end).step_by(LANES);
+        for ((first, rows), plain) in groups.clone().zip(&mut rows).zip(&mut plain) {
+            *plain = prepare(targets, max, block, first, rows);
         }
-        let x = T::widen(isa, &block.logits[elements.clone()], &mut widened);
-        let mut run = |grad: Option<&mut [f32]>| vector::dfl_rows(isa, x, &mut z, &mut rows, grad);
-        match &mut block.grad {
-            Some(grad) => T::narrow(isa, &mut grad[elements], &mut narrow, |grad| run(Some(grad))),
-            None => run(None),
+        let whole = (end - first) / LANES;
+        let (inside, rest) = (first * bins..(first + whole * LANES) * bins, end * bins);
+        let grad = block.grad.as_deref_mut().map(|grad| &mut grad[inside.clone()]);
+        vector::dfl_rows(isa, &block.logits[inside.clone()], &mut z, &mut rows[..whole], grad);
+        if inside.end < rest {
+            // Too few rows for a vector; those behind them do not matter.
+            let inside = inside.end..rest;
+            let (mut x, mut slopes) = (vec![T::NO_LOSS; bins * LANES], vec![T::NO_LOSS; bins * LANES]);
+            x[..inside.len()].copy_from_slice(&block.logits[inside.clone()]);
+            vector::dfl_rows(isa, &x, &mut z, &mut rows[whole..=whole], Some(&mut slopes));
+            if let Some(grad) = &mut block.grad {
+                grad[inside.clone()].copy_from_slice(&slopes[..inside.len()]);
+            }
         }
-        for (lane, (fits, loss)) in fits.into_iter().zip(rows.loss).enumerate() {
-            let row = first + lane;
-            if !fits || !loss.is_finite() {
-                run_double(targets, max, block, row..row + 1);
-                continue;
+        for ((first, rows), plain) in groups.zip(&rows).zip(plain) {
+            if plain && rows.loss.iter().all(|loss| loss.is_finite()) {
+                block.finish_lanes(first, &rows.loss);
+            } else {
+                finish_one_by_one(targets, max, block, first, &rows.loss);
             }
-            let is_masked = block.is_masked(row);
-            if !is_masked && !(0.0..=max).contains(&targets[block.first + row]) {
-                block.status.out_of_range_target(block.first + row);
-            }
-            block.finish(row, (!is_masked).then_some(loss.into()));
         }
     }
-    run_double(targets, max, block, whole..block.rows());
+}
+
+/// Rows from `first`, as many as there are. Whether they are [`LANES`] and all as most are: with a target in
+/// range, not masked, of a scale that suits f32.
+fn prepare<T: Element>(
+    targets: &[f32],
+    max: f32,
+    block: &Block<T>,
+    first: usize,
+    rows: &mut DflRows,
+) -> bool {
+    let target = lanes_at(targets, block.first + first, 0.0);
+    let (weight, scale) = (block.weights(first), block.scales(first));
+    let mut plain = first + LANES <= block.rows();
+    for lane in 0..LANES {
+        let in_range = (target[lane] >= 0.0) & (target[lane] <= max);
+        plain &= in_range & (weight[lane] != 0.0) & fits_single(scale[lane]);
+        // NaN becomes 0.
+        rows.target[lane] = target[lane].max(0.0).min(max);
+        rows.scale[lane] = scale[lane] as f32;
+    }
+    plain
+}
+
+/// Rows from `first`, as many as there are, whose losses and gradients are computed, but of which some may
+/// be masked or not fit f32.
+fn finish_one_by_one<T: Element>(
+    targets: &[f32],
+    max: f32,
+    block: &mut Block<T>,
+    first: usize,
+    losses: &[f32; LANES],
+) {
+    for (row, loss) in (first..block.rows()).zip(losses) {
+        let target = targets[block.first + row];
+        if target.is_nan() || !fits_single(block.scale(row)) || !loss.is_finite() {
+            run_double(targets, max, block, row..row + 1);
+            continue;
+        }
+        let is_masked = block.is_masked(row);
+        if !is_masked && !(0.0..=max).contains(&target) {
+            block.status.out_of_range_target(block.first + row);
+        }
+        block.finish(row, (!is_masked).then_some((*loss).into()));
+    }
 }
 
 /// Rows of a block, bin by bin.

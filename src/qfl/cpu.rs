@@ -11,7 +11,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::math::{LossGrad, qfl_background, qfl_soft};
 use crate::status::Status;
-use crate::vector::{self, Isa, NO_LOSS};
+use crate::vector::{self, Isa, NONE, QflRow};
 
 /// What the inputs say of a row.
 enum Target<'a> {
@@ -79,57 +79,73 @@ fn double_row<T: Element>(qfl: &QualityFocalLoss, target: &Target, block: &mut B
     row_loss
 }
 
-/// A block in vectors, row by row.
+/// Rows that are prepared, computed and finished together, so that none of them waits for what has just
+/// been stored.
+const BATCH: usize = 64;
+
+/// A block in vectors, some rows at a time.
 fn run_single<T: Element>(isa: Isa, qfl: &QualityFocalLoss, targets: &Targets<Host>, block: &mut Block<T>) {
-    let mut room = [(); 3].map(|()| vec![0.0; block.columns]);
-    for row in 0..block.rows() {
-        let loss = target_of(isa, qfl, targets, block, row).map(|target| {
-            let loss = single_row(isa, qfl, &target, block, row, &mut room);
-            if loss.is_finite() { loss } else { double_row(qfl, &target, block, row) }
-        });
-        block.finish(row, loss);
+    let mut rows = [QflRow::default(); BATCH];
+    let mut special = Vec::with_capacity(BATCH); // rows of which there is more to say than their loss
+    for first in (0..block.rows()).step_by(BATCH) {
+        let rows = &mut rows[..BATCH.min(block.rows() - first)];
+        special.clear();
+        for (row, plan) in (first..).zip(&mut *rows) {
+            let (target, scale) = (target_of(isa, qfl, targets, block, row), block.scale(row));
+            (plan.scale, plan.left_out) = (scale as f32, NONE);
+            if let Some(Target::Class { column, .. }) = target {
+                plan.left_out = column;
+            }
+            if !matches!(target, Some(Target::Background)) || !fits_single(scale) {
+                special.push((row, target));
+            }
+        }
+        let elements = first * block.columns..(first + rows.len()) * block.columns;
+        let grad = block.grad.as_deref_mut().map(|grad| &mut grad[elements.clone()]);
+        let x = &block.logits[elements.clone()];
+        match *targets {
+            Targets::Sparse { .. } => vector::qfl_background_rows(isa, x, rows, grad),
+            Targets::Dense { target } => {
+                let start = (block.first + first) * block.columns;
+                vector::qfl_soft_rows(isa, x, &target[start..start + x.len()], rows, grad);
+            }
+        }
+        let mut special = special.iter().peekable();
+        for (row, plan) in (first..).zip(rows) {
+            let is_special = special.next_if(|(special, _)| *special == row);
+            let loss = match is_special.map_or(&Some(Target::Background), |(_, target)| target) {
+                None => None,
+                Some(Target::Background) if is_special.is_none() && plan.loss.is_finite() => Some(plan.loss),
+                Some(target) => {
+                    let loss = plan.loss + labelled_loss(qfl, target, block, row);
+                    let fits = loss.is_finite() && fits_single(block.scale(row));
+                    Some(if fits { loss } else { double_row(qfl, target, block, row) })
+                }
+            };
+            block.finish(row, loss);
+        }
     }
 }
 
-/// The loss of a row, not finite if f32 is not enough; writes its gradient.
-fn single_row<T: Element>(
-    isa: Isa,
+/// The loss of the labelled element of a row, if it has one; writes its gradient.
+fn labelled_loss<T: Element>(
     qfl: &QualityFocalLoss,
     target: &Target,
     block: &mut Block<T>,
     row: usize,
-    [widened, narrow, others]: &mut [Vec<f32>; 3],
 ) -> f64 {
-    let (scale, elements) = (block.scale(row), row * block.columns..(row + 1) * block.columns);
-    if !fits_single(scale) {
-        return f64::NAN;
+    let Target::Class { column, .. } = *target else { return 0.0 };
+    let at = row * block.columns + column;
+    let labelled = element(qfl, target, column, block.logits[at].to_f64());
+    let scale = block.scale(row);
+    if let Some(grad) = &mut block.grad {
+        grad[at] = T::from_f64(labelled.grad * scale);
     }
-    let mut x = T::widen(isa, &block.logits[elements.clone()], widened);
-    if let Target::Class { column, .. } = *target {
-        others.copy_from_slice(x);
-        others[column] = NO_LOSS;
-        x = others;
-    }
-    let run = |grad: Option<&mut [f32]>| match target {
-        Target::Dense(y) => vector::qfl_soft(isa, x, y, scale as f32, grad),
-        Target::Background | Target::Class { .. } => vector::qfl_background(isa, x, scale as f32, grad),
-    };
-    let mut loss = match &mut block.grad {
-        Some(grad) => T::narrow(isa, &mut grad[elements.clone()], narrow, |grad| run(Some(grad))),
-        None => run(None),
-    };
-    if let Target::Class { column, .. } = *target {
-        let at = elements.start + column;
-        let labelled = element(qfl, target, column, block.logits[at].to_f64());
-        loss += labelled.loss;
-        if let Some(grad) = &mut block.grad {
-            grad[at] = T::from_f64(labelled.grad * scale);
-        }
-    }
-    loss
+    labelled.loss
 }
 
 /// `None`: neither loss nor gradient, whatever the logits hold.
+#[inline]
 fn target_of<'a, T: Element>(
     isa: Isa,
     qfl: &QualityFocalLoss,
@@ -146,6 +162,7 @@ fn target_of<'a, T: Element>(
 }
 
 /// The target of a row that is not masked, by its number in the call.
+#[inline]
 fn row_target<'a>(
     isa: Isa,
     qfl: &QualityFocalLoss,

@@ -119,8 +119,9 @@ impl QualityFocalLoss {
             Background::Last => (0, label < 0 || label as u64 == classes as u64),
             Background::First => (1, label == 0),
         };
-        match usize::try_from(i128::from(label) - first) {
-            Ok(class) if class < classes => Class::Foreground(class),
+        // Labels below the first class become larger than any number of classes.
+        match label.wrapping_sub(first) as u64 {
+            class if class < classes as u64 => Class::Foreground(class as usize),
             _ if background => Class::Background,
             _ => Class::Invalid,
         }

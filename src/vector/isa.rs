@@ -1,8 +1,9 @@
-//! Which vector instructions there are, found at run time. AVX-512 is not among them: naming it to
-//! the compiler needs Rust 1.89.
+//! Which vector instructions there are, found at run time.
 
 #[cfg(target_arch = "x86_64")]
 use super::simd::Avx2;
+#[cfg(all(target_arch = "x86_64", has_avx512))]
+use super::simd::Avx512;
 
 /// A set of vector instructions of this machine.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +15,8 @@ pub(super) enum Set {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(all(target_arch = "x86_64", has_avx512))]
+    Avx512(Avx512),
 }
 
 impl Isa {
@@ -28,6 +31,8 @@ impl Isa {
             Some(Set::Portable),
             #[cfg(target_arch = "x86_64")]
             Avx2::detect().map(Set::Avx2),
+            #[cfg(all(target_arch = "x86_64", has_avx512))]
+            Avx512::detect().map(Set::Avx512),
         ];
         sets.into_iter().flatten().map(Isa)
     }
@@ -36,16 +41,27 @@ impl Isa {
 /// `name(isa, ...)`: calls `body(simd, ...)`, compiled for those instructions. `body` and all that it
 /// calls must be `#[inline(always)]`, and closures do not count as such.
 macro_rules! dispatch {
-    ($($(#[$doc:meta])* $name:ident = $body:ident($($arg:ident: $type:ty),* $(,)?) -> $out:ty;)*) => {$(
+    ($(
+        $(#[$doc:meta])*
+        $name:ident $(<$t:ident: $bound:path>)? = $body:ident($($arg:ident: $type:ty),* $(,)?) -> $out:ty;
+    )*) => {$(
         $(#[$doc])*
-        pub(crate) fn $name(isa: $crate::vector::Isa, $($arg: $type),*) -> $out {
+        pub(crate) fn $name $(<$t: $bound>)? (isa: $crate::vector::Isa, $($arg: $type),*) -> $out {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            fn avx2(simd: $crate::vector::simd::Avx2, $($arg: $type),*) -> $out {
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2 $(<$t: $bound>)? (simd: $crate::vector::simd::Avx2, $($arg: $type),*) -> $out {
+                $body(simd, $($arg),*)
+            }
+            #[cfg(all(target_arch = "x86_64", has_avx512))]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+            fn avx512 $(<$t: $bound>)? (simd: $crate::vector::simd::Avx512, $($arg: $type),*) -> $out {
                 $body(simd, $($arg),*)
             }
             match isa.0 {
-                // SAFETY: `Avx2::detect`, which alone makes this value, has found AVX2 and FMA.
+                // SAFETY: `Avx512::detect`, which alone makes this value, has found these features.
+                #[cfg(all(target_arch = "x86_64", has_avx512))]
+                $crate::vector::isa::Set::Avx512(simd) => unsafe { avx512(simd, $($arg),*) },
+                // SAFETY: `Avx2::detect`, which alone makes this value, has found these features.
                 #[cfg(target_arch = "x86_64")]
                 $crate::vector::isa::Set::Avx2(simd) => unsafe { avx2(simd, $($arg),*) },
                 $crate::vector::isa::Set::Portable => $body($crate::vector::simd::Portable, $($arg),*),

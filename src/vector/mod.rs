@@ -1,9 +1,9 @@
 //! The maths of the losses in f32, over slices. Twin of kernels/math.cuh: the same names in the
 //! same order. src/math.rs has the same in f64, for what comes one at a time.
 //!
-//! All of it is over vectors of 8 lanes, for each set of instructions ([`simd`]): no calls in the
+//! All of it is over vectors of 16 lanes, for each set of instructions ([`simd`]): no calls in the
 //! loops, and branches for whole groups of vectors alone. What is left over of a row goes through
-//! the same code. All sets with fused multiply-add (AVX2 with FMA, NEON) do the same operations in
+//! the same code. All sets with fused multiply-add (AVX-512, AVX2 with FMA, NEON) do the same operations in
 //! the same order on each element, and so give the same bits; the fallback without it rounds the
 //! products too, and gives others within the same tolerances.
 //!
@@ -13,27 +13,25 @@ mod dfl;
 mod isa;
 mod rows;
 mod simd;
+mod storage;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use dfl::{DflRows, dfl_rows};
-use half::bf16;
 pub use isa::Isa;
 use isa::dispatch;
-pub(crate) use rows::NO_LOSS;
-use rows::{GROUP, Loss, row};
+pub(crate) use rows::QflRow;
+use rows::{Loss, each_row};
 pub(crate) use simd::LANES;
 use simd::Simd;
+pub use storage::Storage;
 
-/// The polynomials of some x with these coefficients, the highest first. Step by step for all, so
-/// that they need not wait for each other.
+/// The polynomial of x with these coefficients, the highest first.
 #[inline(always)]
-fn polynomial<S: Simd, const N: usize>(s: S, x: [S::F; N], coefficients: &[f32]) -> [S::F; N] {
-    let mut p = [s.splat(coefficients[0]); N];
+fn polynomial<S: Simd>(s: S, x: S::F, coefficients: &[f32]) -> S::F {
+    let mut p = s.splat(coefficients[0]);
     for &c in &coefficients[1..] {
-        for i in 0..N {
-            p[i] = s.fma(p[i], x[i], s.splat(c));
-        }
+        p = s.fma(p, x, s.splat(c));
     }
     p
 }
@@ -43,33 +41,25 @@ const LARGEST_EXPONENT: f32 = 87.0;
 
 /// e^x for |x| <= 87: relative error 2e-7, and 4e-7 at the ends. A NaN does not always stay one.
 #[inline(always)]
-fn exp<S: Simd, const N: usize>(s: S, x: [S::F; N]) -> [S::F; N] {
+fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let round = s.splat(12_582_912.0); // adding it leaves an integer in the low bits
-    let (mut r, mut shifted) = (x, x);
-    for i in 0..N {
-        shifted[i] = s.fma(x[i], s.splat(std::f32::consts::LOG2_E), round);
-    }
-    for i in 0..N {
-        let n = s.sub(shifted[i], round);
-        r[i] = if S::FUSED {
-            s.fma(n, s.splat(-std::f32::consts::LN_2), x[i])
-        } else {
-            // ln 2 in two parts; the first has so few digits that its product with n is exact.
-            s.sub(s.sub(x[i], s.mul(n, s.splat(0.693_359_4))), s.mul(n, s.splat(-2.121_944_4e-4)))
-        };
-    }
-    let mut e = polynomial(s, r, &[0.008_312_521, 0.041_890_156, 0.166_671_14, 0.499_992_3, 1.0, 1.0]);
-    for i in 0..N {
-        e[i] = s.add_exponent(e[i], shifted[i]);
-    }
-    e
+    let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), round);
+    let n = s.sub(shifted, round);
+    let r = if S::FUSED {
+        s.fma(n, s.splat(-std::f32::consts::LN_2), x)
+    } else {
+        // ln 2 in two parts; the first has so few digits that its product with n is exact.
+        s.sub(s.sub(x, s.mul(n, s.splat(0.693_359_4))), s.mul(n, s.splat(-2.121_944_4e-4)))
+    };
+    let e = polynomial(s, r, &[0.008_312_521, 0.041_890_156, 0.166_671_14, 0.499_992_3, 1.0, 1.0]);
+    s.add_exponent(e, shifted)
 }
 
 /// e^x for x <= 87, and 0 below -87: what is 0 stays 0 times a logit of 1e38.
 #[inline(always)]
 fn exp_or_0<S: Simd>(s: S, x: S::F) -> S::F {
     let least = s.splat(-LARGEST_EXPONENT);
-    let [e] = exp(s, [s.max(x, least)]);
+    let e = exp(s, s.max(x, least));
     s.select(s.le(least, x), e, s.splat(0.0))
 }
 
@@ -86,8 +76,7 @@ fn log1p_ratio<S: Simd>(s: S, e: S::F) -> S::F {
         -0.499_974_04,
         0.999_999_8,
     ];
-    let [ratio] = polynomial(s, [e], &coefficients);
-    ratio
+    polynomial(s, e, &coefficients)
 }
 
 /// log1p(x) for x >= 0: with 1 + x = 2^k * (1 + m), k * ln 2 + log1p(m).
@@ -141,8 +130,7 @@ fn log_complement_ratio<S: Simd>(s: S, m: S::F) -> S::F {
         1.000_073_1,
         1.999_999_8,
     ];
-    let [ratio] = polynomial(s, [m], &coefficients);
-    ratio
+    polynomial(s, m, &coefficients)
 }
 
 /// QFL and its gradient times `scale`, at target 0 and beta = 2:
@@ -167,27 +155,18 @@ fn background<S: Simd>(s: S, x: S::F, scale: S::F) -> (S::F, S::F) {
 /// P = log1p_ratio / (1 + e)^2 and Q = (1 + 2 * log1p_ratio) / (1 + e)^3, both minimax with relative
 /// error 1e-7, loss = e^3 * P(e), grad = e^3 * Q(e).
 #[inline(always)]
-fn confident<S: Simd>(s: S, x: [S::F; GROUP], scale: [S::F; GROUP]) -> [(S::F, S::F); GROUP] {
+fn confident<S: Simd>(s: S, x: S::F, scale: S::F) -> (S::F, S::F) {
     let e = exp(s, x);
     let p = polynomial(s, e, &[-6.908_323, 8.109_856, -6.376_722_3, 4.332_08, -2.499_985_5, 1.0]);
     let q = polynomial(s, e, &[-52.019_855, 55.764_236, -38.152_405, 21.655_714, -9.999_871, 2.999_999_8]);
-    let mut out = [(x[0], x[0]); GROUP];
-    for i in 0..GROUP {
-        let cube = s.mul(s.mul(e[i], e[i]), e[i]);
-        out[i] = (s.mul(cube, p[i]), s.mul(cube, s.mul(scale[i], q[i])));
-    }
-    out
+    let cube = s.mul(s.mul(e, e), e);
+    (s.mul(cube, p), s.mul(cube, s.mul(scale, q)))
 }
 
 /// Whether all are where `confident` holds. No NaN is.
 #[inline(always)]
-fn are_confident<S: Simd>(s: S, x: &[S::F; GROUP]) -> bool {
-    let (least, most) = (s.splat(-LARGEST_EXPONENT), s.splat(-2.0));
-    let mut mask = s.both(s.le(least, x[0]), s.le(x[0], most));
-    for &x in &x[1..] {
-        mask = s.both(mask, s.both(s.le(least, x), s.le(x, most)));
-    }
-    s.all(mask)
+fn are_confident<S: Simd>(s: S, x: S::F) -> bool {
+    s.all_within(s.splat(-LARGEST_EXPONENT), x, s.splat(-2.0))
 }
 
 /// The same at any target y in [0, 1]: with d = p - y computed as p * (1 - y) - q * y,
@@ -202,24 +181,12 @@ fn soft<S: Simd>(s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
     (s.mul(square, ce), s.mul(d, s.mul(scale, slope)))
 }
 
-#[inline(always)]
-fn background_group<S: Simd>(s: S, x: [S::F; GROUP], scale: [S::F; GROUP]) -> [(S::F, S::F); GROUP] {
-    if are_confident(s, &x) {
-        return confident(s, x, scale);
-    }
-    let mut out = [(x[0], x[0]); GROUP];
-    for i in 0..GROUP {
-        out[i] = background(s, x[i], scale[i]);
-    }
-    out
-}
-
 /// QFL at target 0.
 struct Background;
 impl<S: Simd> Loss<S> for Background {
     #[inline(always)]
-    fn group(s: S, x: [S::F; GROUP], _: [S::F; GROUP], scale: S::F) -> [(S::F, S::F); GROUP] {
-        background_group(s, x, [scale; GROUP])
+    fn of(s: S, x: S::F, _: S::F, scale: S::F) -> (S::F, S::F) {
+        if are_confident(s, x) { confident(s, x, scale) } else { background(s, x, scale) }
     }
 }
 
@@ -227,16 +194,9 @@ impl<S: Simd> Loss<S> for Background {
 struct WeightedBackground;
 impl<S: Simd> Loss<S> for WeightedBackground {
     #[inline(always)]
-    fn group(s: S, x: [S::F; GROUP], weight: [S::F; GROUP], scale: S::F) -> [(S::F, S::F); GROUP] {
-        let mut scales = [scale; GROUP];
-        for i in 0..GROUP {
-            scales[i] = s.mul(weight[i], scale);
-        }
-        let mut out = background_group(s, x, scales);
-        for i in 0..GROUP {
-            out[i].0 = s.mul(weight[i], out[i].0);
-        }
-        out
+    fn of(s: S, x: S::F, weight: S::F, scale: S::F) -> (S::F, S::F) {
+        let (loss, slope) = Background::of(s, x, weight, s.mul(weight, scale));
+        (s.mul(weight, loss), slope)
     }
 }
 
@@ -244,36 +204,49 @@ impl<S: Simd> Loss<S> for WeightedBackground {
 struct Soft;
 impl<S: Simd> Loss<S> for Soft {
     #[inline(always)]
-    fn group(s: S, x: [S::F; GROUP], y: [S::F; GROUP], scale: S::F) -> [(S::F, S::F); GROUP] {
-        let mut out = [(scale, scale); GROUP];
-        for i in 0..GROUP {
-            let y = s.min(s.max(y[i], s.splat(0.0)), s.splat(1.0));
-            out[i] = soft(s, x[i], y, scale);
-        }
-        out
+    fn of(s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
+        soft(s, x, s.min(s.max(y, s.splat(0.0)), s.splat(1.0)), scale)
     }
 }
 
 #[inline(always)]
-fn qfl_background_body<S: Simd>(s: S, x: &[f32], scale: f32, grad: Option<&mut [f32]>) -> f64 {
-    row::<S, Background>(s, x, x, scale, grad)
+fn qfl_background_body<S: Simd, T: Storage>(s: S, x: &[T], scale: f32, grad: Option<&mut [T]>) -> f64 {
+    let mut rows = [QflRow { left_out: NONE, scale, loss: 0.0 }];
+    each_row::<S, Background, T>(s, x, &[], &mut rows, grad);
+    rows[0].loss
 }
 
 #[inline(always)]
-fn qfl_weighted_background_body<S: Simd>(
+fn qfl_weighted_background_body<S: Simd, T: Storage>(
     s: S,
-    x: &[f32],
+    x: &[T],
     weight: &[f32],
     scale: f32,
-    grad: Option<&mut [f32]>,
+    grad: Option<&mut [T]>,
 ) -> f64 {
-    row::<S, WeightedBackground>(s, x, weight, scale, grad)
+    let mut rows = [QflRow { left_out: NONE, scale, loss: 0.0 }];
+    each_row::<S, WeightedBackground, T>(s, x, weight, &mut rows, grad);
+    rows[0].loss
 }
 
 #[inline(always)]
-fn qfl_soft_body<S: Simd>(s: S, x: &[f32], y: &[f32], scale: f32, grad: Option<&mut [f32]>) -> f64 {
-    row::<S, Soft>(s, x, y, scale, grad)
+fn qfl_background_rows_body<S: Simd, T: Storage>(s: S, x: &[T], rows: &mut [QflRow], grad: Option<&mut [T]>) {
+    each_row::<S, Background, T>(s, x, &[], rows, grad);
 }
+
+#[inline(always)]
+fn qfl_soft_rows_body<S: Simd, T: Storage>(
+    s: S,
+    x: &[T],
+    y: &[f32],
+    rows: &mut [QflRow],
+    grad: Option<&mut [T]>,
+) {
+    each_row::<S, Soft, T>(s, x, y, rows, grad);
+}
+
+/// The number of no element.
+pub(crate) const NONE: usize = usize::MAX;
 
 /// Whether any is NaN.
 #[inline(always)]
@@ -285,38 +258,22 @@ fn any_nan_body<S: Simd>(_: S, values: &[f32]) -> bool {
     any
 }
 
-#[inline(always)]
-fn widen_bf16_body<S: Simd>(_: S, from: &[bf16], to: &mut [f32]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = f32::from_bits(u32::from(from.to_bits()) << 16);
-    }
-}
-
-/// To the nearest, ties to even; NaN stays NaN.
-#[inline(always)]
-fn narrow_bf16_body<S: Simd>(_: S, from: &[f32], to: &mut [bf16]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        let bits = from.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-        let bits = if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fc0_0000 } else { rounded };
-        *to = bf16::from_bits((bits >> 16) as u16);
-    }
-}
-
 dispatch! {
-    /// The loss of a row with target 0, at beta = 2. Its gradients are multiplied by `scale`.
-    /// Here and below, all slices are as long as x.
-    qfl_background = qfl_background_body(x: &[f32], scale: f32, grad: Option<&mut [f32]>) -> f64;
+    /// The loss of logits with target 0, at beta = 2. Their gradients are multiplied by `scale`. Here and
+    /// below, all slices of elements are as long as x.
+    qfl_background<T: Storage> = qfl_background_body(x: &[T], scale: f32, grad: Option<&mut [T]>) -> f64;
     /// The same with a weight for each element, which its loss and its gradient are multiplied by.
-    qfl_weighted_background = qfl_weighted_background_body(
-        x: &[f32], weight: &[f32], scale: f32, grad: Option<&mut [f32]>,
+    qfl_weighted_background<T: Storage> = qfl_weighted_background_body(
+        x: &[T], weight: &[f32], scale: f32, grad: Option<&mut [T]>,
     ) -> f64;
-    /// The loss of a row with targets `y`, which are clamped to [0, 1], at beta = 2.
-    qfl_soft = qfl_soft_body(x: &[f32], y: &[f32], scale: f32, grad: Option<&mut [f32]>) -> f64;
+    /// The same for rows of equally many logits, of which one in each may have another target.
+    qfl_background_rows<T: Storage> = qfl_background_rows_body(
+        x: &[T], rows: &mut [QflRow], grad: Option<&mut [T]>,
+    ) -> ();
+    /// The same with targets `y`, which are clamped to [0, 1].
+    qfl_soft_rows<T: Storage> = qfl_soft_rows_body(
+        x: &[T], y: &[f32], rows: &mut [QflRow], grad: Option<&mut [T]>,
+    ) -> ();
     /// Whether any is NaN.
     any_nan = any_nan_body(values: &[f32]) -> bool;
-    /// The values of bf16, exactly.
-    widen_bf16 = widen_bf16_body(from: &[bf16], to: &mut [f32]) -> ();
-    /// The nearest values in bf16.
-    narrow_bf16 = narrow_bf16_body(from: &[f32], to: &mut [bf16]) -> ();
 }

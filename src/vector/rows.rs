@@ -1,118 +1,128 @@
 //! Rows of losses of single elements, and their sums.
 
-use super::LARGEST_EXPONENT;
 use super::simd::{LANES, Lanes, Simd};
+use super::storage::Storage;
 
-/// Vectors that are computed at a time, and need not wait for each other.
-pub(super) const GROUP: usize = 2;
-
-/// Groups whose losses are added up in f32; the sums are added up in f64.
+/// Vectors whose losses are added up in f32; the sums are added up in f64.
 const PART: usize = 16;
-
-/// A logit whose loss and gradient are 0 at target 0.
-pub(crate) const NO_LOSS: f32 = -LARGEST_EXPONENT;
 
 /// A loss of single elements. (Not a closure: that would not always be inlined, and then be compiled
 /// for the wrong instructions.)
 pub(super) trait Loss<S: Simd> {
     /// (Loss, gradient times `scale`) for logits `x` and targets `y`, in place of which there may be
     /// weights.
-    fn group(s: S, x: [S::F; GROUP], y: [S::F; GROUP], scale: S::F) -> [(S::F, S::F); GROUP];
+    fn of(s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F);
 }
 
-/// The sum of the losses of a row. `y` and `grad` are as long as x.
+/// A row of logits.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct QflRow {
+    /// The number of an element that gives nothing, or [`NONE`](super::NONE).
+    pub left_out: usize,
+    /// What gradients are multiplied by.
+    pub scale: f32,
+    /// The result: the sum of the losses.
+    pub loss: f64,
+}
+
+/// The sums of the losses of rows of x, which all have as many elements. `y` is as long as x, or empty: zeros.
 #[inline(always)]
-pub(super) fn row<S: Simd, L: Loss<S>>(
+pub(super) fn each_row<S: Simd, L: Loss<S>, T: Storage>(
     s: S,
-    x: &[f32],
+    x: &[T],
     y: &[f32],
-    scale: f32,
-    grad: Option<&mut [f32]>,
-) -> f64 {
+    rows: &mut [QflRow],
+    grad: Option<&mut [T]>,
+) {
     match grad {
-        Some(grad) => row_in_parts::<S, L, true>(s, x, y, scale, grad),
-        None => row_in_parts::<S, L, false>(s, x, y, scale, &mut []),
+        Some(grad) => each_row_or_forward::<S, L, T, true>(s, x, y, rows, grad),
+        None => each_row_or_forward::<S, L, T, false>(s, x, y, rows, &mut []),
     }
 }
 
 /// `grad` is as long as x if `GRAD`, and not looked at otherwise.
 #[inline(always)]
-fn row_in_parts<S: Simd, L: Loss<S>, const GRAD: bool>(
+fn each_row_or_forward<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
     s: S,
-    x: &[f32],
+    x: &[T],
     y: &[f32],
-    scale: f32,
-    grad: &mut [f32],
+    rows: &mut [QflRow],
+    grad: &mut [T],
+) {
+    let columns = x.len() / rows.len().max(1);
+    for (i, row) in rows.iter_mut().enumerate() {
+        let inside = i * columns..(i + 1) * columns;
+        let y = if y.is_empty() { y } else { &y[inside.clone()] };
+        let grad = if GRAD { &mut grad[inside.clone()] } else { &mut *grad };
+        row.loss = row_in_parts::<S, L, T, GRAD>(s, &x[inside], y, row, grad);
+    }
+}
+
+#[inline(always)]
+fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
+    s: S,
+    x: &[T],
+    y: &[f32],
+    row: &QflRow,
+    grad: &mut [T],
 ) -> f64 {
-    assert!(y.len() == x.len() && (!GRAD || grad.len() == x.len()));
+    assert!((y.is_empty() || y.len() == x.len()) && (!GRAD || grad.len() == x.len()));
+    let (scale, left_out) = (row.scale, row.left_out);
     let scale = s.splat(scale);
-    let (x, x_rest) = groups(x);
-    let (y, y_rest) = groups(y);
-    let (grad, grad_rest) = groups_mut(grad);
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let (y, y_rest) = y.as_chunks::<LANES>();
+    let (grad, grad_rest) = grad.as_chunks_mut::<LANES>();
     let mut total = 0.0;
     let mut first = 0;
     loop {
         let end = x.len().min(first + PART);
-        let mut sums = [s.splat(0.0); GROUP];
+        let mut sum = s.splat(0.0);
         for at in first..end {
-            let out = L::group(s, load(s, &x[at]), load(s, &y[at]), scale);
-            for i in 0..GROUP {
-                sums[i] = s.add(sums[i], out[i].0);
+            let mut logits = T::load(s, &x[at]);
+            if at == left_out / LANES {
+                logits = without(s, logits, left_out % LANES);
             }
+            let y = if y.is_empty() { s.splat(0.0) } else { s.load(&y[at]) };
+            let (loss, slope) = L::of(s, logits, y, scale);
+            sum = s.add(sum, loss);
             if GRAD {
-                store(s, out, &mut grad[at]);
+                T::store(s, slope, &mut grad[at]);
             }
         }
         first = end;
         let is_last = first == x.len();
         if is_last && !x_rest.is_empty() {
-            let out = L::group(s, load(s, &padded(x_rest, NO_LOSS)), load(s, &padded(y_rest, 0.0)), scale);
-            for i in 0..GROUP {
-                sums[i] = s.add(sums[i], out[i].0);
+            let mut logits = T::load(s, &padded(x_rest, T::NO_LOSS));
+            if x.len() == left_out / LANES {
+                logits = without(s, logits, left_out % LANES);
             }
+            let (loss, slope) = L::of(s, logits, s.load(&padded(y_rest, 0.0)), scale);
+            sum = s.add(sum, loss);
             if GRAD {
-                let mut slopes = [[0.0; LANES]; GROUP];
-                store(s, out, &mut slopes);
-                grad_rest.copy_from_slice(&slopes.as_flattened()[..grad_rest.len()]);
+                let mut slopes = [T::NO_LOSS; LANES];
+                T::store(s, slope, &mut slopes);
+                grad_rest.copy_from_slice(&slopes[..grad_rest.len()]);
             }
         }
-        total += f64::from(s.sum(s.add(sums[0], sums[1])));
+        total += f64::from(s.sum(sum));
         if is_last {
             return total;
         }
     }
 }
 
+/// The logits, but for one lane that gives nothing.
 #[inline(always)]
-fn groups(values: &[f32]) -> (&[[Lanes; GROUP]], &[f32]) {
-    let (lanes, _) = values.as_chunks();
-    let (groups, _) = lanes.as_chunks();
-    (groups, &values[groups.len() * GROUP * LANES..])
+fn without<S: Simd>(s: S, logits: S::F, lane: usize) -> S::F {
+    let mut lanes: Lanes = [0.0; LANES];
+    s.store(logits, &mut lanes);
+    lanes[lane] = f32::NO_LOSS;
+    s.load(&lanes)
 }
 
 #[inline(always)]
-fn groups_mut(values: &mut [f32]) -> (&mut [[Lanes; GROUP]], &mut [f32]) {
-    let whole = values.len() - values.len() % (GROUP * LANES);
-    let (values, rest) = values.split_at_mut(whole);
-    let (lanes, _) = values.as_chunks_mut();
-    (lanes.as_chunks_mut().0, rest)
-}
-
-#[inline(always)]
-fn load<S: Simd>(s: S, from: &[Lanes; GROUP]) -> [S::F; GROUP] {
-    [s.load(&from[0]), s.load(&from[1])]
-}
-
-#[inline(always)]
-fn store<S: Simd>(s: S, out: [(S::F, S::F); GROUP], to: &mut [Lanes; GROUP]) {
-    for i in 0..GROUP {
-        s.store(out[i].1, &mut to[i]);
-    }
-}
-
-#[inline(always)]
-fn padded(values: &[f32], padding: f32) -> [Lanes; GROUP] {
-    let mut group = [[padding; LANES]; GROUP];
-    group.as_flattened_mut()[..values.len()].copy_from_slice(values);
-    group
+fn padded<T: Copy>(values: &[T], padding: T) -> [T; LANES] {
+    let mut lanes = [padding; LANES];
+    lanes[..values.len()].copy_from_slice(values);
+    lanes
 }

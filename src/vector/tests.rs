@@ -1,8 +1,11 @@
 //! Every set of instructions that this machine has, against f64 and against each other.
 
+use half::{bf16, f16};
+
 use super::isa::Set;
 use super::simd::Portable;
 use super::*;
+use crate::element::Element;
 use crate::math;
 
 fn logits() -> Vec<f32> {
@@ -13,7 +16,11 @@ fn logits() -> Vec<f32> {
 fn qfl_row(isa: Isa, x: &[f32], y: Option<f32>) -> (f64, Vec<f32>, Vec<f32>) {
     let mut grad = vec![0.0; x.len()];
     let run = |x: &[f32], grad: Option<&mut [f32]>| match y {
-        Some(y) => qfl_soft(isa, x, &vec![y; x.len()], 1.0, grad),
+        Some(y) => {
+            let mut row = [QflRow { left_out: NONE, scale: 1.0, loss: 0.0 }];
+            qfl_soft_rows(isa, x, &vec![y; x.len()], &mut row, grad);
+            row[0].loss
+        }
         None => qfl_background(isa, x, 1.0, grad),
     };
     let each = x.iter().map(|&x| run(&[x], None) as f32).collect();
@@ -34,7 +41,7 @@ fn dfl(isa: Isa, x: &[f32]) -> (DflRows, Vec<f32>) {
         *target = lane as f32 * (bins - 1) as f32 / (LANES - 1) as f32;
     }
     let mut grad = vec![0.0; x.len()];
-    dfl_rows(isa, x, &mut vec![[0.0; LANES]; bins], &mut rows, Some(&mut grad));
+    dfl_rows(isa, x, &mut vec![[0.0; LANES]; bins], std::slice::from_mut(&mut rows), Some(&mut grad));
     (rows, grad)
 }
 
@@ -164,23 +171,87 @@ fn not_finite_shows() {
                 assert!(!qfl(isa, &x, y)[0][LANES + 3].is_finite(), "{isa:?}");
             }
             let loss = dfl(isa, &x).0.loss;
-            assert!(!loss[3].is_finite() && loss[2].is_finite(), "{isa:?}");
+            let row = (LANES + 3) / 3;
+            assert!(!loss[row].is_finite() && loss[row - 1].is_finite(), "{isa:?}");
         }
     }
 }
 
+/// An element that is left out gives nothing, and changes nothing of the others.
 #[test]
-fn bf16_to_nearest_even() {
+fn one_is_left_out() {
     for isa in Isa::all() {
-        let values: Vec<f32> = (0..=u16::MAX)
-            .flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| (high, low)))
-            .map(|(high, low): (u16, u32)| f32::from_bits(u32::from(high) << 16 | low))
-            .collect();
-        let mut narrow = vec![bf16::ZERO; values.len()];
-        narrow_bf16(isa, &values, &mut narrow);
-        for (value, got) in values.iter().zip(narrow) {
-            let want = bf16::from_f32(*value);
-            assert!(got == want || (got.is_nan() && want.is_nan()), "{isa:?}: {value:e} to {got:e}");
+        for len in [1, 5, 16, 80, 91, 300] {
+            let x = &logits()[15_300..][..len];
+            let mut all = vec![0.0; len];
+            let whole = qfl_background(isa, x, 2.0, Some(&mut all));
+            for left_out in [0, len / 2, len - 1] {
+                let mut grad = vec![f32::NAN; len];
+                let mut row = [QflRow { left_out, scale: 2.0, loss: 0.0 }];
+                qfl_background_rows(isa, x, &mut row, Some(&mut grad));
+                let sum = row[0].loss;
+                let gone = math::qfl_background(x[left_out].into(), 2.0).loss;
+                assert!(
+                    (sum - (whole - gone)).abs() <= 1e-6 * whole,
+                    "{isa:?}, {left_out} of {len}: {sum:e}"
+                );
+                let mut want = all.clone();
+                want[left_out] = 0.0;
+                assert!(grad[left_out].abs() < 1e-37, "{isa:?}, {left_out} of {len}: {:e}", grad[left_out]);
+                grad[left_out] = 0.0;
+                assert_eq!(bits(&grad), bits(&want), "{isa:?}, {left_out} of {len}");
+            }
         }
     }
+}
+
+/// Stores all kinds of f32, and loads every value there is.
+fn is_to_nearest<T: Element>(nearest: fn(f32) -> T, all: impl Fn(u16) -> T) {
+    let floats: Vec<f32> = (0..=u16::MAX)
+        .flat_map(|high| {
+            [0, 1, 0x0fff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| (high, low))
+        })
+        .map(|(high, low): (u16, u32)| f32::from_bits(u32::from(high) << 16 | low))
+        .collect();
+    let values: Vec<T> = (0..=u16::MAX).map(all).collect();
+    for isa in Isa::all() {
+        let mut narrow = vec![T::NO_LOSS; floats.len()];
+        store(isa, &floats, &mut narrow);
+        for (float, got) in floats.iter().zip(narrow) {
+            let (got, want) = (got.to_f64(), nearest(*float).to_f64());
+            assert!(got == want || (got.is_nan() && want.is_nan()), "{isa:?}: {float:e} to {got:e}");
+        }
+        let mut wide = vec![0.0; values.len()];
+        load(isa, &values, &mut wide);
+        for (value, got) in values.iter().zip(wide) {
+            let want = value.to_f64();
+            let got = f64::from(got);
+            assert!(got == want || (got.is_nan() && want.is_nan()), "{isa:?}: {want:e} as {got:e}");
+        }
+    }
+}
+
+#[inline(always)]
+fn store_body<S: Simd, T: Storage>(s: S, from: &[f32], to: &mut [T]) {
+    for (from, to) in from.as_chunks().0.iter().zip(to.as_chunks_mut().0) {
+        T::store(s, s.load(from), to);
+    }
+}
+
+#[inline(always)]
+fn load_body<S: Simd, T: Storage>(s: S, from: &[T], to: &mut [f32]) {
+    for (from, to) in from.as_chunks().0.iter().zip(to.as_chunks_mut().0) {
+        s.store(T::load(s, from), to);
+    }
+}
+
+dispatch! {
+    store<T: Storage> = store_body(from: &[f32], to: &mut [T]) -> ();
+    load<T: Storage> = load_body(from: &[T], to: &mut [f32]) -> ();
+}
+
+#[test]
+fn storage_is_exact_and_to_nearest_even() {
+    is_to_nearest(f16::from_f32, f16::from_bits);
+    is_to_nearest(bf16::from_f32, bf16::from_bits);
 }

@@ -9,7 +9,7 @@ use super::positives::Anchors;
 use crate::cpu::fits_single;
 use crate::element::Element;
 use crate::math::{LossGrad, qfl_background, qfl_soft};
-use crate::vector::{self, Isa, NO_LOSS};
+use crate::vector::{self, Isa};
 
 /// The class logits of a level, and what all blocks of it need.
 pub(super) struct Classes<'a, T> {
@@ -43,9 +43,7 @@ struct Room<T> {
     logits: Vec<T>,
     grad: Vec<T>,
     weights: Vec<f32>,
-    widened: Vec<f32>,
-    others: Vec<f32>,
-    narrow: Vec<f32>,
+    others: Vec<T>,
 }
 
 impl<'a, T: Element> Classes<'a, T> {
@@ -139,26 +137,22 @@ impl<'a, T: Element> Classes<'a, T> {
             return self.double_tile(tile.start, x, labelled, &room.weights[..count], grad);
         }
         let weights = &room.weights[..count];
-        let mut single = T::widen(isa, x, &mut room.widened);
+        let mut single = x;
         if !(self.plain && labelled.is_empty()) {
             let others = &mut room.others[..count];
-            for ((other, &x), &weight) in others.iter_mut().zip(single).zip(weights) {
-                *other = if weight == 0.0 { NO_LOSS } else { x };
+            for ((other, &x), &weight) in others.iter_mut().zip(x).zip(weights) {
+                *other = if weight == 0.0 { T::NO_LOSS } else { x };
             }
             for &(element, _) in labelled {
-                others[element - tile.start] = NO_LOSS;
+                others[element - tile.start] = T::NO_LOSS;
             }
             single = others;
         }
         let factor = self.factor as f32;
-        let run = |grad: Option<&mut [f32]>| match self.plain {
-            true => vector::qfl_background(isa, single, factor, grad),
-            false => vector::qfl_weighted_background(isa, single, weights, factor, grad),
-        };
         let mut grad = grad;
-        let mut loss = match &mut grad {
-            Some(grad) => T::narrow(isa, grad, &mut room.narrow, |grad| run(Some(grad))),
-            None => run(None),
+        let mut loss = match self.plain {
+            true => vector::qfl_background(isa, single, factor, grad.as_deref_mut()),
+            false => vector::qfl_weighted_background(isa, single, weights, factor, grad.as_deref_mut()),
         };
         for &(element, quality) in labelled {
             let at = element - tile.start;
@@ -203,14 +197,11 @@ impl<'a, T: Element> Classes<'a, T> {
 
 impl<T: Element> Room<T> {
     fn new(classes: &Classes<T>) -> Self {
-        let singles = || vec![0.0; if classes.single { TILE } else { 0 }];
         Room {
             logits: vec![T::from_f64(0.0); TILE],
             grad: vec![T::from_f64(0.0); TILE],
             weights: vec![1.0; TILE],
-            widened: singles(),
-            others: singles(),
-            narrow: singles(),
+            others: vec![T::NO_LOSS; if classes.single { TILE } else { 0 }],
         }
     }
 }
