@@ -497,7 +497,7 @@ DEVICE float background_piece(const HeadArgs& a, Piece<VECTOR>& piece, float sca
         if (__all_sync(ALL_LANES, piece.confident())) {
 #pragma unroll
             for (int k = 0; k < VECTOR; ++k) {
-                LossGrad element = qfl_confident<sizeof(Scalar) == 2, false>(x[k], scale);
+                LossGrad element = qfl_confident<sizeof(Scalar) == 2, false>(x[k], scale, k);
                 loss += element.loss;
                 x[k] = element.grad;
             }

@@ -148,6 +148,17 @@ DEVICE float labelled_loss(const QflArgs& a, u64 offset, float y, float scale, b
     return element.loss;
 }
 
+// The same for a background element.
+template <bool GRADIENT, bool BETA_2>
+DEVICE float background_loss(const QflArgs& a, u64 offset, float scale, bool& finite) {
+    LossGrad element = background<GRADIENT, BETA_2, false>(a, load(a.logits + offset), scale);
+    if (GRADIENT) {
+        store(a.grad + offset, element.grad);
+        finite &= is_finite(a.grad + offset);
+    }
+    return element.loss;
+}
+
 // The loss of a vector of background logits (TWICE: doubled), which their gradients replace. All lanes of a
 // warp call it together: most negatives of a detector are confident, and then all take the short way.
 template <bool GRADIENT, bool BETA_2, bool TWICE>
@@ -157,7 +168,7 @@ DEVICE float qfl_background_vector(const QflArgs& a, Words& words, float scale) 
     if (BETA_2 && __all_sync(ALL_LANES, confident(words))) {
 #pragma unroll
         for (int k = 0; k < VECTOR; ++k) {
-            LossGrad element = qfl_confident<sizeof(Scalar) == 2, TWICE>(x[k], scale);
+            LossGrad element = qfl_confident<sizeof(Scalar) == 2, TWICE>(x[k], scale, k);
             loss += element.loss;
             x[k] = element.grad;
         }
@@ -205,11 +216,10 @@ struct QflPlace {
 template <bool GRADIENT, bool BETA_2>
 DEVICE void qfl_linear(const QflArgs& a) {
     constexpr u32 UNROLL = BETA_2 ? QFL_UNROLL : QFL_UNROLL_ANY_BETA;
-    // Losses come doubled, unless they might overflow, and the gradients with them. Without gradients
-    // a tile in which that happens is done again.
-    constexpr bool TWICE = BETA_2 && (ALWAYS_TWICE || !GRADIENT);
-    constexpr bool MAY_OVERFLOW = TWICE && !ALWAYS_TWICE;
-    constexpr float SHARE = TWICE ? 0.5f : 1.0f, LARGEST = 3.40282347e38f;
+    // Losses come doubled. They might overflow, and the gradients with them: what a thread has of a tile in
+    // which that happens is done again.
+    constexpr bool MAY_OVERFLOW = BETA_2 && !ALWAYS_TWICE;
+    constexpr float SHARE = BETA_2 ? 0.5f : 1.0f, LARGEST = 3.40282347e38f;
     SHARED(QflRecord, records, 2 * QFL_BLOCK);
     // n / vectors is n * share >> 20, for n up to the block's size
     const u32 vectors = a.classes / VECTOR, share = (1u << 20) / vectors + 1;
@@ -283,7 +293,7 @@ DEVICE void qfl_linear(const QflArgs& a) {
         }
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
-            const float vector = qfl_background_vector<GRADIENT, BETA_2, TWICE>(a, words[u], scale[u]);
+            const float vector = qfl_background_vector<GRADIENT, BETA_2, BETA_2>(a, words[u], scale[u]);
             loss = fmaf(weight[u], vector, loss);
         }
         if (GRADIENT) {
@@ -299,13 +309,13 @@ DEVICE void qfl_linear(const QflArgs& a) {
                     if (!idle && (u64)index * tile + first + u * step < a.rows)
                         store_words(to + (u64)row_bytes * u, words[u]);
             }
-            if (a.scaling.found_inf) {
-                rare();
-#pragma unroll
-                for (u32 u = 0; u < UNROLL; ++u) finite &= is_finite(words[u]);
-            }
         }
         const bool overflows = MAY_OVERFLOW && !(loss <= LARGEST);
+        if (GRADIENT && a.scaling.found_inf && !overflows) {
+            rare();
+#pragma unroll
+            for (u32 u = 0; u < UNROLL; ++u) finite &= is_finite(words[u]);
+        }
         const bool again = MAY_OVERFLOW ? __any_sync(ALL_LANES, not_plain || overflows) : special;
         if (__builtin_expect(again, 0)) {
             rare();
@@ -327,7 +337,7 @@ DEVICE void qfl_linear(const QflArgs& a) {
                         element = labelled_loss<GRADIENT, BETA_2>(a, offset, __saturatef(a.quality[row]),
                                                                   grad_factor * w, finite);
                     else
-                        element = background<false, BETA_2, false>(a, load(a.logits + offset), 0.0f).loss;
+                        element = background_loss<GRADIENT, BETA_2>(a, offset, grad_factor * w, finite);
                     sum = fma((double)w, (double)element, sum);
                 }
             }
