@@ -112,11 +112,11 @@ fn run_single<T: Element>(isa: Isa, qfl: &QualityFocalLoss, targets: &Targets<Ho
         }
         let mut special = special.iter().peekable();
         for (row, plan) in (first..).zip(rows) {
-            let is_special = special.next_if(|(special, _)| *special == row);
-            let loss = match is_special.map_or(&Some(Target::Background), |(_, target)| target) {
-                None => None,
-                Some(Target::Background) if is_special.is_none() && plan.loss.is_finite() => Some(plan.loss),
-                Some(target) => {
+            let loss = match special.next_if(|(special, _)| *special == row) {
+                None if plan.loss.is_finite() => Some(plan.loss),
+                None => Some(double_row(qfl, &Target::Background, block, row)),
+                Some((_, None)) => None,
+                Some((_, Some(target))) => {
                     let loss = plan.loss + labelled_loss(qfl, target, block, row);
                     let fits = loss.is_finite() && fits_single(block.scale(row));
                     Some(if fits { loss } else { double_row(qfl, target, block, row) })

@@ -35,14 +35,14 @@ pub(super) fn each_row<S: Simd, L: Loss<S>, T: Storage>(
     grad: Option<&mut [T]>,
 ) {
     match grad {
-        Some(grad) => each_row_or_forward::<S, L, T, true>(s, x, y, rows, grad),
-        None => each_row_or_forward::<S, L, T, false>(s, x, y, rows, &mut []),
+        Some(grad) => each_row_with::<S, L, T, true>(s, x, y, rows, grad),
+        None => each_row_with::<S, L, T, false>(s, x, y, rows, &mut []),
     }
 }
 
 /// `grad` is as long as x if `GRAD`, and not looked at otherwise.
 #[inline(always)]
-fn each_row_or_forward<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
+fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
     s: S,
     x: &[T],
     y: &[f32],
@@ -67,8 +67,7 @@ fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
     grad: &mut [T],
 ) -> f64 {
     assert!((y.is_empty() || y.len() == x.len()) && (!GRAD || grad.len() == x.len()));
-    let (scale, left_out) = (row.scale, row.left_out);
-    let scale = s.splat(scale);
+    let (scale, left_out) = (s.splat(row.scale), row.left_out);
     let (x, x_rest) = x.as_chunks::<LANES>();
     let (y, y_rest) = y.as_chunks::<LANES>();
     let (grad, grad_rest) = grad.as_chunks_mut::<LANES>();
