@@ -64,7 +64,7 @@ pub enum Error {
     Emulated { device: String, name: String },
 
     #[error(
-        "none of --ops has one of --passes; integral has forward and backward, qfl and dfl have all three"
+        "none of --ops has one of --passes; integral has forward and backward, head forward and forward_backward, qfl and dfl all three"
     )]
     NoPass,
 

@@ -12,14 +12,24 @@ use crate::values::{DeviceChoice, DtypeChoice};
 
 const ABOUT: &str = "\
 What is computed: the sum of the losses with a weight for each row, and its gradient; for integral
-the expectation of each row, and its gradient.
+the expectation of each row, and its gradient; for head a training step of mmdetection's GFLHead, from
+the raw outputs of all levels (NCHW, 17 bins) and given labels to the losses and both gradients.
+
+Rows of head are the anchors of all levels and images, columns the classes. A multiple of 22300 rows is
+so many images of COCO of 800x1333 pixels, with levels of 100x167, 50x84, 25x42, 13x21 and 7x11
+positions at strides 8 to 128. Any other number is one image, whose coarser levels have 64, 16, 4 and 1
+of 341 rows, rounded down, and the finest the rest.
 
 Data: random, the same in every run, as at the start of training. Logits of QFL are N(-4.6, 1), 1 % of
 the rows are positives of a random class with a quality from 0.3 to 1; logits of DFL and integral are
-N(0, 1), targets uniform over the bins. Weights are from 0.5 to 1.5.
+N(0, 1), targets uniform over the bins. Class logits of head are as those of QFL, box logits as those of
+DFL; 0.5 % of the anchors of each level, and one at least, are positives, up to nine around the centre of
+an object. Weights are from 0.5 to 1.5.
 
 Bytes: those that the operation itself must move: logits once, the gradient once, 8 bytes of label
-for QFL (the qualities of the few positives are ignored) or 4 of target for DFL, 4 of weight.
+for QFL (the qualities of the few positives are ignored) or 4 of target for DFL, 4 of weight. For head:
+class logits once, both gradients once, 8 bytes of label and 4 of weight, and of positives their box
+logits and 16 bytes of target.
 
 Ceilings: a copy that moves as many bytes, half read and half written, and for forward passes a read of as
 many bytes, measured beside each case. On the CPU by all cores or by one, whichever is faster, over the
@@ -42,16 +52,16 @@ pub struct BenchArgs {
     pub device: DeviceChoice,
 
     /// Operations, with commas between
-    #[arg(long, value_name = "OPS", value_enum, value_delimiter = ',', default_value = "qfl,dfl")]
+    #[arg(long, value_name = "OPS", value_enum, value_delimiter = ',', default_value = "qfl,dfl,head")]
     pub ops: Vec<Op>,
 
     /// Passes, with commas between; a pass that an operation has not is left out [default: forward and
-    /// forward_backward, and backward for integral]
+    /// forward_backward, for integral forward and backward]
     #[arg(long, value_name = "PASSES", value_enum, value_delimiter = ',')]
     pub passes: Vec<Pass>,
 
     /// Sizes, as 8400x80, with commas between, for all of --ops [default: 8400, 33600 and 134400 x 80 for QFL;
-    /// 4096, 33600 and 262144 x 17 for DFL and integral]
+    /// 4096, 33600 and 262144 x 17 for DFL and integral; 22300, 89200 and 356800 x 80 for head]
     #[arg(long, value_name = "ROWSxCOLUMNS", value_delimiter = ',')]
     pub sizes: Vec<Size>,
 

@@ -5,6 +5,7 @@ use std::fmt;
 use clap::ValueEnum;
 
 use super::args::{BenchArgs, Size};
+use super::head;
 use crate::error::{Error, Result};
 use crate::floats::Dtype;
 
@@ -16,6 +17,16 @@ pub enum Op {
     /// Distribution Focal Loss
     Dfl,
     /// The expectation of a distribution over bins
+    Integral,
+    /// The loss of a head, from its raw outputs of all levels
+    Head,
+}
+
+/// An operation whose inputs are rows of logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowOp {
+    Qfl,
+    Dfl,
     Integral,
 }
 
@@ -37,6 +48,7 @@ impl Op {
             Op::Qfl => "qfl",
             Op::Dfl => "dfl",
             Op::Integral => "integral",
+            Op::Head => "head",
         }
     }
 
@@ -46,6 +58,17 @@ impl Op {
             Op::Qfl => "QFL",
             Op::Dfl => "DFL",
             Op::Integral => "Integral",
+            Op::Head => "Head",
+        }
+    }
+
+    /// What it does with each row; nothing, where there is more to it.
+    pub fn on_rows(self) -> Option<RowOp> {
+        match self {
+            Op::Qfl => Some(RowOp::Qfl),
+            Op::Dfl => Some(RowOp::Dfl),
+            Op::Integral => Some(RowOp::Integral),
+            Op::Head => None,
         }
     }
 
@@ -54,21 +77,24 @@ impl Op {
         match self {
             Op::Qfl | Op::Dfl => &[Pass::Forward, Pass::ForwardBackward, Pass::Backward],
             Op::Integral => &[Pass::Forward, Pass::Backward],
+            Op::Head => &[Pass::Forward, Pass::ForwardBackward],
         }
     }
 
     fn default_passes(self) -> &'static [Pass] {
         match self {
             Op::Qfl | Op::Dfl => &[Pass::Forward, Pass::ForwardBackward],
-            Op::Integral => self.passes(),
+            Op::Integral | Op::Head => self.passes(),
         }
     }
 
-    /// Anchors of one, four and sixteen images of 640x640, with the classes of COCO; sides of boxes.
+    /// Anchors of one, four and sixteen images, with the classes of COCO: of 640x640 for QFL, of 800x1333 for
+    /// the head; sides of boxes.
     fn default_sizes(self) -> [Size; 3] {
         let (rows, columns) = match self {
             Op::Qfl => ([8_400, 33_600, 134_400], 80),
             Op::Dfl | Op::Integral => ([4_096, 33_600, 262_144], 17),
+            Op::Head => ([1, 4, 16].map(|images| images * head::COCO_ANCHORS), 80),
         };
         rows.map(|rows| Size { rows, columns })
     }
@@ -118,10 +144,11 @@ impl Case {
     pub fn bytes(&self, pass: Pass) -> usize {
         let Size { rows, columns } = self.size;
         let tensor = rows * columns * self.element_bytes();
-        let per_row = match (self.op, pass) {
-            (Op::Qfl, _) => 8 + 4,
-            (Op::Dfl, _) => 4 + 4,
-            (Op::Integral, _) => 4, // written forward, read backward
+        let per_row = match self.op {
+            Op::Qfl => 8 + 4,
+            Op::Dfl => 4 + 4,
+            Op::Integral => 4, // written forward, read backward
+            Op::Head => return head::bytes(self.size, self.element_bytes(), pass),
         };
         tensor * if pass == Pass::Forward { 1 } else { 2 } + rows * per_row
     }
@@ -129,7 +156,10 @@ impl Case {
     /// What the largest pass takes on a device, more or less.
     pub fn memory(&self) -> u128 {
         let Size { rows, columns } = self.size;
-        let row = columns as u128 * 2 * self.element_bytes() as u128 + 32;
+        let row = match self.op.on_rows() {
+            Some(_) => columns as u128 * 2 * self.element_bytes() as u128 + 32,
+            None => head::memory_of_anchor(columns, self.element_bytes()),
+        };
         row.saturating_mul(rows as u128)
     }
 
@@ -159,5 +189,7 @@ mod tests {
         assert_eq!(case(Op::Qfl, Dtype::Bf16).bytes(Pass::ForwardBackward), 10 * (320 + 12));
         assert_eq!(case(Op::Dfl, Dtype::F16).bytes(Pass::Backward), 10 * (320 + 8));
         assert_eq!(case(Op::Integral, Dtype::F32).bytes(Pass::Forward), 10 * (320 + 4));
+        // Ten anchors in two levels, of which each has a positive with 68 box logits and a target.
+        assert_eq!(case(Op::Head, Dtype::F16).bytes(Pass::Forward), 10 * (160 + 12) + 2 * (136 + 16));
     }
 }

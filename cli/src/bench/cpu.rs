@@ -7,10 +7,10 @@ use std::thread;
 
 use gfocal::{Call, DistributionFocalLoss, Host, Operation, QualityFocalLoss, Reduction, integral};
 
-use super::Outcome;
-use super::case::{Op, Pass};
+use super::case::{Pass, RowOp};
 use super::data::{Inputs, Stored};
 use super::timing::{Samples, wall_clock};
+use super::workload::Outcome;
 use crate::error::Result;
 
 /// In words of 8 bytes.
@@ -21,44 +21,58 @@ pub fn threads() -> usize {
 }
 
 /// Inputs, and where the results go.
-pub struct Cpu<'a, T> {
+pub trait Calls {
+    /// What a pass gives.
+    type Outcome;
+
+    fn run(&mut self, pass: Pass) -> Result<()>;
+
+    /// Runs a pass, in memory that held NaN before.
+    fn outcome(&mut self, pass: Pass) -> Result<Self::Outcome>;
+
+    fn time(&mut self, pass: Pass, seconds: f64) -> Result<Samples> {
+        Samples::take(seconds, || wall_clock(|| self.run(pass)))
+    }
+}
+
+/// Those of an operation on rows.
+pub struct RowCalls<'a, T> {
     inputs: &'a Inputs<T>,
     loss: Vec<f32>,
     grad: Vec<T>,
 }
 
-impl<'a, T: Stored> Cpu<'a, T> {
+impl<'a, T: Stored> RowCalls<'a, T> {
     pub fn new(inputs: &'a Inputs<T>) -> Self {
-        let losses = if inputs.op == Op::Integral { inputs.shape[0] } else { 1 };
-        Cpu { inputs, loss: vec![f32::NAN; losses], grad: vec![T::from_f64(f64::NAN); inputs.logits.len()] }
+        let grad = vec![T::from_f64(f64::NAN); inputs.logits.len()];
+        RowCalls { inputs, loss: vec![f32::NAN; inputs.results()], grad }
     }
+}
 
-    /// What a pass gives, in memory that held NaN before.
-    pub fn outcome(&mut self, pass: Pass) -> Result<Outcome<T>> {
+impl<T: Stored> Calls for RowCalls<'_, T> {
+    type Outcome = Outcome<T>;
+
+    fn outcome(&mut self, pass: Pass) -> Result<Outcome<T>> {
         self.loss.fill(f32::NAN);
         self.grad.fill(T::from_f64(f64::NAN));
         self.run(pass)?;
         Ok(Outcome { loss: self.loss.clone(), grad: self.grad.clone() })
     }
 
-    pub fn time(&mut self, pass: Pass, seconds: f64) -> Result<Samples> {
-        Samples::take(seconds, || wall_clock(|| self.run(pass)))
-    }
-
     fn run(&mut self, pass: Pass) -> Result<()> {
         let Inputs { shape, logits, labels, quality, target, weight, .. } = self.inputs;
         let (loss, grad) = (&mut self.loss, &mut self.grad);
         match self.inputs.op {
-            Op::Qfl => {
+            RowOp::Qfl => {
                 let qfl = QualityFocalLoss::default();
                 run(qfl.cpu(logits, *shape, labels, quality).weight(weight), pass, loss, grad)?;
             }
-            Op::Dfl => {
+            RowOp::Dfl => {
                 let dfl = DistributionFocalLoss::default();
                 run(dfl.cpu(logits, *shape, target).weight(weight), pass, loss, grad)?;
             }
-            Op::Integral if pass == Pass::Forward => integral::forward(logits, *shape, loss)?,
-            Op::Integral => integral::backward(logits, *shape, weight, grad)?,
+            RowOp::Integral if pass == Pass::Forward => integral::forward(logits, *shape, loss)?,
+            RowOp::Integral => integral::backward(logits, *shape, weight, grad)?,
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Random inputs, the same in every run.
+//! Random inputs of the operations on rows, the same in every run.
 
 use gfocal::Element;
 use gfocal::cuda::StorageElement;
@@ -6,20 +6,21 @@ use gfocal::cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::case::{Case, Op};
+use super::args::Size;
+use super::case::RowOp;
 
 /// The types that are timed.
 pub trait Stored: Element<Loss = f32> + StorageElement + DeviceRepr + ValidAsZeroBits {}
 impl<T: Element<Loss = f32> + StorageElement + DeviceRepr + ValidAsZeroBits> Stored for T {}
 
-const SEED: u64 = 7;
+pub const SEED: u64 = 7;
 /// The logit of the prior probability 0.01.
-const PRIOR: f64 = -4.6;
+pub const PRIOR: f64 = -4.6;
 const POSITIVES: f64 = 0.01;
 
 /// The tensors of a case. What an operation does not take is empty.
 pub struct Inputs<T> {
-    pub op: Op,
+    pub op: RowOp,
     pub shape: [usize; 2],
     pub logits: Vec<T>,
     pub labels: Vec<i64>,
@@ -31,27 +32,27 @@ pub struct Inputs<T> {
 }
 
 impl<T: Stored> Inputs<T> {
-    pub fn random(case: &Case) -> Inputs<T> {
-        let [rows, columns] = [case.size.rows, case.size.columns];
+    pub fn random(op: RowOp, Size { rows, columns }: Size) -> Inputs<T> {
         let mut rng = StdRng::seed_from_u64(SEED);
-        let mean = if case.op == Op::Qfl { PRIOR } else { 0.0 };
-        let mut logits = Vec::with_capacity(rows * columns + 1);
-        while logits.len() < rows * columns {
-            logits.extend(normal_pair(&mut rng).map(|number| T::from_f64(mean + number)));
-        }
-        logits.truncate(rows * columns);
+        let mean = if op == RowOp::Qfl { PRIOR } else { 0.0 };
+        let logits = normals(&mut rng, mean, rows * columns);
         let mut many = |range: std::ops::Range<f32>, wanted| -> Vec<f32> {
             (0..if wanted { rows } else { 0 }).map(|_| rng.random_range(range.clone())).collect()
         };
         let weight = many(0.5..1.5, true);
-        let quality = many(0.3..1.0, case.op == Op::Qfl);
+        let quality = many(0.3..1.0, op == RowOp::Qfl);
         // One bin has no range; the library refuses it later.
-        let target = many(0.0..(columns.max(2) - 1) as f32, case.op == Op::Dfl);
+        let target = many(0.0..(columns.max(2) - 1) as f32, op == RowOp::Dfl);
         let label = |rng: &mut StdRng| {
             if rng.random_bool(POSITIVES) { rng.random_range(0..columns) } else { columns }
         };
         let labels = (0..quality.len()).map(|_| label(&mut rng) as i64).collect();
-        Inputs { op: case.op, shape: [rows, columns], logits, labels, quality, target, weight }
+        Inputs { op, shape: [rows, columns], logits, labels, quality, target, weight }
+    }
+
+    /// How many numbers there are beside the gradient: a loss, or the expectations.
+    pub fn results(&self) -> usize {
+        if self.op == RowOp::Integral { self.shape[0] } else { 1 }
     }
 
     /// The logits of a row.
@@ -59,6 +60,16 @@ impl<T: Stored> Inputs<T> {
         let columns = self.shape[1];
         self.logits[row * columns..][..columns].iter().map(|logit| logit.to_f64()).collect()
     }
+}
+
+/// So many numbers of the normal distribution around `mean`, of variance 1.
+pub fn normals<T: Stored>(rng: &mut StdRng, mean: f64, count: usize) -> Vec<T> {
+    let mut numbers = Vec::with_capacity(count + 1);
+    while numbers.len() < count {
+        numbers.extend(normal_pair(rng).map(|number| T::from_f64(mean + number)));
+    }
+    numbers.truncate(count);
+    numbers
 }
 
 /// Two independent numbers of the normal distribution (Box and Muller).
@@ -71,20 +82,17 @@ fn normal_pair(rng: &mut StdRng) -> [f64; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::args::Size;
-    use crate::floats::Dtype;
 
     #[test]
     fn the_distribution_is_that_of_the_help() {
         let size = Size { rows: 20_000, columns: 3 };
-        let case = Case { op: Op::Qfl, dtype: Dtype::F32, size, passes: vec![] };
-        let inputs = Inputs::<f32>::random(&case);
+        let inputs = Inputs::<f32>::random(RowOp::Qfl, size);
         let count = inputs.logits.len() as f32;
         let mean = inputs.logits.iter().sum::<f32>() / count;
         let variance = inputs.logits.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / count;
         let positives = inputs.labels.iter().filter(|&&label| label < 3).count();
         assert!((mean + 4.6).abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
         assert!((140..260).contains(&positives), "{positives}");
-        assert_eq!(inputs.logits, Inputs::<f32>::random(&case).logits);
+        assert_eq!(inputs.logits, Inputs::<f32>::random(RowOp::Qfl, size).logits);
     }
 }

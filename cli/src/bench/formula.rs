@@ -1,6 +1,6 @@
-//! The operations as the papers have them, in f64: what results are compared with.
+//! The operations on rows as the papers have them, in f64: what results are compared with.
 
-use super::case::Op;
+use super::case::RowOp;
 use super::data::{Inputs, Stored};
 
 /// Result and gradient of a row.
@@ -13,15 +13,15 @@ pub struct Row {
 pub fn row<T: Stored>(inputs: &Inputs<T>, row: usize) -> Row {
     let (z, weight) = (inputs.row(row), f64::from(inputs.weight[row]));
     let Row { value, grad } = match inputs.op {
-        Op::Qfl => qfl(&z, inputs.labels[row], inputs.quality[row].into()),
-        Op::Dfl => dfl(&z, inputs.target[row].into()),
-        Op::Integral => integral(&z),
+        RowOp::Qfl => qfl(&z, inputs.labels[row], inputs.quality[row].into()),
+        RowOp::Dfl => dfl(&z, inputs.target[row].into()),
+        RowOp::Integral => integral(&z),
     };
-    let value = if inputs.op == Op::Integral { value } else { value * weight };
+    let value = if inputs.op == RowOp::Integral { value } else { value * weight };
     Row { value, grad: grad.into_iter().map(|slope| slope * weight).collect() }
 }
 
-fn qfl(z: &[f64], label: i64, quality: f64) -> Row {
+pub fn qfl(z: &[f64], label: i64, quality: f64) -> Row {
     let mut value = 0.0;
     let slope = |(class, &x): (usize, &f64)| {
         let y = if class as i64 == label { quality } else { 0.0 };
@@ -35,7 +35,7 @@ fn qfl(z: &[f64], label: i64, quality: f64) -> Row {
     Row { value, grad }
 }
 
-fn dfl(z: &[f64], target: f64) -> Row {
+pub fn dfl(z: &[f64], target: f64) -> Row {
     let (mut grad, log_total) = softmax(z);
     let left = (target.floor() as usize).min(z.len() - 2);
     let right_share = target - left as f64;
@@ -44,7 +44,7 @@ fn dfl(z: &[f64], target: f64) -> Row {
     Row { value: log_total - (1.0 - right_share) * z[left] - right_share * z[left + 1], grad }
 }
 
-fn integral(z: &[f64]) -> Row {
+pub fn integral(z: &[f64]) -> Row {
     let (p, _) = softmax(z);
     let value = p.iter().enumerate().map(|(bin, p)| bin as f64 * p).sum();
     Row { value, grad: p.iter().enumerate().map(|(bin, p)| p * (bin as f64 - value)).collect() }

@@ -10,11 +10,11 @@ use gfocal::cudarc::driver::sys::{
 use gfocal::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream};
 use gfocal::{Call, DistributionFocalLoss, Operation, QualityFocalLoss, Reduction, cuda, integral};
 
-use super::Outcome;
-use super::case::{Case, Op, Pass};
+use super::case::{Case, Pass, RowOp};
 use super::ceiling::Reader;
 use super::data::{Inputs, Stored};
 use super::timing::{Samples, wall_clock};
+use super::workload::Outcome;
 use crate::device::Cuda;
 use crate::error::{Error, Result};
 
@@ -176,8 +176,65 @@ impl Gpu {
     }
 }
 
-/// The tensors of a launch.
-struct Set<T> {
+/// The tensors of a call.
+pub trait Set {
+    /// What a pass gives.
+    type Outcome;
+
+    /// Enqueues a pass.
+    fn launch(&mut self, handle: &Handle, pass: Pass) -> gfocal::Result<()>;
+
+    /// Fills with NaN what a pass writes.
+    fn clear(&mut self, stream: &Arc<CudaStream>) -> gfocal::Result<()>;
+
+    /// Reads what a pass has written.
+    fn outcome(&self, stream: &Arc<CudaStream>) -> gfocal::Result<Self::Outcome>;
+}
+
+/// Sets of buffers with the same inputs.
+pub struct Sets<'a, S> {
+    gpu: &'a Gpu,
+    sets: Vec<S>,
+}
+
+impl<'a, S: Set> Sets<'a, S> {
+    /// As many as it takes for a case; `upload` makes one.
+    pub fn new(gpu: &'a Gpu, case: &Case, upload: impl Fn(&Handle) -> gfocal::Result<S>) -> Result<Self> {
+        // The pass that moves least says how many it takes.
+        let least = case.passes.iter().map(|&pass| case.bytes(pass)).min().unwrap_or(1);
+        let held = usize::try_from(case.memory()).unwrap_or(usize::MAX);
+        let sets = (0..gpu.sets(least, held)?).map(|_| upload(&gpu.handle));
+        Ok(Sets { gpu, sets: sets.collect::<gfocal::Result<_>>()? })
+    }
+
+    /// What a call of a pass gives.
+    pub fn called(&mut self, pass: Pass) -> Result<S::Outcome> {
+        let (gpu, set) = (self.gpu, &mut self.sets[0]);
+        set.clear(gpu.stream())?;
+        set.launch(&gpu.handle, pass)?;
+        Ok(set.outcome(gpu.stream())?)
+    }
+
+    /// What a replay of its graph gives, in the last set.
+    pub fn replayed(&mut self, pass: Pass) -> Result<S::Outcome> {
+        let (gpu, sets) = (self.gpu, &mut self.sets);
+        let graph = gpu.capture(|| sets.iter_mut().try_for_each(|set| set.launch(&gpu.handle, pass)))?;
+        let last = sets.last_mut().expect("there is a set");
+        last.clear(gpu.stream())?;
+        gpu.once(&graph)?;
+        Ok(last.outcome(gpu.stream())?)
+    }
+
+    pub fn time(&mut self, pass: Pass, seconds: f64) -> Result<Samples> {
+        let (gpu, sets) = (self.gpu, &mut self.sets);
+        gpu.time(seconds, sets.len(), |i| sets[i].launch(&gpu.handle, pass))
+    }
+}
+
+/// The tensors of an operation on rows.
+pub struct RowSet<T> {
+    op: RowOp,
+    shape: [usize; 2],
     logits: CudaSlice<T>,
     labels: CudaSlice<i64>,
     quality: CudaSlice<f32>,
@@ -187,53 +244,8 @@ struct Set<T> {
     loss: CudaSlice<f32>,
 }
 
-/// Sets of buffers with the same inputs.
-pub struct Sets<'a, T> {
-    gpu: &'a Gpu,
-    op: Op,
-    shape: [usize; 2],
-    sets: Vec<Set<T>>,
-}
-
-impl<'a, T: Stored> Sets<'a, T> {
-    pub fn new(gpu: &'a Gpu, case: &Case, inputs: &Inputs<T>) -> Result<Self> {
-        // The pass that moves least says how many it takes.
-        let least = case.passes.iter().map(|&pass| case.bytes(pass)).min().unwrap_or(1);
-        let held = usize::try_from(case.memory()).unwrap_or(usize::MAX);
-        let sets = (0..gpu.sets(least, held)?).map(|_| Set::new(gpu, inputs));
-        Ok(Sets { gpu, op: inputs.op, shape: inputs.shape, sets: sets.collect::<gfocal::Result<_>>()? })
-    }
-
-    /// What a call of a pass gives.
-    pub fn called(&mut self, pass: Pass) -> Result<Outcome<T>> {
-        let (gpu, op, shape) = (self.gpu, self.op, self.shape);
-        let set = &mut self.sets[0];
-        set.clear(gpu.stream())?;
-        set.launch(&gpu.handle, op, shape, pass)?;
-        set.outcome(gpu.stream())
-    }
-
-    /// What a replay of its graph gives, in the last set.
-    pub fn replayed(&mut self, pass: Pass) -> Result<Outcome<T>> {
-        let (gpu, op, shape, sets) = (self.gpu, self.op, self.shape, &mut self.sets);
-        let graph =
-            gpu.capture(|| sets.iter_mut().try_for_each(|set| set.launch(&gpu.handle, op, shape, pass)))?;
-        let last = sets.last_mut().expect("there is a set");
-        last.clear(gpu.stream())?;
-        gpu.once(&graph)?;
-        last.outcome(gpu.stream())
-    }
-
-    pub fn time(&mut self, pass: Pass, seconds: f64) -> Result<Samples> {
-        let (gpu, op, shape, sets) = (self.gpu, self.op, self.shape, &mut self.sets);
-        gpu.time(seconds, sets.len(), |i| sets[i].launch(&gpu.handle, op, shape, pass))
-    }
-}
-
-impl<T: Stored> Set<T> {
-    fn new(gpu: &Gpu, inputs: &Inputs<T>) -> gfocal::Result<Set<T>> {
-        let stream = gpu.stream();
-        let losses = if inputs.op == Op::Integral { inputs.shape[0] } else { 1 };
+impl<T: Stored> RowSet<T> {
+    pub fn new(stream: &Arc<CudaStream>, inputs: &Inputs<T>) -> gfocal::Result<RowSet<T>> {
         // The driver refuses to allocate nothing; what an operation does not take may be of any length.
         let floats = |numbers: &[f32]| {
             check(
@@ -242,46 +254,51 @@ impl<T: Stored> Set<T> {
             )
         };
         let labels = if inputs.labels.is_empty() { &[0] } else { &*inputs.labels };
-        Ok(Set {
+        Ok(RowSet {
+            op: inputs.op,
+            shape: inputs.shape,
             logits: check("cuMemcpyHtoDAsync", stream.clone_htod(&inputs.logits))?,
             labels: check("cuMemcpyHtoDAsync", stream.clone_htod(labels))?,
             quality: floats(&inputs.quality)?,
             target: floats(&inputs.target)?,
             weight: floats(&inputs.weight)?,
             grad: check("cuMemAllocAsync", stream.alloc_zeros(inputs.logits.len()))?,
-            loss: check("cuMemAllocAsync", stream.alloc_zeros(losses))?,
+            loss: check("cuMemAllocAsync", stream.alloc_zeros(inputs.results()))?,
         })
     }
+}
 
-    /// Fills with NaN what a pass writes.
-    fn clear(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
+impl<T: Stored> Set for RowSet<T> {
+    type Outcome = Outcome<T>;
+
+    fn clear(&mut self, stream: &Arc<CudaStream>) -> gfocal::Result<()> {
         let loss = vec![f32::NAN; self.loss.len()];
         check("cuMemcpyHtoDAsync", stream.memcpy_htod(&loss, &mut self.loss))?;
         let grad = vec![T::from_f64(f64::NAN); self.grad.len()];
-        check("cuMemcpyHtoDAsync", stream.memcpy_htod(&grad, &mut self.grad))?;
-        Ok(())
+        check("cuMemcpyHtoDAsync", stream.memcpy_htod(&grad, &mut self.grad))
     }
 
-    fn outcome(&self, stream: &Arc<CudaStream>) -> Result<Outcome<T>> {
+    fn outcome(&self, stream: &Arc<CudaStream>) -> gfocal::Result<Outcome<T>> {
         let loss = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.loss))?;
         let grad = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.grad))?;
         check("cuStreamSynchronize", stream.synchronize())?;
         Ok(Outcome { loss, grad })
     }
 
-    fn launch(&mut self, handle: &Handle, op: Op, shape: [usize; 2], pass: Pass) -> gfocal::Result<()> {
-        let Set { logits, labels, quality, target, weight, grad, loss } = self;
+    fn launch(&mut self, handle: &Handle, pass: Pass) -> gfocal::Result<()> {
+        let RowSet { op, shape, logits, labels, quality, target, weight, grad, loss } = self;
+        let shape = *shape;
         match op {
-            Op::Qfl => {
+            RowOp::Qfl => {
                 let qfl = QualityFocalLoss::default();
                 launch(qfl.cuda(handle, logits, shape, labels, quality).weight(weight), pass, loss, grad)
             }
-            Op::Dfl => {
+            RowOp::Dfl => {
                 let dfl = DistributionFocalLoss::default();
                 launch(dfl.cuda(handle, logits, shape, target).weight(weight), pass, loss, grad)
             }
-            Op::Integral if pass == Pass::Forward => integral::forward_cuda(handle, logits, shape, loss),
-            Op::Integral => integral::backward_cuda(handle, logits, shape, weight, grad),
+            RowOp::Integral if pass == Pass::Forward => integral::forward_cuda(handle, logits, shape, loss),
+            RowOp::Integral => integral::backward_cuda(handle, logits, shape, weight, grad),
         }
     }
 }

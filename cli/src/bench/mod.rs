@@ -8,10 +8,12 @@ mod data;
 mod date;
 mod formula;
 mod gpu;
+mod head;
 mod plot;
 mod report;
 mod timing;
 mod verify;
+mod workload;
 
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -19,23 +21,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub use args::BenchArgs;
 use args::Format;
 use case::{Case, Pass};
+use cpu::Calls;
 use data::{Inputs, Stored};
-use gpu::Gpu;
+use gpu::{Gpu, Sets};
 use report::Record;
 use timing::Samples;
+use workload::Workload;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::file::Output;
 use crate::floats::Dtype;
 use crate::terminal;
-
-/// What a pass gives.
-pub struct Outcome<T> {
-    /// `[1]`, or the expectations `[rows]`.
-    pub loss: Vec<f32>,
-    pub grad: Vec<T>,
-}
 
 /// What is timed on, and what is needed for it.
 enum Machine {
@@ -130,7 +127,6 @@ impl Machine {
         Ok(())
     }
 
-    /// Checks the passes of a case, and times them.
     fn run<T: Stored>(
         &self,
         case: &Case,
@@ -140,22 +136,36 @@ impl Machine {
     ) -> Result<Vec<Record>> {
         bar.set_message(format!("checking {case}"));
         bar.tick();
-        let inputs = Inputs::<T>::random(case);
+        match case.op.on_rows() {
+            Some(op) => self.measure(case, args, bar, device, &Inputs::<T>::random(op, case.size)),
+            None => self.measure(case, args, bar, device, &head::Inputs::<T>::random(case.size)),
+        }
+    }
+
+    /// Checks the passes of a case, and times them.
+    fn measure(
+        &self,
+        case: &Case,
+        args: &BenchArgs,
+        bar: &ProgressBar,
+        device: &Device,
+        inputs: &impl Workload,
+    ) -> Result<Vec<Record>> {
         match self {
             Machine::Cpu => {
-                let mut cpu = cpu::Cpu::new(&inputs);
-                verify::check(case, &inputs, |pass| cpu.outcome(pass))?;
+                let mut calls = inputs.on_cpu();
+                inputs.check(case, |pass| calls.outcome(pass))?;
                 self.time(case, args, bar, device, |pass, seconds| {
-                    let (samples, bytes) = (cpu.time(pass, seconds)?, case.bytes(pass));
+                    let (samples, bytes) = (calls.time(pass, seconds)?, case.bytes(pass));
                     let copy = cpu::copy_seconds(bytes, seconds / 4.0)?;
                     let read = reads(pass).then(|| cpu::read_seconds(bytes, seconds / 4.0)).transpose()?;
                     Ok((samples, copy, read, "wall clock"))
                 })
             }
             Machine::Gpu(gpu) => {
-                let mut sets = gpu::Sets::new(gpu, case, &inputs)?;
-                verify::check(case, &inputs, |pass| sets.called(pass))?;
-                verify::check(case, &inputs, |pass| sets.replayed(pass))?;
+                let mut sets = Sets::new(gpu, case, |handle| inputs.upload(handle))?;
+                inputs.check(case, |pass| sets.called(pass))?;
+                inputs.check(case, |pass| sets.replayed(pass))?;
                 self.time(case, args, bar, device, |pass, seconds| {
                     let (samples, bytes) = (sets.time(pass, seconds)?, case.bytes(pass));
                     let copy = gpu.copy_seconds(bytes, seconds / 4.0)?;

@@ -42,7 +42,7 @@ fn draw(text: &mut String, records: &[Record], date: &str) -> Done {
     let heading = format!("gfocal on {}: {}", first.device, first.device_name);
     title.draw(&Text::new(heading, (20, 14), (FONT, 20)))?;
     let about = format!(
-        "{date}; {}; bytes: logits, gradient, labels or targets, and weights, once each",
+        "{date}; {}; bytes: logits, gradients, labels or targets, and weights, once each",
         first.method
     );
     title.draw(&Text::new(about, (20, 40), (FONT, 13).into_font().color(&GREY)))?;
@@ -302,6 +302,8 @@ fn colour(record: &Record) -> RGBColor {
         (Op::Dfl, Pass::Forward) => RGBColor(253, 141, 60),
         (Op::Dfl, Pass::ForwardBackward) => RGBColor(166, 54, 3),
         (Op::Dfl, Pass::Backward) => RGBColor(214, 39, 40),
+        (Op::Head, Pass::Forward) => RGBColor(158, 154, 200),
+        (Op::Head, Pass::ForwardBackward | Pass::Backward) => RGBColor(84, 39, 143),
         (Op::Integral, Pass::Forward) => RGBColor(116, 196, 118),
         (Op::Integral, Pass::ForwardBackward | Pass::Backward) => RGBColor(0, 109, 44),
     }

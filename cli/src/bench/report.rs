@@ -155,7 +155,7 @@ pub fn table(records: &[Record]) -> String {
         format!("{}: {}; {}\n\n", record.device, record.device_name, record.method)
     });
     let remark =
-        "\nBytes are logits, gradient, labels or targets, and weights, once each; the copy moves as many.\n";
+        "\nBytes are logits, gradients, labels or targets, and weights, once each; the copy moves as many.\n";
     about + &aligned(&rows) + remark
 }
 

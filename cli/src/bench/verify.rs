@@ -2,14 +2,15 @@
 
 use std::thread;
 
-use super::case::{Case, Op, Pass};
+use super::case::{Case, Pass, RowOp};
 use super::data::{Inputs, Stored};
-use super::{Outcome, formula};
+use super::formula;
+use super::workload::Outcome;
 use crate::error::{Error, Result};
 use crate::floats::Dtype;
 
 /// Gradients are compared in about so many rows, from first to last.
-const ROWS: usize = 256;
+pub const ROWS: usize = 256;
 
 /// Runs every pass once, and compares: the loss with the plain formula's over all rows, the gradient
 /// in a sample of rows, and the passes with each other.
@@ -22,7 +23,7 @@ pub fn check<T: Stored>(
     let mut loss: Option<(f64, Pass)> = None;
     for &pass in case.op.passes() {
         let outcome = run(pass)?;
-        if pass != Pass::Backward && case.op != Op::Integral {
+        if pass != Pass::Backward && inputs.op != RowOp::Integral {
             let found = f64::from(outcome.loss[0]);
             let (expected, what) = match loss {
                 None => (total(inputs), "the plain formula's".to_owned()),
@@ -48,7 +49,7 @@ fn check_row<T: Stored>(
     row: usize,
 ) -> Result<(), String> {
     let (columns, truth) = (inputs.shape[1], formula::row(inputs, row));
-    if (case.op, pass) == (Op::Integral, Pass::Forward) {
+    if (inputs.op, pass) == (RowOp::Integral, Pass::Forward) {
         let found = f64::from(outcome.loss[row]);
         let right = close(found, truth.value, 1e-5, 1e-6);
         return if right { Ok(()) } else { Err(format!("row {row} is {found}, not {}", truth.value)) };
@@ -69,7 +70,7 @@ fn check_row<T: Stored>(
 
 /// Twice one unit in the last place for the storage types, 1e-5 for f32; and what is lost where
 /// two numbers near each other are subtracted, or below the least normal number.
-fn tolerance(dtype: Dtype) -> (f64, f64) {
+pub fn tolerance(dtype: Dtype) -> (f64, f64) {
     match dtype {
         Dtype::F64 | Dtype::F32 => (1e-5, 4e-7),
         Dtype::F16 => (2f64.powi(-9), 4e-7),
@@ -78,7 +79,7 @@ fn tolerance(dtype: Dtype) -> (f64, f64) {
 }
 
 /// NaN is never close.
-fn close(found: f64, expected: f64, relative: f64, absolute: f64) -> bool {
+pub fn close(found: f64, expected: f64, relative: f64, absolute: f64) -> bool {
     (found - expected).abs() <= relative * expected.abs() + absolute
 }
 
@@ -99,7 +100,9 @@ fn total<T: Stored>(inputs: &Inputs<T>) -> f64 {
 mod tests {
     use super::*;
     use crate::bench::args::Size;
-    use crate::bench::cpu::Cpu;
+    use crate::bench::case::Op;
+    use crate::bench::cpu::Calls;
+    use crate::bench::workload::Workload;
 
     fn case(op: Op) -> Case {
         Case { op, dtype: Dtype::F32, size: Size { rows: 300, columns: 9 }, passes: vec![] }
@@ -109,8 +112,8 @@ mod tests {
     fn right_results_pass_and_wrong_ones_do_not() {
         for op in [Op::Qfl, Op::Dfl, Op::Integral] {
             let case = case(op);
-            let inputs = Inputs::<f32>::random(&case);
-            let mut cpu = Cpu::new(&inputs);
+            let inputs = Inputs::<f32>::random(op.on_rows().unwrap(), case.size);
+            let mut cpu = inputs.on_cpu();
             check(&case, &inputs, |pass| cpu.outcome(pass)).unwrap();
             let spoilt: [fn(&mut Outcome<f32>); 3] = [
                 |outcome| outcome.grad[4] += 1e-3,
