@@ -21,8 +21,8 @@ fn objects(args: &str) -> Vec<Value> {
 
 #[test]
 fn json_has_an_object_for_each_case() {
-    let found = objects("--sizes 64x80,33x7 --dtype f32,bf16 --ops qfl,dfl,integral");
-    assert_eq!(found.len(), 3 * 2 * 2 * 2);
+    let found = objects("--sizes 64x80,33x7 --dtype f32,bf16 --ops qfl,dfl,integral,head");
+    assert_eq!(found.len(), 4 * 2 * 2 * 2);
     for object in &found {
         for field in ["median_us", "p20_us", "p80_us", "gbytes_per_s", "percent_of_copy", "elements_per_s"] {
             assert!(number(&object[field]) > 0.0, "{field} of {object}");
@@ -45,6 +45,19 @@ fn json_has_an_object_for_each_case() {
 }
 
 #[test]
+fn a_head_is_timed_by_default() {
+    let found = objects("--sizes 64x80 --dtype f16 --passes forward,forward_backward");
+    let ops: Vec<&str> = found.iter().filter_map(|object| object["op"].as_str()).collect();
+    assert_eq!(ops, ["qfl", "qfl", "dfl", "dfl", "head", "head"]);
+    let [forward, both] = [&found[4], &found[5]];
+    assert_eq!((&forward["rows"], &forward["columns"]), (&64.into(), &80.into()));
+    // Levels of 49, 12 and 3 positions, each with a positive of 68 box logits and a target box.
+    let read = 64 * (80 * 2 + 8 + 4) + 3 * (68 * 2 + 16);
+    assert_eq!(forward["bytes"], read);
+    assert_eq!(both["bytes"], read + 64 * (80 + 68) * 2);
+}
+
+#[test]
 fn passes_are_chosen() {
     let passes = |args: &str| -> Vec<String> {
         let found = objects(&format!("--sizes 16x5 --dtype f16 {args}"));
@@ -53,6 +66,8 @@ fn passes_are_chosen() {
     assert_eq!(passes("--ops qfl --passes backward"), ["qfl backward"]);
     assert_eq!(passes("--ops integral"), ["integral forward", "integral backward"]);
     assert_eq!(passes("--ops dfl,integral --passes forward_backward"), ["dfl forward_backward"]);
+    assert_eq!(passes("--ops head"), ["head forward", "head forward_backward"]);
+    assert_eq!(passes("--ops integral,head --passes backward"), ["integral backward"]);
 }
 
 #[test]
@@ -80,7 +95,8 @@ fn csv_and_table() {
 fn a_plot_is_an_svg_with_its_labels() {
     let folder = Folder::new();
     let path = folder.path("plot.svg");
-    let args = format!("{SMALL} --sizes 16x5,64x5 --ops qfl,dfl --dtype f32,f16 --plot {}", path.display());
+    let args =
+        format!("{SMALL} --sizes 16x5,64x5 --ops qfl,dfl,head --dtype f32,f16 --plot {}", path.display());
     bench(&args).ok();
     let svg = fs::read_to_string(&path).unwrap();
     assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
@@ -93,6 +109,8 @@ fn a_plot_is_an_svg_with_its_labels() {
         "DFL forward+backward f16",
         "a copy of as many bytes",
         "QFL, 5 columns: time of a call",
+        "Head, 5 columns: time of a call",
+        "Head forward+backward f16",
     ] {
         assert!(svg.contains(label), "{label}");
     }
@@ -121,6 +139,9 @@ fn mistakes_are_one_sentence() {
         ("--plot plot", "FILE.svg"),
         ("--device cpu --sizes 1x9223372036854775807", "are free"),
         ("--ops integral --passes forward_backward", "none of --ops has one of --passes"),
+        ("--ops head --passes backward", "head forward and forward_backward"),
+        ("--device cpu --ops head --sizes 18446744073709551615x80", "are free"),
+        ("--device cpu --ops head --sizes 2x9223372036854775807", "are free"),
         ("--device cpu --ops dfl --sizes 8x1 --seconds 0.02", "has 1 bins"),
         ("--device cpu --sizes 18446744073709551615x80", "are free"),
         ("--device cpu --sizes 9223372036854775807x9223372036854775807", "are free"),
@@ -162,11 +183,11 @@ fn the_emulator_is_not_timed() {
 /// Calls, graphs and their replays, on the way on which they are timed.
 #[test]
 fn the_emulator_is_checked() {
-    let args = "--device cuda --check-only --sizes 40x80,7x17 --ops qfl,dfl,integral --dtype f32,bf16";
+    let args = "--device cuda --check-only --sizes 40x80,7x17 --ops qfl,dfl,integral,head --dtype f32,bf16";
     let Some(run) = on_device(args) else { return };
     let run = run.ok();
     let right: Vec<&str> = run.stdout.lines().filter(|line| line.ends_with("right")).collect();
-    assert_eq!(right.len(), 3 * 2 * 2 * 2, "{}", run.stdout);
+    assert_eq!(right.len(), 4 * 2 * 2 * 2, "{}", run.stdout);
     assert!(run.stdout.contains("checked, not timed") && !run.stdout.contains("GB/s"), "{}", run.stdout);
     if emulated() {
         // Its PTX has no source for the emulator.
@@ -181,6 +202,16 @@ fn the_cpu_is_checked() {
     assert_eq!(run.stdout.matches("right").count(), 2, "{}", run.stdout);
     let line = bench("--device cpu --check-only --plot a.svg").mistake();
     assert!(line.contains("cannot be used with"), "{line}");
+}
+
+/// From one anchor on, with every number of levels; two images at 22300 each.
+#[test]
+fn a_head_of_any_size_is_checked() {
+    let sizes = "1x1,5x3,22x4,86x2,341x80,1009x3,44600x1";
+    let run = bench(&format!("--device cpu --check-only --ops head --sizes {sizes} --dtype f16")).ok();
+    assert_eq!(run.stdout.matches("right").count(), 7 * 2, "{}", run.stdout);
+    let run = bench("--device cpu --check-only --ops head --sizes 341x80 --dtype f32,bf16").ok();
+    assert_eq!(run.stdout.matches("right").count(), 2 * 2, "{}", run.stdout);
 }
 
 #[test]
