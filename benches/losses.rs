@@ -1,7 +1,7 @@
 //! Throughput of the losses, in bytes of logits, labels, targets and gradients.
 //!
 //! Each case is checked before it is timed: the one-pass loss must equal the loss of the forward
-//! pass. CUDA is timed where there is a GPU, never on the emulator.
+//! pass. The head is timed on pyramids of COCO. CUDA is timed where there is a GPU, never on the emulator.
 
 use std::cell::LazyCell;
 use std::sync::LazyLock;
@@ -15,6 +15,11 @@ use rand::{RngExt, SeedableRng};
 #[cfg(feature = "cuda")]
 #[path = "support/cuda.rs"]
 mod cuda;
+#[path = "support/head.rs"]
+mod head;
+#[cfg(feature = "cuda")]
+#[path = "support/head_cuda.rs"]
+mod head_cuda;
 
 /// Anchors of one 640x640 image, and of batches of 4, 16 and 128.
 const QFL_ROWS: [usize; 4] = [8_400, 33_600, 134_400, LARGEST_QFL];
@@ -145,6 +150,9 @@ fn losses<T: Element>(c: &mut Criterion, dtype: &str) {
             || Inputs::<T>::dfl(rows),
             |inputs| DFL.cpu(&inputs.logits, inputs.shape, &inputs.target),
         );
+    }
+    for images in ladder(&head::IMAGES, head::LARGEST_IMAGES, dtype) {
+        head::bench::<T>(c, dtype, images);
     }
 }
 

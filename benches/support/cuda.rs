@@ -12,8 +12,9 @@ use gfocal::cudarc::driver::sys::{
 use gfocal::cudarc::driver::{CudaGraph, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use gfocal::{DistributionFocalLoss, QualityFocalLoss, Result};
 
+use super::head_cuda::HeadSet;
 use super::{BINS, CLASSES, DFL_PER_ROW, DFL_ROWS, Inputs, LARGEST_DFL, LARGEST_QFL, QFL_PER_ROW, QFL_ROWS};
-use super::{bytes, ladder};
+use super::{bytes, head, ladder};
 
 /// A GPU with a stream that can be captured.
 pub struct Gpu {
@@ -22,8 +23,18 @@ pub struct Gpu {
     has_events: bool,
 }
 
-/// The tensors of a launch.
-struct Set<T> {
+/// The tensors of a call.
+pub trait Set {
+    /// Enqueues it, with the gradient or without.
+    fn launch(&mut self, handle: &Handle, with_grad: bool) -> Result<()>;
+
+    /// Where its losses are.
+    fn losses(&self) -> &CudaSlice<f32>;
+}
+
+/// Those of an operation on rows.
+struct RowSet<T> {
+    shape: [usize; 2],
     logits: CudaSlice<T>,
     labels: CudaSlice<i64>,
     quality: CudaSlice<f32>,
@@ -60,37 +71,45 @@ impl Gpu {
     {
         for rows in ladder(&QFL_ROWS, LARGEST_QFL, dtype) {
             let bytes = bytes::<T>(rows, CLASSES, QFL_PER_ROW);
-            self.bench(c, &format!("qfl/cuda/{dtype}"), rows, bytes, || Inputs::<T>::qfl(rows));
+            let inputs = || Inputs::<T>::qfl(rows);
+            self.bench(c, &format!("qfl/cuda/{dtype}"), rows, bytes, inputs, RowSet::new);
         }
         for rows in ladder(&DFL_ROWS, LARGEST_DFL, dtype) {
             let bytes = bytes::<T>(rows, BINS, DFL_PER_ROW);
-            self.bench(c, &format!("dfl/cuda/{dtype}"), rows, bytes, || Inputs::<T>::dfl(rows));
+            let inputs = || Inputs::<T>::dfl(rows);
+            self.bench(c, &format!("dfl/cuda/{dtype}"), rows, bytes, inputs, RowSet::new);
+        }
+        for images in ladder(&head::IMAGES, head::LARGEST_IMAGES, dtype) {
+            let (rows, bytes) = (head::anchors(images), head::bytes::<T>(images));
+            let inputs = || head::Inputs::<T>::random(images);
+            self.bench(c, &format!("head/cuda/{dtype}"), rows, bytes, inputs, HeadSet::new);
         }
     }
 
     /// The buffers are made when the first pass is run: a filter may leave out both.
-    fn bench<T>(
+    fn bench<I, S: Set>(
         &self,
         c: &mut Criterion,
         name: &str,
         rows: usize,
         [read, written]: [usize; 2],
-        inputs: impl FnOnce() -> Inputs<T>,
-    ) where
-        T: StorageElement + DeviceRepr + ValidAsZeroBits,
-    {
+        inputs: impl FnOnce() -> I,
+        upload: impl Fn(&Handle, &I) -> Result<S>,
+    ) {
         let count = (4 * self.l2).div_ceil(read).clamp(2, 512);
         let sets = LazyCell::new(|| {
             let inputs = inputs();
-            (RefCell::new(self.sets(&inputs, count)), inputs.shape)
+            let sets: Result<Vec<S>> = (0..count).map(|_| upload(&self.handle, &inputs)).collect();
+            let mut sets = sets.expect("memory for the sets");
+            self.check(&mut sets[0]);
+            RefCell::new(sets)
         });
         let mut group = c.benchmark_group(name);
         for (pass, with_grad, bytes) in [("forward", false, read), ("forward_backward", true, read + written)]
         {
             group.throughput(Throughput::BytesDecimal(bytes as u64));
             group.bench_function(BenchmarkId::new(pass, rows), |b| {
-                let (sets, shape) = &*sets;
-                let graph = self.capture(&mut sets.borrow_mut(), *shape, with_grad);
+                let graph = self.capture(&mut sets.borrow_mut(), with_grad);
                 b.iter_custom(|launches| {
                     // Whole replays, and of their time the share of the launches.
                     let replays = launches.div_ceil(count as u64);
@@ -101,36 +120,27 @@ impl Gpu {
         }
     }
 
-    /// Buffers for `count` launches, on the first of which both passes give the same loss.
-    fn sets<T>(&self, inputs: &Inputs<T>, count: usize) -> Vec<Set<T>>
-    where
-        T: StorageElement + DeviceRepr + ValidAsZeroBits,
-    {
-        let sets: Result<Vec<Set<T>>> = (0..count).map(|_| Set::new(self.stream(), inputs)).collect();
-        let mut sets = sets.expect("memory for the sets");
+    /// Both passes must give the same losses.
+    fn check(&self, set: &mut impl Set) {
         let [once, both] = [false, true].map(|with_grad| {
-            sets[0].launch(&self.handle, inputs.shape, with_grad).expect("lengths fit");
-            let loss = self.stream().clone_dtoh(&sets[0].loss).expect("a copy");
+            set.launch(&self.handle, with_grad).expect("lengths fit");
+            let losses = self.stream().clone_dtoh(set.losses()).expect("a copy");
             self.stream().synchronize().expect("the launches have run");
-            loss[0]
+            losses
         });
-        assert!((once - both).abs() <= 4e-6 * both.abs(), "the passes give the same loss");
-        sets
+        for (once, both) in once.iter().zip(&both) {
+            assert!((once - both).abs() <= 4e-6 * both.abs(), "the passes give the same losses");
+        }
     }
 
     fn stream(&self) -> &Arc<CudaStream> {
         self.handle.stream()
     }
 
-    fn capture<T: StorageElement>(
-        &self,
-        sets: &mut [Set<T>],
-        shape: [usize; 2],
-        with_grad: bool,
-    ) -> CudaGraph {
+    fn capture(&self, sets: &mut [impl Set], with_grad: bool) -> CudaGraph {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream().begin_capture(mode).expect("a capture begins");
-        let launched = sets.iter_mut().try_for_each(|set| set.launch(&self.handle, shape, with_grad));
+        let launched = sets.iter_mut().try_for_each(|set| set.launch(&self.handle, with_grad));
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = self.stream().end_capture(flags).expect("a capture ends").expect("a graph");
         launched.expect("a call can be captured");
@@ -155,11 +165,9 @@ impl Gpu {
     }
 }
 
-impl<T: StorageElement> Set<T> {
-    fn new(stream: &Arc<CudaStream>, inputs: &Inputs<T>) -> Result<Set<T>>
-    where
-        T: DeviceRepr + ValidAsZeroBits,
-    {
+impl<T: StorageElement + DeviceRepr + ValidAsZeroBits> RowSet<T> {
+    fn new(handle: &Handle, inputs: &Inputs<T>) -> Result<RowSet<T>> {
+        let stream = handle.stream();
         // The driver refuses to allocate nothing.
         let floats = |numbers: &[f32]| {
             check(
@@ -168,7 +176,8 @@ impl<T: StorageElement> Set<T> {
             )
         };
         let labels = if inputs.labels.is_empty() { &[0][..] } else { &inputs.labels };
-        Ok(Set {
+        Ok(RowSet {
+            shape: inputs.shape,
             logits: check("cuMemcpyHtoDAsync", stream.clone_htod(&inputs.logits))?,
             labels: check("cuMemcpyHtoDAsync", stream.clone_htod(labels))?,
             quality: floats(&inputs.quality)?,
@@ -177,11 +186,14 @@ impl<T: StorageElement> Set<T> {
             grad: check("cuMemAllocAsync", stream.alloc_zeros(inputs.logits.len()))?,
         })
     }
+}
 
+impl<T: StorageElement> Set for RowSet<T> {
     /// DFL if the columns are bins, else QFL.
-    fn launch(&mut self, handle: &Handle, shape: [usize; 2], with_grad: bool) -> Result<()> {
+    fn launch(&mut self, handle: &Handle, with_grad: bool) -> Result<()> {
         const { assert!(CLASSES != BINS) };
-        let Set { logits, labels, quality, target, loss, grad } = self;
+        let RowSet { shape, logits, labels, quality, target, loss, grad } = self;
+        let shape = *shape;
         let (qfl, dfl) = (QualityFocalLoss::default(), DistributionFocalLoss::default());
         match (shape[1] == BINS, with_grad) {
             (false, false) => qfl.cuda(handle, logits, shape, labels, quality).forward(loss),
@@ -189,5 +201,9 @@ impl<T: StorageElement> Set<T> {
             (true, false) => dfl.cuda(handle, logits, shape, target).forward(loss),
             (true, true) => dfl.cuda(handle, logits, shape, target).forward_backward(loss, grad),
         }
+    }
+
+    fn losses(&self) -> &CudaSlice<f32> {
+        &self.loss
     }
 }
