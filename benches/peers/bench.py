@@ -1,4 +1,4 @@
-"""Times other ways to compute QFL and DFL, as `gfocal bench` times its own: see README.md."""
+"""Times other ways to compute QFL, DFL and the head loss, as `gfocal bench` times its own: see README.md."""
 
 import argparse
 import json
@@ -11,8 +11,13 @@ import time
 import torch
 
 import formulas
+import head
 
-SIZES = {"qfl": [(8400, 80), (33600, 80), (134400, 80)], "dfl": [(4096, 17), (33600, 17), (262144, 17)]}
+SIZES = {
+    "qfl": [(8400, 80), (33600, 80), (134400, 80)],
+    "dfl": [(4096, 17), (33600, 17), (262144, 17)],
+    "head": [(22300, 80), (89200, 80), (356800, 80)],
+}
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 IMPLS = ("mmdet-eager", "torch.compile", "triton", "copy")
 
@@ -22,7 +27,9 @@ def note(text):
 
 
 def data(op, rows, columns, dtype, device):
-    """The distribution of `gfocal bench --help`, from a seed; logits, targets and weight."""
+    """The distribution of `gfocal bench --help`, from a seed; logits, targets and weight. Of the head: a step."""
+    if op == "head":
+        return head.data(rows, columns, dtype, device)
     rng = torch.Generator().manual_seed(7)
     mean = -4.6 if op == "qfl" else 0.0
     logits = (torch.randn(rows, columns, generator=rng) + mean).to(dtype)
@@ -37,6 +44,8 @@ def data(op, rows, columns, dtype, device):
 
 
 def size_of(op, passed, rows, columns, dtype):
+    if op == "head":
+        return head.bytes_of(rows, columns, DTYPES[dtype].itemsize, passed != "forward")
     tensor = rows * columns * DTYPES[dtype].itemsize
     return tensor * (1 if passed == "forward" else 2) + rows * (12 if op == "qfl" else 8)
 
@@ -45,17 +54,16 @@ class Autograd:
     """A formula, with PyTorch's own gradient."""
 
     def __init__(self, formula, tensors, with_grad):
-        self.formula, self.with_grad = formula, with_grad
+        self.formula, self.with_grad, self.grads = formula, with_grad, ()
         self.logits = tensors[0].detach().clone().requires_grad_(with_grad)
         self.rest = tensors[1:]
-        self.grad = None
 
     def run(self):
         if not self.with_grad:
             with torch.no_grad():
                 return self.formula(self.logits, *self.rest)
         loss = self.formula(self.logits, *self.rest)
-        (self.grad,) = torch.autograd.grad(loss, self.logits)
+        self.grads = torch.autograd.grad(loss, [self.logits])
         return loss.detach()
 
 
@@ -69,25 +77,37 @@ class Copy:
         self.target.copy_(self.source)
 
 
+EAGER = {"qfl": formulas.qfl_eager, "dfl": formulas.dfl_eager, "head": head.eager}
+
+
 def make(impl, op, tensors, with_grad, compiled):
+    """A call on logits of its own."""
     if impl == "triton":
         import fused
 
-        return fused.Fused(op, tensors, with_grad)
-    eager = formulas.qfl_eager if op == "qfl" else formulas.dfl_eager
-    return Autograd(compiled[op] if impl == "torch.compile" else eager, tensors, with_grad)
+        return fused.Fused(op, (tensors[0].clone(), *tensors[1:]), with_grad)
+    loss = compiled[op] if impl == "torch.compile" else EAGER[op]
+    return (head.Call if op == "head" else Autograd)(loss, tensors, with_grad)
+
+
+def truth(op, tensors):
+    if op == "head":
+        return head.truth(tensors)
+    loss, grad = formulas.truth(op, tensors)
+    return loss, [grad]
 
 
 def check(impl, op, tensors, call, dtype):
-    loss, grad = formulas.truth(op, tensors)
+    loss, grads = truth(op, tensors)
     relative = {"f32": 1e-4, "f16": 2e-2, "bf16": 8e-2}[dtype]
     found = call.run()
     if not abs(found.double() - loss) <= relative * abs(loss):
         raise ArithmeticError(f"the loss of {impl} is {found.item()} and not {loss.item()}")
     if call.with_grad:
-        error = (call.grad.double() - grad).norm() / grad.norm()
-        if not error <= relative:
-            raise ArithmeticError(f"the gradient of {impl} is off by {error.item():.2g} of its norm")
+        for i, (found, grad) in enumerate(zip(call.grads, grads, strict=True)):
+            error = (found.double() - grad).norm() / grad.norm()
+            if not error <= relative:
+                raise ArithmeticError(f"gradient {i} of {impl} is off by {error.item():.2g} of its norm")
 
 
 def samples(once, seconds):
@@ -176,12 +196,11 @@ def run_case(case, args, impls, compiled):
     if "copy" in impls:
         yield record("copy", case, found, method, moved, copy, args.device)
     for impl in impls:
-        if impl == "copy":
+        if impl == "copy" or (impl, op) == ("triton", "head"):  # nobody has a fused head to compare with
             continue
 
         def make_call():
-            own = (tensors[0].clone(), *tensors[1:])
-            return make(impl, op, own, passed != "forward", compiled)
+            return make(impl, op, tensors, passed != "forward", compiled)
 
         try:
             check(impl, op, tensors, make_call(), dtype)
@@ -215,7 +234,11 @@ def main():
     if args.device == "cpu" and "triton" in impls:
         note("triton is skipped: its kernels need a GPU")
         impls.remove("triton")
-    compiled = {"qfl": torch.compile(formulas.qfl_masked), "dfl": torch.compile(formulas.dfl_eager)}
+    compiled = {
+        "qfl": torch.compile(formulas.qfl_masked),
+        "dfl": torch.compile(formulas.dfl_eager),
+        "head": torch.compile(head.indexed),
+    }
     records, start = [], time.monotonic()
     for op in args.ops:
         for rows, columns in args.sizes or SIZES[op]:

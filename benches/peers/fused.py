@@ -78,6 +78,7 @@ class Fused:
         self.parts = torch.empty(count, device=logits.device, dtype=torch.float32)
         self.loss = torch.empty((), device=logits.device, dtype=torch.float32)
         self.grad = torch.empty_like(logits) if with_grad else logits
+        self.grads = (self.grad,)
 
     def run(self):
         grid = (self.parts.numel(),)

@@ -128,9 +128,9 @@ pub fn bench<T: Element>(c: &mut Criterion, dtype: &str, images: usize) {
         let inputs = Inputs::<T>::random(images);
         let levels = inputs.on_host();
         let [mut once, mut both] = [(); 2].map(|()| vec![zero; LOSSES * LEVELS.len()]);
-        head.cpu(images, CLASSES, &levels).forward(&mut once).expect("lengths fit");
+        head.cpu(inputs.images, CLASSES, &levels).forward(&mut once).expect("lengths fit");
         let mut grads = inputs.gradients();
-        head.cpu(images, CLASSES, &levels)
+        head.cpu(inputs.images, CLASSES, &levels)
             .forward_backward(&mut both, &mut as_gradients(&mut grads))
             .expect("lengths fit");
         let sum = |losses: &[T::Loss]| losses.iter().map(|loss| loss.to_f64()).sum::<f64>();
@@ -142,14 +142,14 @@ pub fn bench<T: Element>(c: &mut Criterion, dtype: &str, images: usize) {
     group.throughput(Throughput::BytesDecimal(read as u64));
     group.bench_function(BenchmarkId::new("forward", anchors(images)), |b| {
         let levels = inputs.on_host();
-        b.iter(|| head.cpu(images, CLASSES, &levels).forward(&mut losses));
+        b.iter(|| head.cpu(inputs.images, CLASSES, &levels).forward(&mut losses));
     });
     group.throughput(Throughput::BytesDecimal((read + written) as u64));
     group.bench_function(BenchmarkId::new("forward_backward", anchors(images)), |b| {
         let levels = inputs.on_host();
         let mut grads = inputs.gradients();
         let mut gradients = as_gradients(&mut grads);
-        b.iter(|| head.cpu(images, CLASSES, &levels).forward_backward(&mut losses, &mut gradients));
+        b.iter(|| head.cpu(inputs.images, CLASSES, &levels).forward_backward(&mut losses, &mut gradients));
     });
 }
 
