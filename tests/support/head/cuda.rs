@@ -5,10 +5,10 @@ use gfocal::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 use gfocal::head::{Gradients, HeadLoss, HeadWorkspace, Level, Logits, Normalisers, Points, Targets};
 use gfocal::{Result, Status};
 
+use super::super::case::Pass;
+use super::super::cpu::narrowed;
+use super::super::gpu::{Buffer, Gpu, OnDevice};
 use super::{Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, LevelScene, Outcome, PointsAt, Scene};
-use crate::support::case::Pass;
-use crate::support::cpu::narrowed;
-use crate::support::gpu::{Buffer, Gpu, OnDevice};
 
 /// What a call runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
