@@ -4,7 +4,7 @@
 #   check      what the device computes, against the references; every test of the CUDA path
 #   sanitize   the same under compute-sanitizer, as far as there is time
 #   bench      gfocal against a copy and a read: table, JSON and a plot
-#   peers      PyTorch eager, torch.compile and Triton on the same data, beside gfocal
+#   peers      PyTorch eager, torch.compile and Triton on the same kind of data, beside gfocal
 #   profile    Nsight Compute on the main kernels
 #   criterion  the benches of `cargo bench`
 #
@@ -59,6 +59,7 @@ check() {
     [[ $info == *"not a GPU"* ]] && repeats=4
     echo "$info"
     run check-bench 60 bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
+    run check-bench-head 120 bin/gfocal bench --device cuda --check-only --ops head --sizes 22300x80,8525x20,1021x3
     for module in golden semantics dfl_tiles gfl graph errors gradcheck exhaustive head_cuda head_graph head_errors head head_golden head_gradcheck boxes assign assign_graph properties large determinism; do
         GFOCAL_REPEATS=$repeats run "check-$module" 200 bin/kit "$module::"
     done
@@ -69,12 +70,17 @@ sanitize() {
     has compute-sanitizer "it comes with the CUDA toolkit" || return 0
     local sanitizer=(compute-sanitizer --error-exitcode 1 --tool)
     export GFOCAL_REPEATS=1
-    run sanitize-memcheck-bench 70 "${sanitizer[@]}" memcheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
-    run sanitize-racecheck-bench 70 "${sanitizer[@]}" racecheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
-    run sanitize-initcheck-bench 60 "${sanitizer[@]}" initcheck bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
-    run sanitize-memcheck-golden 90 "${sanitizer[@]}" memcheck bin/kit golden::
-    run sanitize-memcheck-semantics 70 "${sanitizer[@]}" memcheck bin/kit semantics::
-    run sanitize-memcheck-head_cuda 100 "${sanitizer[@]}" memcheck bin/kit head_cuda::
+    local rows=(bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16)
+    local head=(bin/gfocal bench --device cuda --check-only --ops head --sizes 22300x80)
+    run sanitize-memcheck-bench 60 "${sanitizer[@]}" memcheck "${rows[@]}"
+    run sanitize-racecheck-bench 60 "${sanitizer[@]}" racecheck "${rows[@]}"
+    run sanitize-initcheck-bench 40 "${sanitizer[@]}" initcheck "${rows[@]}"
+    run sanitize-memcheck-head 50 "${sanitizer[@]}" memcheck "${head[@]}" --dtype f32,bf16
+    run sanitize-racecheck-head 50 "${sanitizer[@]}" racecheck "${head[@]}" --dtype f16
+    run sanitize-initcheck-head 30 "${sanitizer[@]}" initcheck "${head[@]}" --dtype f16
+    run sanitize-memcheck-golden 60 "${sanitizer[@]}" memcheck bin/kit golden::
+    run sanitize-memcheck-semantics 50 "${sanitizer[@]}" memcheck bin/kit semantics::
+    run sanitize-memcheck-head_cuda 60 "${sanitizer[@]}" memcheck bin/kit head_cuda::
 }
 
 bench() {
@@ -89,8 +95,9 @@ peers() {
         echo "peers: left out, python3 has no torch (pip install torch)"
         return 0
     fi
-    run peers-qfl 240 bash -c 'python3 benches/peers/bench.py --device cuda --seconds 0.3 --budget 180 --ops qfl --sizes 134400x80,8400x80 >"$OUT/peers-qfl.json"'
-    run peers-dfl 200 bash -c 'python3 benches/peers/bench.py --device cuda --seconds 0.3 --budget 150 --ops dfl --sizes 262144x17,4096x17 >"$OUT/peers-dfl.json"'
+    run peers-qfl 170 bash -c 'python3 benches/peers/bench.py --device cuda --seconds 0.3 --budget 120 --ops qfl --sizes 134400x80,8400x80 >"$OUT/peers-qfl.json"'
+    run peers-dfl 130 bash -c 'python3 benches/peers/bench.py --device cuda --seconds 0.3 --budget 90 --ops dfl --sizes 262144x17,4096x17 >"$OUT/peers-dfl.json"'
+    run peers-head 150 bash -c 'python3 benches/peers/bench.py --device cuda --seconds 0.3 --budget 90 --ops head --sizes 356800x80,22300x80 --dtype f32,bf16 --passes forward_backward >"$OUT/peers-head.json"'
     local results=("$OUT"/peers-*.json)
     if [[ -s $OUT/gfocal.json ]]; then results+=("$OUT/gfocal.json"); else echo "peers: without gfocal, run the stage bench first"; fi
     python3 benches/peers/join.py "${results[@]}" | tee "$OUT/bench.txt"
@@ -109,9 +116,9 @@ profiled() {
     return 0
 }
 
-# What bounds the main kernels: the calls of forward, loss and gradient, and gradient alone. A check runs
-# them in this order before anything else. The head's are those of the tests, and small; so are the
-# assigner's.
+# What bounds the main kernels: the calls of forward, loss and gradient, and gradient alone; of the head both
+# launches of the first two, for 16 images of COCO. A check runs them in this order before anything else. The
+# assigner's are those of the tests, and small.
 profile() {
     has ncu "it comes with the CUDA toolkit" || return 0
     local op size dtype
@@ -122,7 +129,10 @@ profile() {
                 bin/gfocal bench --device cuda --check-only --ops "$op" --sizes "$size" --dtype "$dtype" || return 0
         done
     done
-    profiled head 4 "^head_" bin/kit --test-threads 1 head_cuda::golden || return 0
+    for dtype in f32 f16 bf16; do
+        profiled "head-$dtype" 4 "^head_" \
+            bin/gfocal bench --device cuda --check-only --ops head --sizes 356800x80 --dtype "$dtype" || return 0
+    done
     profiled atss 2 "^atss_" bin/kit --test-threads 1 assign::as_mmdetection_does
 }
 
