@@ -75,7 +75,8 @@ fn check_anchor<T: Stored>(
     [level, anchor]: [usize; 2],
 ) -> Result<(), String> {
     let (relative, absolute) = tolerance(dtype);
-    // Half of what the least number of f16 is, and then some: there a gradient may be below the normal ones.
+    // The least number of f16, since gradients below its normal ones are rounded to multiples of that; of the
+    // others, what arithmetic in f32 loses.
     let least = if dtype == Dtype::F16 { 2f64.powi(-24) } else { 1e-36 };
     let positions = inputs.levels[level].size.positions();
     let (image, position) = (anchor / positions, anchor % positions);
