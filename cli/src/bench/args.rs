@@ -11,37 +11,40 @@ use super::case::{Op, Pass};
 use crate::values::{DeviceChoice, DtypeChoice};
 
 const ABOUT: &str = "\
-What is computed: the sum of the losses with a weight for each row, and its gradient; for integral
-the expectation of each row, and its gradient; for head a training step of mmdetection's GFLHead, from
-the raw outputs of all levels (NCHW, 17 bins) and given labels to the losses and both gradients.
+What is computed: the sum of the losses with a weight for each row, and its gradient; for
+integral the expectation of each row, and its gradient; for head a training step of
+mmdetection's GFLHead, from the raw outputs of all levels (NCHW, 17 bins) and given labels to
+the losses and both gradients.
 
-Rows of head are the anchors of all levels and images, columns the classes. A multiple of 22300 rows is
-so many images of COCO of 800x1333 pixels, with levels of 100x167, 50x84, 25x42, 13x21 and 7x11
-positions at strides 8 to 128. Any other number is one image, whose coarser levels have 64, 16, 4 and 1
-of 341 rows, rounded down, and the finest the rest.
+Rows of head are the anchors of all levels and images, columns the classes. A multiple of 22300
+rows is so many images of COCO of 800x1333 pixels, with levels of 100x167, 50x84, 25x42, 13x21
+and 7x11 positions at strides 8 to 128. Any other number is one image, whose coarser levels have
+64, 16, 4 and 1 of 341 rows, rounded down, and the finest the rest.
 
-Data: random, the same in every run, as at the start of training. Logits of QFL are N(-4.6, 1), 1 % of
-the rows are positives of a random class with a quality from 0.3 to 1; logits of DFL and integral are
-N(0, 1), targets uniform over the bins. Class logits of head are as those of QFL, box logits as those of
-DFL; 0.5 % of the anchors of each level, and one at least, are positives, up to nine around the centre of
-an object. Weights are from 0.5 to 1.5.
+Data: random, the same in every run, as at the start of training. Logits of QFL are N(-4.6, 1),
+1 % of the rows are positives of a random class with a quality from 0.3 to 1; logits of DFL and
+integral are N(0, 1), targets uniform over the bins. Class logits of head are as those of QFL,
+box logits as those of DFL; 0.5 % of the anchors of each level, and one at least, are positives,
+up to nine around the centre of an object. Weights are from 0.5 to 1.5.
 
-Bytes: those that the operation itself must move: logits once, the gradient once, 8 bytes of label
-for QFL (the qualities of the few positives are ignored) or 4 of target for DFL, 4 of weight. For head:
-class logits once, both gradients once, 8 bytes of label and 4 of weight, and of positives their box
-logits and 16 bytes of target.
+Bytes: those that the operation itself must move: logits once, the gradient once, 8 bytes of
+label for QFL (the qualities of the few positives are ignored) or 4 of target for DFL, 4 of
+weight. For head: class logits once, both gradients once, 8 bytes of label and 4 of weight, and
+of positives their box logits and 16 bytes of target.
 
-Ceilings: a copy that moves as many bytes, half read and half written, and for forward passes a read of as
-many bytes, measured beside each case. On the CPU by all cores or by one, whichever is faster, over the
-same buffers again and again, as the losses are; on CUDA by the driver's copy from device to device,
-and by a kernel that only reads.
+Ceilings: a copy that moves as many bytes, half read and half written, and for forward passes a
+read of as many bytes, measured beside each case. On the CPU by all cores or by one, whichever
+is faster, over the same buffers again and again, as the losses are; on CUDA by the driver's
+copy from device to device, and by a kernel that only reads.
 
-CUDA: replays of a graph of launches that each have buffers of their own, four times the L2 cache in
-all or 512 sets, between two events. Without events (drivers before CUDA 12.8), a note says so.
+CUDA: replays of a graph of launches that each have buffers of their own, four times the L2
+cache in all or 512 sets, between two events. Without events (drivers before CUDA 12.8), a note
+says so.
 
 Examples:
   gfocal bench --device cpu --ops qfl --dtype f32
   gfocal bench --sizes 134400x80,1075200x80 --ops qfl --passes forward_backward --format json
+  gfocal bench --device cuda --check-only --ops head --sizes 22300x80
   gfocal bench --plot bench.svg";
 
 #[derive(Debug, Args)]
