@@ -80,7 +80,7 @@ def data(rows, classes, dtype, device):
         positions = height * width
         cls = torch.randn(images, classes, height, width, generator=rng) - 4.6
         boxes = torch.randn(images, 4 * BINS, height, width, generator=rng)
-        weights = 0.5 + torch.rand(images * positions, generator=rng)
+        weights = torch.ones(images * positions)
         labels, targets = torch.full((images * positions,), classes), torch.zeros(images * positions, 4)
         for anchor, label, target in objects(rng, images, height, width, classes):
             labels[anchor], targets[anchor] = label, torch.tensor(target) * stride

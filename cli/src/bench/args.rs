@@ -25,7 +25,8 @@ Data: random, the same in every run, as at the start of training. Logits of QFL 
 1 % of the rows are positives of a random class with a quality from 0.3 to 1; logits of DFL and
 integral are N(0, 1), targets uniform over the bins. Class logits of head are as those of QFL,
 box logits as those of DFL; 0.5 % of the anchors of each level, and one at least, are positives,
-up to nine around the centre of an object. Weights are from 0.5 to 1.5.
+up to nine around the centre of an object. Weights are from 0.5 to 1.5, for head 1, as assigners
+give them.
 
 Bytes: those that the operation itself must move: logits once, the gradient once, 8 bytes of
 label for QFL (the qualities of the few positives are ignored) or 4 of target for DFL, 4 of

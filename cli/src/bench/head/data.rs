@@ -50,7 +50,7 @@ impl<T: Stored> LevelInputs<T> {
         let anchors = images * size.positions();
         let cls = normals(rng, PRIOR, anchors * classes);
         let boxes = normals(rng, 0.0, anchors * SIDES * BINS);
-        let label_weights = (0..anchors).map(|_| rng.random_range(0.5..1.5)).collect();
+        let label_weights = vec![1.0; anchors];
         let background = classes as i64;
         let (mut labels, mut targets) = (vec![background; anchors], vec![0.0; 4 * anchors]);
         let mut left = positives(anchors);
