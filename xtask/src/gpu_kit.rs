@@ -24,12 +24,18 @@ pub fn run(folder: &Path) -> Result<(), String> {
     if folder.exists() && !folder.join("run.sh").exists() && !is_empty(folder) {
         return Err(format!("{} is there, and is not a kit: name another folder", folder.display()));
     }
+    // What may well fail comes before the folder is touched.
+    let programs = [
+        built(&["test", "--package", "gfocal", "--no-run", "--test", "kit"])?,
+        built(&["build", "--package", "gfocal-cli"])?,
+        built(&["bench", "--package", "gfocal", "--bench", "losses", "--no-run"])?,
+    ];
     let _ = fs::remove_dir_all(folder);
-    fs::create_dir_all(folder.join("bin")).map_err(|error| cannot_write(folder, &error))?;
     let bin = folder.join("bin");
-    copy(&built(&["test", "--package", "gfocal", "--no-run", "--test", "kit"])?, &bin)?;
-    copy(&built(&["build", "--package", "gfocal-cli"])?, &bin)?;
-    copy(&built(&["bench", "--package", "gfocal", "--bench", "losses", "--no-run"])?, &bin)?;
+    fs::create_dir_all(&bin).map_err(|error| cannot_write(folder, &error))?;
+    for program in &programs {
+        copy(program, &bin)?;
+    }
     for data in DATA {
         let from = root().join(data);
         if from.exists() {
