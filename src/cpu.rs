@@ -242,9 +242,9 @@ pub(crate) fn lanes_at(values: &[f32], first: usize, padding: f32) -> [f32; LANE
     })
 }
 
-/// Whether f32 has room for a gradient of order 1 times this scale, and for what is smaller. Other
-/// rows are computed in f64.
+/// Whether f32 has room for a gradient of order 1 times this scale, and for what is smaller: what is lost
+/// of digits below 2^-126 must stay small. Other rows are computed in f64.
 #[inline]
 pub(crate) fn fits_single(scale: f64) -> bool {
-    scale == 0.0 || (1e-15..=1e15).contains(&scale.abs())
+    scale == 0.0 || (1e-15..=1e8).contains(&scale.abs())
 }

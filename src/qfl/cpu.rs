@@ -1,8 +1,8 @@
 //! Quality Focal Loss on the CPU: one pass over the logits.
 //!
-//! Elements with target 0, and dense targets, go through vectors of f32; the labelled element of
-//! a row, and whole rows that f32 does not suit (a loss that is not finite, an extreme scale,
-//! another beta than 2, logits in f64) through the functions of math.rs.
+//! Elements with target 0, and at beta 2 dense targets, go through vectors of f32; others, and whole
+//! rows that f32 does not suit (a loss that is not finite, an extreme scale or beta, logits in f64)
+//! through the functions of math.rs.
 
 use super::{Class, QualityFocalLoss, Targets};
 use crate::call::{Call, Lengths};
@@ -11,7 +11,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::math::{LossGrad, qfl_background, qfl_soft};
 use crate::status::Status;
-use crate::vector::{self, Isa, NONE, QflRow};
+use crate::vector::{self, Beta, Isa, NONE, QflRow};
 
 /// What the inputs say of a row.
 enum Target<'a> {
@@ -47,8 +47,9 @@ pub(super) fn run<T: Element>(
 
     let isa = Isa::detect();
     call.for_blocks(qfl.loss_weight, loss, grad, |block| {
-        if T::SINGLE && qfl.beta == 2.0 {
-            run_single(isa, qfl, &targets, block);
+        let beta = if qfl.beta == 2.0 { None } else { Beta::new(isa, qfl.beta) };
+        if T::SINGLE && (qfl.beta == 2.0 || beta.is_some()) {
+            run_single(isa, qfl, beta, &targets, block);
         } else {
             run_double(isa, qfl, &targets, block);
         }
@@ -83,8 +84,14 @@ fn double_row<T: Element>(qfl: &QualityFocalLoss, target: &Target, block: &mut B
 /// been stored.
 const BATCH: usize = 64;
 
-/// A block in vectors, some rows at a time.
-fn run_single<T: Element>(isa: Isa, qfl: &QualityFocalLoss, targets: &Targets<Host>, block: &mut Block<T>) {
+/// A block in vectors, some rows at a time. `beta`: if it is not 2.
+fn run_single<T: Element>(
+    isa: Isa,
+    qfl: &QualityFocalLoss,
+    beta: Option<Beta>,
+    targets: &Targets<Host>,
+    block: &mut Block<T>,
+) {
     let mut rows = [QflRow::default(); BATCH];
     let mut special = Vec::with_capacity(BATCH); // rows of which there is more to say than their loss
     for first in (0..block.rows()).step_by(BATCH) {
@@ -103,12 +110,15 @@ fn run_single<T: Element>(isa: Isa, qfl: &QualityFocalLoss, targets: &Targets<Ho
         let elements = first * block.columns..(first + rows.len()) * block.columns;
         let grad = block.grad.as_deref_mut().map(|grad| &mut grad[elements.clone()]);
         let x = &block.logits[elements.clone()];
-        match *targets {
-            Targets::Sparse { .. } => vector::qfl_background_rows(isa, x, rows, grad),
-            Targets::Dense { target } => {
-                let start = (block.first + first) * block.columns;
-                vector::qfl_soft_rows(isa, x, &target[start..start + x.len()], rows, grad);
-            }
+        let start = (block.first + first) * block.columns;
+        let y = match *targets {
+            Targets::Sparse { .. } => &[],
+            Targets::Dense { target } => &target[start..start + x.len()],
+        };
+        match (beta, targets) {
+            (Some(beta), _) => vector::qfl_any_beta_rows(isa, x, y, beta, rows, grad),
+            (None, Targets::Sparse { .. }) => vector::qfl_background_rows(isa, x, rows, grad),
+            (None, Targets::Dense { .. }) => vector::qfl_soft_rows(isa, x, y, rows, grad),
         }
         let mut special = special.iter().peekable();
         for (row, plan) in (first..).zip(rows) {
@@ -117,7 +127,16 @@ fn run_single<T: Element>(isa: Isa, qfl: &QualityFocalLoss, targets: &Targets<Ho
                 None => Some(double_row(qfl, &Target::Background, block, row)),
                 Some((_, None)) => None,
                 Some((_, Some(target))) => {
-                    let loss = plan.loss + labelled_loss(qfl, target, block, row);
+                    let loss = plan.loss
+                        + match *target {
+                            Target::Background => 0.0,
+                            Target::Class { column, .. } => labelled_loss(qfl, target, column, block, row),
+                            Target::Dense(_) if beta.is_none() => 0.0,
+                            Target::Dense(y) => (0..block.columns)
+                                .filter(|&column| y[column] > 0.0)
+                                .map(|column| labelled_loss(qfl, target, column, block, row))
+                                .sum(),
+                        };
                     let fits = loss.is_finite() && fits_single(block.scale(row));
                     Some(if fits { loss } else { double_row(qfl, target, block, row) })
                 }
@@ -127,14 +146,14 @@ fn run_single<T: Element>(isa: Isa, qfl: &QualityFocalLoss, targets: &Targets<Ho
     }
 }
 
-/// The loss of the labelled element of a row, if it has one; writes its gradient.
+/// The loss of an element with a target above 0; writes its gradient.
 fn labelled_loss<T: Element>(
     qfl: &QualityFocalLoss,
     target: &Target,
+    column: usize,
     block: &mut Block<T>,
     row: usize,
 ) -> f64 {
-    let Target::Class { column, .. } = *target else { return 0.0 };
     let at = row * block.columns + column;
     let labelled = element(qfl, target, column, block.logits[at].to_f64());
     let scale = block.scale(row);

@@ -4,6 +4,7 @@
 use super::simd::Avx2;
 #[cfg(all(target_arch = "x86_64", has_avx512))]
 use super::simd::Avx512;
+use super::simd::{Portable, Simd};
 
 /// A set of vector instructions of this machine.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,11 @@ impl Isa {
     /// The best.
     pub(crate) fn detect() -> Isa {
         Isa::all().next_back().expect("the portable one is always there")
+    }
+
+    /// Whether it has fused multiply-add.
+    pub(super) fn is_fused(self) -> bool {
+        !matches!(self.0, Set::Portable) || Portable::FUSED
     }
 
     /// All that this machine has, the best last.

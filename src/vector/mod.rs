@@ -9,6 +9,7 @@
 //!
 //! Relative errors hold for finite logits. Where a logit is inf or NaN, the loss is not finite.
 
+mod any_beta;
 mod dfl;
 mod isa;
 mod rows;
@@ -17,6 +18,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use any_beta::{Beta, qfl_any_beta_rows, qfl_weighted_any_beta};
 pub(crate) use dfl::{DflRows, dfl_rows};
 pub use isa::Isa;
 use isa::dispatch;
@@ -42,15 +44,34 @@ const LARGEST_EXPONENT: f32 = 87.0;
 /// e^x for |x| <= 87: relative error 2e-7, and 4e-7 at the ends. A NaN does not always stay one.
 #[inline(always)]
 fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    let round = s.splat(12_582_912.0); // adding it leaves an integer in the low bits
-    let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), round);
-    let n = s.sub(shifted, round);
+    let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
+    let n = s.sub(shifted, s.splat(ROUND));
     let r = if S::FUSED {
         s.fma(n, s.splat(-std::f32::consts::LN_2), x)
     } else {
         // ln 2 in two parts; the first has so few digits that its product with n is exact.
         s.sub(s.sub(x, s.mul(n, s.splat(0.693_359_4))), s.mul(n, s.splat(-2.121_944_4e-4)))
     };
+    exp_of_rest(s, r, shifted)
+}
+
+/// e^(x + low) for sums down to -87, and 0 below, with fused multiply-add: relative error 2e-7.
+#[inline(always)]
+fn exp_of_sum_or_0<S: Simd>(s: S, x: S::F, low: S::F) -> S::F {
+    let (sum, least) = (s.add(x, low), s.splat(-LARGEST_EXPONENT));
+    let shifted = s.fma(s.max(sum, least), s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
+    let n = s.sub(shifted, s.splat(ROUND));
+    let r = s.fma(n, s.splat(-std::f32::consts::LN_2), x);
+    let e = exp_of_rest(s, s.add(r, s.fma(n, s.splat(1.904_654_3e-9), low)), shifted);
+    s.select(s.le(least, sum), e, s.splat(0.0))
+}
+
+/// Adding it leaves an integer in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// e^r * 2^n for a small r and the n in the low bits of `shifted`.
+#[inline(always)]
+fn exp_of_rest<S: Simd>(s: S, r: S::F, shifted: S::F) -> S::F {
     let e = polynomial(s, r, &[0.008_312_521, 0.041_890_156, 0.166_671_14, 0.499_992_3, 1.0, 1.0]);
     s.add_exponent(e, shifted)
 }
@@ -182,29 +203,32 @@ fn soft<S: Simd>(s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
 }
 
 /// QFL at target 0.
+#[derive(Clone, Copy)]
 struct Background;
 impl<S: Simd> Loss<S> for Background {
     #[inline(always)]
-    fn of(s: S, x: S::F, _: S::F, scale: S::F) -> (S::F, S::F) {
+    fn of(self, s: S, x: S::F, _: S::F, scale: S::F) -> (S::F, S::F) {
         if are_confident(s, x) { confident(s, x, scale) } else { background(s, x, scale) }
     }
 }
 
 /// QFL at target 0, times weights that take the place of the targets.
+#[derive(Clone, Copy)]
 struct WeightedBackground;
 impl<S: Simd> Loss<S> for WeightedBackground {
     #[inline(always)]
-    fn of(s: S, x: S::F, weight: S::F, scale: S::F) -> (S::F, S::F) {
-        let (loss, slope) = Background::of(s, x, weight, s.mul(weight, scale));
+    fn of(self, s: S, x: S::F, weight: S::F, scale: S::F) -> (S::F, S::F) {
+        let (loss, slope) = Background.of(s, x, weight, s.mul(weight, scale));
         (s.mul(weight, loss), slope)
     }
 }
 
 /// QFL at targets that are clamped to [0, 1].
+#[derive(Clone, Copy)]
 struct Soft;
 impl<S: Simd> Loss<S> for Soft {
     #[inline(always)]
-    fn of(s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
+    fn of(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
         soft(s, x, s.min(s.max(y, s.splat(0.0)), s.splat(1.0)), scale)
     }
 }
@@ -212,7 +236,7 @@ impl<S: Simd> Loss<S> for Soft {
 #[inline(always)]
 fn qfl_background_body<S: Simd, T: Storage>(s: S, x: &[T], scale: f32, grad: Option<&mut [T]>) -> f64 {
     let mut rows = [QflRow { left_out: NONE, scale, loss: 0.0 }];
-    each_row::<S, Background, T>(s, x, &[], &mut rows, grad);
+    each_row(s, Background, x, &[], &mut rows, grad);
     rows[0].loss
 }
 
@@ -225,13 +249,13 @@ fn qfl_weighted_background_body<S: Simd, T: Storage>(
     grad: Option<&mut [T]>,
 ) -> f64 {
     let mut rows = [QflRow { left_out: NONE, scale, loss: 0.0 }];
-    each_row::<S, WeightedBackground, T>(s, x, weight, &mut rows, grad);
+    each_row(s, WeightedBackground, x, weight, &mut rows, grad);
     rows[0].loss
 }
 
 #[inline(always)]
 fn qfl_background_rows_body<S: Simd, T: Storage>(s: S, x: &[T], rows: &mut [QflRow], grad: Option<&mut [T]>) {
-    each_row::<S, Background, T>(s, x, &[], rows, grad);
+    each_row(s, Background, x, &[], rows, grad);
 }
 
 #[inline(always)]
@@ -242,7 +266,7 @@ fn qfl_soft_rows_body<S: Simd, T: Storage>(
     rows: &mut [QflRow],
     grad: Option<&mut [T]>,
 ) {
-    each_row::<S, Soft, T>(s, x, y, rows, grad);
+    each_row(s, Soft, x, y, rows, grad);
 }
 
 /// The number of no element.

@@ -8,10 +8,10 @@ const PART: usize = 16;
 
 /// A loss of single elements. (Not a closure: that would not always be inlined, and then be compiled
 /// for the wrong instructions.)
-pub(super) trait Loss<S: Simd> {
+pub(super) trait Loss<S: Simd>: Copy {
     /// (Loss, gradient times `scale`) for logits `x` and targets `y`, in place of which there may be
     /// weights.
-    fn of(s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F);
+    fn of(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F);
 }
 
 /// A row of logits.
@@ -29,14 +29,15 @@ pub(crate) struct QflRow {
 #[inline(always)]
 pub(super) fn each_row<S: Simd, L: Loss<S>, T: Storage>(
     s: S,
+    losses: L,
     x: &[T],
     y: &[f32],
     rows: &mut [QflRow],
     grad: Option<&mut [T]>,
 ) {
     match grad {
-        Some(grad) => each_row_with::<S, L, T, true>(s, x, y, rows, grad),
-        None => each_row_with::<S, L, T, false>(s, x, y, rows, &mut []),
+        Some(grad) => each_row_with::<S, L, T, true>(s, losses, x, y, rows, grad),
+        None => each_row_with::<S, L, T, false>(s, losses, x, y, rows, &mut []),
     }
 }
 
@@ -44,6 +45,7 @@ pub(super) fn each_row<S: Simd, L: Loss<S>, T: Storage>(
 #[inline(always)]
 fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
     s: S,
+    losses: L,
     x: &[T],
     y: &[f32],
     rows: &mut [QflRow],
@@ -54,13 +56,14 @@ fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
         let inside = i * columns..(i + 1) * columns;
         let y = if y.is_empty() { y } else { &y[inside.clone()] };
         let grad = if GRAD { &mut grad[inside.clone()] } else { &mut *grad };
-        row.loss = row_in_parts::<S, L, T, GRAD>(s, &x[inside], y, row, grad);
+        row.loss = row_in_parts::<S, L, T, GRAD>(s, losses, &x[inside], y, row, grad);
     }
 }
 
 #[inline(always)]
 fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
     s: S,
+    losses: L,
     x: &[T],
     y: &[f32],
     row: &QflRow,
@@ -82,7 +85,7 @@ fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
                 logits = without(s, logits, left_out % LANES);
             }
             let y = if y.is_empty() { s.splat(0.0) } else { s.load(&y[at]) };
-            let (loss, slope) = L::of(s, logits, y, scale);
+            let (loss, slope) = losses.of(s, logits, y, scale);
             sum = s.add(sum, loss);
             if GRAD {
                 T::store(s, slope, &mut grad[at]);
@@ -95,7 +98,7 @@ fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
             if x.len() == left_out / LANES {
                 logits = without(s, logits, left_out % LANES);
             }
-            let (loss, slope) = L::of(s, logits, s.load(&padded(y_rest, 0.0)), scale);
+            let (loss, slope) = losses.of(s, logits, s.load(&padded(y_rest, 0.0)), scale);
             sum = s.add(sum, loss);
             if GRAD {
                 let mut slopes = [T::NO_LOSS; LANES];

@@ -64,6 +64,35 @@ fn exact_to_1e_6() {
     }
 }
 
+/// An error of the exponent is one of the result, so small losses may be off by more.
+#[test]
+fn any_beta_is_exact_to_2e_6() {
+    let x = logits();
+    for isa in Isa::all() {
+        for beta in [0.0, 0.5, 1.0, 1.1, 1.5, 2.5, 3.0, 4.0] {
+            let Some(of_vectors) = Beta::new(isa, beta) else {
+                assert!(!isa.is_fused(), "{isa:?}, {beta}");
+                continue;
+            };
+            let mut grad = vec![0.0; x.len()];
+            let mut row = [QflRow { left_out: NONE, scale: 1.0, loss: 0.0 }];
+            qfl_any_beta_rows(isa, &x, &[], of_vectors, &mut row, Some(&mut grad));
+            for (&x, grad) in x.iter().zip(grad) {
+                let loss = qfl_weighted_any_beta(isa, &[x], &[0.5], of_vectors, 1.0, None);
+                let want = math::qfl_background(x.into(), beta);
+                for (got, want) in [(loss, 0.5 * want.loss), (grad.into(), want.grad)] {
+                    let error = (got - want).abs();
+                    assert!(
+                        error <= 2e-6 * want + 1e-37,
+                        "{isa:?}, beta {beta} at {x}: {got:e}, not {want:e}"
+                    );
+                }
+            }
+        }
+        assert!(Beta::new(isa, 4.1).is_none());
+    }
+}
+
 /// Rows that are flat, spread out, and with one bin that has nearly all. The difference to the
 /// largest logit is rounded too, and its absolute error is a relative one of its exponential.
 #[test]

@@ -1,6 +1,6 @@
 //! The classification loss of a level. Elements without a label go through vectors of f32, whatever
 //! the layout; labelled ones, and where f32 does not suit (logits that are not finite or are f64,
-//! an extreme scale, another beta than 2), through the functions of math.rs.
+//! an extreme scale or beta), through the functions of math.rs.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use super::positives::Anchors;
 use crate::cpu::fits_single;
 use crate::element::Element;
 use crate::math::{LossGrad, qfl_background, qfl_soft};
-use crate::vector::{self, Isa};
+use crate::vector::{self, Beta, Isa};
 
 /// The class logits of a level, and what all blocks of it need.
 pub(super) struct Classes<'a, T> {
@@ -48,6 +48,7 @@ struct Room<T> {
 
 impl<'a, T: Element> Classes<'a, T> {
     pub fn new(
+        isa: Isa,
         order: Order,
         logits: &'a [T],
         anchors: &'a Anchors,
@@ -67,7 +68,9 @@ impl<'a, T: Element> Classes<'a, T> {
             fits_single(weight) && fits_single(weight * factor)
         };
         let [least, most] = anchors.weight_range;
-        let single = T::SINGLE && beta == 2.0 && (most == 0.0 || (fits(least) && fits(most)));
+        let single = T::SINGLE
+            && (beta == 2.0 || Beta::new(isa, beta).is_some())
+            && (most == 0.0 || (fits(least) && fits(most)));
         let plain = anchors.is_plain();
         Classes { order, logits, anchors, plain, single, beta, factor, look_for_inf, labelled }
     }
@@ -150,9 +153,13 @@ impl<'a, T: Element> Classes<'a, T> {
         }
         let factor = self.factor as f32;
         let mut grad = grad;
-        let mut loss = match self.plain {
-            true => vector::qfl_background(isa, single, factor, grad.as_deref_mut()),
-            false => vector::qfl_weighted_background(isa, single, weights, factor, grad.as_deref_mut()),
+        let to = grad.as_deref_mut();
+        let mut loss = match Beta::new(isa, self.beta) {
+            Some(beta) if self.beta != 2.0 => {
+                vector::qfl_weighted_any_beta(isa, single, weights, beta, factor, to)
+            }
+            _ if self.plain => vector::qfl_background(isa, single, factor, to),
+            _ => vector::qfl_weighted_background(isa, single, weights, factor, to),
         };
         for &(element, quality) in labelled {
             let at = element - tile.start;

@@ -98,7 +98,7 @@ fn run_level<T: Element>(
     let order = |layout, channels| Order::new(layout, [call.batch, channels, level.positions()]);
     let of_classes = order(level.cls_layout, call.classes);
     let look_for_inf = call.found_inf.is_some();
-    let classes = Classes::new(of_classes, cls, anchors, call.head.qfl.beta, of_cls, look_for_inf);
+    let classes = Classes::new(isa, of_classes, cls, anchors, call.head.qfl.beta, of_cls, look_for_inf);
     let Some(gradients) = gradients else {
         return in_blocks(&of_classes, None, |block| classes.run(isa, block));
     };
