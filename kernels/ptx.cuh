@@ -40,8 +40,10 @@ DEVICE void load_shared(SharedAddress p, float (&x)[4], u32 (&y)[2]) {
 
 // The same number, but in a register: each lane shuffles with itself, and so the compiler cannot work the
 // number out again wherever it is used. All lanes of the warp must call it.
-DEVICE u32 kept(u32 x) {
-    asm volatile("shfl.sync.bfly.b32 %0, %0, 0, 31, 0xffffffff;" : "+r"(x));
+template <class T>
+DEVICE T kept(T x) {
+    static_assert(sizeof(T) == sizeof(u32), "a register");
+    asm volatile("shfl.sync.bfly.b32 %0, %0, 0, 31, 0xffffffff;" : "+r"((u32&)x));
     return x;
 }
 
@@ -138,6 +140,11 @@ DEVICE void store_16_bytes(void* p, u32 a, u32 b, u32 c, u32 d) {
                  : : "l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
+// Likewise 8 bytes.
+DEVICE void store_8_bytes(void* p, u32 a, u32 b) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" : : "l"(p), "r"(a), "r"(b) : "memory");
+}
+
 // *p += 1, *p = max(*p, x): atomic, without a result.
 DEVICE void count_up(u32* p) { asm volatile("red.global.add.u32 [%0], 1;" : : "l"(p) : "memory"); }
 DEVICE void raise_to(u64* p, u64 x) {
@@ -206,10 +213,6 @@ DEVICE void store_shared(SharedAddress p, uint4 v) {
                  : : "r"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
-// The same for other types.
-template <class T>
-DEVICE T kept(T x) { return __shfl_sync(0xffffffffu, x, threadIdx.x % 32); }
-
 // A constant in global memory.
 #define GLOBAL_CONSTANT static __device__ const
 
@@ -246,7 +249,8 @@ DEVICE u32 logic(u32 a, u32 b, u32 c) {
     return y;
 }
 
-DEVICE u32 kept(u32 x) { return x; }
+template <class T>
+DEVICE T kept(T x) { return x; }
 DEVICE u32 thread_anew() { return threadIdx.x; }
 DEVICE void rare() {}
 
@@ -302,6 +306,8 @@ DEVICE u32 take_ticket(u32* counter, u32 last) {
 
 DEVICE void store_16_bytes(void* p, u32 a, u32 b, u32 c, u32 d) { *(uint4*)p = make_uint4(a, b, c, d); }
 
+DEVICE void store_8_bytes(void* p, u32 a, u32 b) { *(uint2*)p = make_uint2(a, b); }
+
 DEVICE void count_up(u32* p) { atomicAdd(p, 1u); }
 DEVICE void raise_to(u64* p, u64 x) { atomicMax(p, x); }
 
@@ -320,9 +326,6 @@ DEVICE uint4 load_shared_vector(SharedAddress p) { return *(const uint4*)p; }
 DEVICE void store_shared(SharedAddress p, u32 x) { *(u32*)p = x; }
 DEVICE void store_shared(SharedAddress p, u16 x) { *(u16*)p = x; }
 DEVICE void store_shared(SharedAddress p, uint4 v) { *(uint4*)p = v; }
-
-template <class T>
-DEVICE T kept(T x) { return x; }
 
 #define GLOBAL_CONSTANT static const
 

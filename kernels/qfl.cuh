@@ -12,8 +12,8 @@
 //  4. A warp whose logits are all at most -2 takes series that need one special function for an
 //     element, not two, and fewer instructions. A detector's negatives begin at -4.6.
 #pragma once
+#include "background.cuh"
 #include "call.cuh"
-#include "math.cuh"
 #include "rows.cuh"
 
 constexpr int QFL_BLOCK = 320;         // 16 rows of 80 f32 or 32 of 80 f16; twin in src/cuda/raw.rs
@@ -78,69 +78,11 @@ DEVICE QflTarget read_qfl_target(const QflArgs& a, u64 row, bool reports) {
     return target;
 }
 
-// Whether losses may come doubled (see qfl_background) whatever the logits: not where those reach 2^127.
-#ifdef STORAGE_F16
-constexpr bool ALWAYS_TWICE = true;
-#else
-constexpr bool ALWAYS_TWICE = false;
-#endif
-
-template <bool GRADIENT, bool BETA_2, bool TWICE>
-DEVICE LossGrad background(const QflArgs& a, float x, float scale) {
-    return BETA_2 ? qfl_background<GRADIENT, TWICE>(x, scale) : qfl_background_any_beta(x, a.beta, scale);
-}
-
-template <bool BETA_2>
-DEVICE LossGrad soft(const QflArgs& a, float x, float y, float scale) {
-    if (BETA_2) return qfl_soft(x, y, scale);
-    return y > 0.0f ? qfl_soft_any_beta(x, y, a.beta, scale)
-                    : qfl_background_any_beta(x, a.beta, scale);
-}
-
-// A logit so low that its loss and its gradient are 0: it stands for the labelled one while the
-// rest of its vector is computed, and for those of rows that give nothing.
-constexpr float MASKED_LOGIT = -100.0f;
-#if defined(STORAGE_F16)
-constexpr u32 MASKED = 0xd640d640;
-#elif defined(STORAGE_BF16)
-constexpr u32 MASKED = 0xc2c8c2c8;
-#else
-constexpr u32 MASKED = 0xc2c80000;
-#endif
-
-// No branch and no index that is not constant, which would put the words into local memory.
-DEVICE void mask_out(Words& words, u32 index) {
-#pragma unroll
-    for (u32 k = 0; k < 4; ++k) {
-#ifdef STORAGE_F32
-        words.w[k] = k == index ? MASKED : words.w[k];
-#else
-        u32 half = k == index / 2 ? 0xffffu << index % 2 * 16 : 0;
-        words.w[k] = (words.w[k] & ~half) | (MASKED & half);
-#endif
-    }
-}
-
-// Whether all logits of a vector are at most -2, and none is so low as to be -inf: the sign and
-// the highest bit of the exponent are set, the next one is not.
-DEVICE bool confident(const Words& words) {
-#ifdef STORAGE_F32
-    constexpr u32 SET = 0xe0000000, NOT_SET = 0x20000000;
-#else
-    constexpr u32 SET = 0xe000e000, NOT_SET = 0x20002000;
-#endif
-    // ~((x ^ not_set) & (y ^ not_set)), and (low | high) & set
-    constexpr u32 EITHER = 0xff & ~((0xf0 ^ 0xaa) & (0xcc ^ 0xaa)), ANY = (0xf0 | 0xcc) & 0xaa;
-    const u32 low = logic<EITHER>(words.w[0], words.w[1], NOT_SET);
-    const u32 high = logic<EITHER>(words.w[2], words.w[3], NOT_SET);
-    return logic<ANY>(low, high, SET) == 0;
-}
-
 // The labelled element of a row, at `offset` from the first logit: its loss. Its gradient takes
 // the place of the one that was stored for a masked logit.
 template <bool GRADIENT, bool BETA_2>
 DEVICE float labelled_loss(const QflArgs& a, u64 offset, float y, float scale, bool& finite) {
-    LossGrad element = soft<BETA_2>(a, load(a.logits + offset), y, scale);
+    LossGrad element = soft<BETA_2>(load(a.logits + offset), y, a.beta, scale);
     if (GRADIENT) {
         store(a.grad + offset, element.grad);
         finite &= is_finite(a.grad + offset);
@@ -151,37 +93,12 @@ DEVICE float labelled_loss(const QflArgs& a, u64 offset, float y, float scale, b
 // The same for a background element.
 template <bool GRADIENT, bool BETA_2>
 DEVICE float background_loss(const QflArgs& a, u64 offset, float scale, bool& finite) {
-    LossGrad element = background<GRADIENT, BETA_2, false>(a, load(a.logits + offset), scale);
+    LossGrad element = background<GRADIENT, BETA_2, false>(load(a.logits + offset), a.beta, scale);
     if (GRADIENT) {
         store(a.grad + offset, element.grad);
         finite &= is_finite(a.grad + offset);
     }
     return element.loss;
-}
-
-// The loss of a vector of background logits (TWICE: doubled), which their gradients replace. All lanes of a
-// warp call it together: most negatives of a detector are confident, and then all take the short way.
-template <bool GRADIENT, bool BETA_2, bool TWICE>
-DEVICE float qfl_background_vector(const QflArgs& a, Words& words, float scale) {
-    float x[VECTOR], loss = 0.0f;
-    unpack(words, x);
-    if (BETA_2 && __all_sync(ALL_LANES, confident(words))) {
-#pragma unroll
-        for (int k = 0; k < VECTOR; ++k) {
-            LossGrad element = qfl_confident<sizeof(Scalar) == 2, TWICE>(x[k], scale, k);
-            loss += element.loss;
-            x[k] = element.grad;
-        }
-    } else {
-#pragma unroll
-        for (int k = 0; k < VECTOR; ++k) {
-            LossGrad element = background<GRADIENT, BETA_2, TWICE>(a, x[k], scale);
-            loss += element.loss;
-            x[k] = element.grad;
-        }
-    }
-    if (GRADIENT) words = pack(x);
-    return loss;
 }
 
 // What is shared of the targets of the rows that a thread has in flight: their weights, and codes that say
@@ -250,7 +167,7 @@ DEVICE void qfl_linear(const QflArgs& a) {
             const u32 first = QflPlace(thread_anew(), vectors, share).first;
 #pragma unroll
             for (u32 u = 0; u < UNROLL; ++u) {
-                words[u] = Words{{MASKED, MASKED, MASKED, MASKED}};
+                words[u] = masked_words();
                 if (base + first + u * step < a.rows) words[u] = load_words(from + (u64)row_bytes * u);
             }
         }
@@ -285,7 +202,7 @@ DEVICE void qfl_linear(const QflArgs& a) {
             for (u32 u = 0; u < UNROLL; ++u) {
                 const u32 code = codes[u / 2] >> u % 2 * 16 & 0xffff;
                 if (code == MASKED_ROW) {
-                    words[u] = Words{{MASKED, MASKED, MASKED, MASKED}};
+                    words[u] = masked_words();
                     scale[u] = 0.0f;  // the factor may be inf
                 }
                 mask_out(words[u], code - 1 - column);
@@ -293,7 +210,7 @@ DEVICE void qfl_linear(const QflArgs& a) {
         }
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
-            const float vector = qfl_background_vector<GRADIENT, BETA_2, BETA_2>(a, words[u], scale[u]);
+            const float vector = background_vector<GRADIENT, BETA_2, BETA_2>(words[u], a.beta, scale[u]);
             loss = fmaf(weight[u], vector, loss);
         }
         if (GRADIENT) {
@@ -387,7 +304,7 @@ DEVICE void qfl_rows(const QflArgs& a, const Blocks& blocks = Blocks()) {
                             x[k] = MASKED_LOGIT;
                             masked = true;
                         }
-                        element = background<GRADIENT, BETA_2, ALWAYS_TWICE>(a, x[k], scale);
+                        element = background<GRADIENT, BETA_2, ALWAYS_TWICE>(x[k], a.beta, scale);
                     }
                     piece += element.loss;
                     x[k] = element.grad;

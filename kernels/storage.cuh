@@ -144,3 +144,45 @@ DEVICE bool is_finite(const Scalar* p) {
     return is_finite((u32)*p);
 #endif
 }
+
+// A scalar's bits, without a conversion.
+DEVICE u32 load_bits(const Scalar* p) {
+#ifdef STORAGE_F32
+    return __float_as_uint(*p);
+#else
+    return *p;
+#endif
+}
+
+DEVICE void store_bits(Scalar* p, u32 bits) {
+#ifdef STORAGE_F32
+    *p = __uint_as_float(bits);
+#else
+    *p = (u16)bits;
+#endif
+}
+
+// The bits of VECTOR scalars, as a vector and one by one.
+DEVICE Words joined(const u32* bits) {
+    Words words;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#ifdef STORAGE_F32
+        words.w[i] = bits[i];
+#else
+        words.w[i] = bits[2 * i] | bits[2 * i + 1] << 16;
+#endif
+    }
+    return words;
+}
+
+DEVICE void taken_apart(const Words& words, u32* bits) {
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) {
+#ifdef STORAGE_F32
+        bits[i] = words.w[i];
+#else
+        bits[i] = words.w[i / 2] >> i % 2 * 16;  // the upper half is of no account
+#endif
+    }
+}

@@ -17,20 +17,24 @@ fn read(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The device code of a unit: what it shares with others stands in a header of its name, if there is one.
+/// The device code of a unit, with the headers of its name, if there are any: `head.cuh`, `head_boxes.cuh`.
 fn unit_source(unit: &str) -> String {
-    let header = format!("kernels/{unit}.cuh");
-    let header = if Path::new(env!("CARGO_MANIFEST_DIR")).join(&header).exists() {
-        read(&header)
-    } else {
-        String::new()
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")).expect("kernels");
+    let names = files.map(|file| file.expect("a file").file_name().to_string_lossy().into_owned());
+    let belongs = |name: &String| {
+        let stem = name.strip_suffix(".cuh").and_then(|stem| stem.strip_prefix(unit));
+        stem.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
     };
-    header + &read(&format!("kernels/{unit}.cu"))
+    let mut headers: Vec<String> = names.filter(belongs).collect();
+    headers.sort();
+    let headers: String = headers.iter().map(|name| read(&format!("kernels/{name}"))).collect();
+    headers + &read(&format!("kernels/{unit}.cu"))
 }
 
 /// The structures and launches of raw pointers.
 fn raw_source() -> String {
-    read("src/cuda/raw.rs") + &read("src/cuda/raw/gfl.rs") + &read("src/cuda/raw/head.rs")
+    let files = ["raw.rs", "raw/gfl.rs", "raw/head.rs", "raw/head/plan.rs"];
+    files.map(|file| read(&format!("src/cuda/{file}"))).concat()
 }
 
 /// The storage types, and the compute capabilities that each is compiled for.
@@ -54,7 +58,7 @@ fn units() -> [(&'static str, &'static str, usize, usize); 7] {
         ("dfl", "DflArgs", size_of::<DflArgs>(), 6),
         ("gfl", "GflArgs", size_of::<GflArgs>(), 2),
         ("integral", "IntegralArgs", size_of::<IntegralArgs>(), 2),
-        ("head", "HeadArgs", size_of::<HeadArgs>(), 3),
+        ("head", "HeadArgs", size_of::<HeadArgs>(), 5),
     ]
 }
 
@@ -71,10 +75,11 @@ fn kernels(unit: &str) -> Vec<(String, u32)> {
     lines.map(kernel).collect()
 }
 
-/// `constexpr int NAME = VALUE;` and `const NAME: u32 = VALUE;`.
+/// `constexpr int NAME = VALUE;` and `const NAME: u32 = VALUE;`, `pub(super)` or not.
 fn constants(source: &str) -> BTreeMap<String, u32> {
     let mut found = BTreeMap::new();
     for line in source.lines() {
+        let line = line.strip_prefix("pub(super) ").unwrap_or(line);
         let Some(declaration) = line.strip_prefix("constexpr int ").or_else(|| line.strip_prefix("const "))
         else {
             continue;
@@ -128,7 +133,7 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
             }
         }
     }
-    assert_eq!(checked, 5 * (12 + 6 + 2 + 3 + 2) + 2 + 2);
+    assert_eq!(checked, 5 * (12 + 6 + 2 + 5 + 2) + 2 + 2);
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/ptx")).expect("kernels/ptx");
     let ptx =
         files.filter(|file| file.as_ref().expect("a file").path().extension().is_some_and(|e| e == "ptx"));
@@ -296,7 +301,7 @@ fn constants_are_twins() {
     let mut checked = 0;
     for (unit, ..) in units() {
         for (name, value) in constants(&unit_source(unit)) {
-            if name.ends_with("BLOCK") || name.contains("UNROLL") {
+            if name.ends_with("BLOCK") || name.contains("UNROLL") || name.starts_with("HEAD_") {
                 let prefix = format!("{}_", unit.to_uppercase());
                 let twin = if name.starts_with(&prefix) { name } else { prefix + &name };
                 assert_eq!(host.get(&twin), Some(&value), "{twin}");
@@ -304,11 +309,40 @@ fn constants_are_twins() {
             }
         }
     }
-    assert_eq!(checked, 11);
+    assert_eq!(checked, 15);
     let (device, host) = (constants(&read("kernels/assign.cu")), read("src/assign/mod.rs"));
     for name in ["MAX_LEVELS", "MAX_TOPK"] {
         assert!(host.contains(&format!("pub const {name}: usize = {};", device[name])), "{name}");
     }
     assert_eq!(gfocal::head::MAX_LEVELS, 8, "HEAD_LEVELS in kernels/head.cuh");
-    assert!(unit_source("head").contains("constexpr u32 HEAD_LEVELS = 8;"));
+    let (device, host) = (unit_source("head"), read("src/cuda/raw/head/plan.rs"));
+    assert!(device.contains("constexpr u32 HEAD_LEVELS = 8;"));
+    // The blocks of a multiprocessor, which the entry points are built for.
+    let of_names = constants(&device);
+    let blocks = |line: &str| {
+        let blocks = line.split([',', ')']).nth(2)?.trim();
+        Some(of_names.get(blocks).map_or_else(|| blocks.to_owned(), u32::to_string))
+    };
+    let kernels = device.lines().filter_map(|line| line.strip_prefix("KERNEL("));
+    let blocks: Vec<String> = kernels.filter_map(blocks).collect();
+    assert!(host.contains(&format!("const POSITIVES_BLOCKS: u32 = {};", blocks[0])), "{blocks:?}");
+    assert!(
+        host.contains(&format!("const LOSSES_BLOCKS: [u32; 4] = [{}];", blocks[1..].join(", "))),
+        "{blocks:?}"
+    );
+    for (prefix, names) in [
+        ("CLS", ["Scalars", "Positions", "HalfVectors", "Channels"]),
+        ("BOX", ["Scalars", "Channels", "Anchors", "Positions"]),
+    ] {
+        for (number, name) in names.into_iter().enumerate() {
+            let upper: String =
+                name.char_indices()
+                    .map(|(i, c)| {
+                        if i > 0 && c.is_uppercase() { format!("_{c}") } else { c.to_uppercase().to_string() }
+                    })
+                    .collect();
+            assert!(device.contains(&format!("{prefix}_{upper} = {number}")), "{prefix}_{upper}");
+            assert!(host.contains(&format!("    {name} = {number},\n")), "{name}");
+        }
+    }
 }

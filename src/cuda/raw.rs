@@ -478,7 +478,13 @@ pub(super) const UNITS: [Unit; 7] = [
     Unit {
         name: "head",
         only_f32: false,
-        entries: &["head_positives", "head_losses_forward", "head_losses_forward_backward"],
+        entries: &[
+            "head_positives",
+            "head_losses_forward",
+            "head_losses_forward_backward",
+            "head_losses_forward_any_beta",
+            "head_losses_forward_backward_any_beta",
+        ],
     },
 ];
 

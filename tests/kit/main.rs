@@ -29,6 +29,8 @@ mod gradcheck;
 mod graph;
 #[path = "../head.rs"]
 mod head;
+#[path = "../head_classes.rs"]
+mod head_classes;
 #[path = "../head_cuda.rs"]
 mod head_cuda;
 #[path = "../head_errors.rs"]

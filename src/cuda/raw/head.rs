@@ -2,12 +2,15 @@
 
 use std::ffi::c_void;
 
+mod plan;
+
 use super::{DeviceAddress, Pass};
 use crate::cuda::Storage;
 use crate::cuda::handle::Kernels;
-use crate::cuda::launch::{Grid, lanes, launch};
-use crate::error::{Error, Result};
+use crate::cuda::launch::{Grid, launch};
+use crate::error::Result;
 use crate::head::MAX_LEVELS;
+use plan::{HEAD_BLOCK, LOSSES_BLOCKS, POSITIVES_BLOCKS};
 
 /// Where the elements of a `[batch, channels, positions]` tensor are, in elements. Twin of
 /// `Strides` in kernels/head.cuh.
@@ -50,7 +53,8 @@ pub struct HeadLevel {
     pub points: DeviceAddress,
     /// The number of its first anchor in the status.
     pub first_row: u64,
-    /// The number of its first anchor in the workspace: a multiple of 8.
+    /// The number of its first anchor in the workspace: a multiple of 8. Images follow each other, and
+    /// begin at multiples of 8, too.
     pub first_record: u64,
     /// Pixels from one position to the next.
     pub stride: f64,
@@ -73,21 +77,19 @@ pub struct HeadLevel {
     /// See `positives_block`.
     pub box_block: u32,
     /// See `positives_block`.
+    pub cls_way: u32,
+    /// See `positives_block`.
     pub cls_by_channel: u32,
     /// See `positives_block`.
-    pub cls_vectors: u32,
+    pub cls_units: u32,
     /// See `positives_block`.
-    pub cls_lanes: u32,
-    /// See `positives_block`.
-    pub cls_channels: u32,
+    pub cls_span: u32,
     /// See `positives_block`.
     pub cls_chunks: u32,
     /// See `positives_block`.
-    pub box_by_channel: u32,
+    pub cls_tiles: u32,
     /// See `positives_block`.
-    pub box_vectors: u32,
-    /// Padding.
-    pub unused: u32,
+    pub box_way: u32,
 }
 
 /// Both launches of the head loss. Twin of `HeadArgs` in kernels/head.cuh.
@@ -107,9 +109,11 @@ pub struct HeadArgs {
     pub level_sums: DeviceAddress,
     /// `[3, partial_blocks]` f64.
     pub partials: DeviceAddress,
-    /// `[records]` u32, 16-byte aligned. Records are as many as anchors, and up to 7 more for each
-    /// level: see [`HeadLevel::first_record`].
+    /// `[records]` u32. Records are as many as anchors, and so many more that each image of each level
+    /// has a multiple of 8 of them: see [`HeadLevel::first_record`].
     pub codes: DeviceAddress,
+    /// `[records]` f32, 16-byte aligned.
+    pub weights: DeviceAddress,
     /// `[records]` f32.
     pub qualities: DeviceAddress,
     /// `[records]` f32.
@@ -171,153 +175,15 @@ pub struct HeadArgs {
 /// The most anchors of a level, all images together.
 pub const MAX_ANCHORS: usize = i32::MAX as usize - 4096;
 
-/// Twin of the constant in kernels/head.cuh.
-const HEAD_BLOCK: u32 = 256;
-const WARPS: u64 = HEAD_BLOCK as u64 / 32;
-const BLOCKS_PER_MULTIPROCESSOR: u32 = 2;
-
-/// Channels of a tile, if lanes go along positions: about this many.
-const TILE_CHANNELS: u32 = 20;
-
 /// How many blocks [`HeadArgs::partials`] must have room for: the same for all calls on a device.
 pub fn head_partial_blocks(kernels: &Kernels) -> usize {
     // Every part of every level may have one more than its share.
-    most_blocks(kernels) as usize + 2 * MAX_LEVELS
+    let most = LOSSES_BLOCKS.into_iter().fold(POSITIVES_BLOCKS, u32::max);
+    most_blocks(kernels, most) as usize + 2 * MAX_LEVELS
 }
 
-fn most_blocks(kernels: &Kernels) -> u32 {
-    kernels.multiprocessors().max(1) * BLOCKS_PER_MULTIPROCESSOR
-}
-
-/// Shares out blocks: to each part as many as it has use for, or in proportion to its work.
-/// Parts are (work, the most blocks that find something to do).
-fn share_out(parts: &[(u64, u64)], most: u32) -> Vec<u32> {
-    let work: u128 = parts.iter().map(|&(work, _)| u128::from(work)).sum();
-    let share = |&(part, tiles): &(u64, u64)| {
-        let share = (u128::from(part) * u128::from(most)).checked_div(work).unwrap_or(0);
-        (share as u64).max(1).min(tiles) as u32
-    };
-    parts.iter().map(share).collect()
-}
-
-impl HeadArgs {
-    fn used(&self) -> &[HeadLevel] {
-        &self.levels[..self.level_count as usize]
-    }
-
-    /// The blocks of phase one.
-    fn plan_positives(&mut self, most: u32) -> u32 {
-        let batch = u64::from(self.batch);
-        let parts: Vec<_> = (self.used().iter())
-            .map(|level| {
-                let anchors = batch * u64::from(level.positions);
-                (anchors, anchors.div_ceil(HEAD_BLOCK.into()))
-            })
-            .collect();
-        let mut next = 0;
-        for (level, blocks) in self.levels.iter_mut().zip(share_out(&parts, most)) {
-            level.positives_block = next;
-            next += blocks;
-        }
-        next.max(1)
-    }
-
-    /// The blocks of phase two, and which accesses they make.
-    fn plan_losses(&mut self, storage: Storage, pass: Pass, most: u32) -> Result<u32> {
-        let (batch, classes, bins) = (self.batch, self.classes, self.bins);
-        let backward = pass == Pass::ForwardBackward;
-        let mut parts = Vec::new();
-        for level in &mut self.levels[..self.level_count as usize] {
-            let anchors = u64::from(batch) * u64::from(level.positions);
-            let cls = Access {
-                storage,
-                strides: level.cls_strides,
-                addresses: level.cls | if backward { level.grad_cls } else { 0 },
-                extents: [batch, classes, level.positions],
-            };
-            level.cls_by_channel = cls.by_channel().into();
-            level.cls_vectors = cls.vectors().into();
-            let vector = if cls.vectors() { storage.vector() } else { 1 };
-            let anchors_of_tile = if cls.by_channel() {
-                (level.cls_lanes, level.cls_channels, level.cls_chunks) =
-                    (lanes(classes, vector, 5), classes, 1);
-                u64::from(32 / level.cls_lanes)
-            } else {
-                let chunks = classes.div_ceil(TILE_CHANNELS);
-                level.cls_lanes = 1;
-                level.cls_channels = classes.div_ceil(chunks).next_multiple_of(4);
-                level.cls_chunks = classes.div_ceil(level.cls_channels);
-                32 * vector as u64
-            };
-            let tiles = anchors.div_ceil(anchors_of_tile) * u64::from(level.cls_chunks);
-            if tiles > MAX_ANCHORS as u64 {
-                return Err(Error::ShapeOverflow { shape: [anchors as usize, classes as usize] });
-            }
-            parts.push((anchors * u64::from(classes) * if backward { 2 } else { 1 }, tiles.div_ceil(WARPS)));
-
-            let boxes = Access {
-                storage,
-                strides: level.box_strides,
-                addresses: level.grad_boxes,
-                extents: [batch, 4 * bins, level.positions],
-            };
-            level.box_by_channel = match (boxes.by_channel(), boxes.is_dense()) {
-                (false, _) => 0,
-                (true, false) => 1,
-                (true, true) => 2,
-            };
-            level.box_vectors = (!boxes.by_channel() && boxes.vectors()).into();
-            let per_thread = if level.box_vectors == 1 { storage.vector() as u64 } else { 1 };
-            let groups = anchors.div_ceil(u64::from(HEAD_BLOCK) * per_thread);
-            let tiles = if boxes.by_channel() { groups } else { 4 * groups };
-            parts.push(if backward { (anchors * u64::from(4 * bins), tiles) } else { (0, 0) });
-        }
-        let mut next = 0;
-        for (level, blocks) in self.levels.iter_mut().zip(share_out(&parts, most).chunks_exact(2)) {
-            level.cls_block = next;
-            level.box_block = next + blocks[0];
-            next += blocks[0] + blocks[1];
-        }
-        Ok(next.max(1))
-    }
-}
-
-/// How the elements of a tensor can be reached.
-struct Access {
-    storage: Storage,
-    strides: Strides,
-    /// All that must be aligned, joined by or.
-    addresses: DeviceAddress,
-    /// Images, channels, positions.
-    extents: [u32; 3],
-}
-
-impl Access {
-    /// Lanes go along the channels of an anchor.
-    fn by_channel(&self) -> bool {
-        self.strides.channel == 1 && (self.strides.position != 1 || self.extents[2] == 1)
-    }
-
-    /// Whole vectors, on 16-byte boundaries.
-    fn vectors(&self) -> bool {
-        let vector = self.storage.vector() as u64;
-        let [images, channels, positions] = self.extents;
-        let Strides { batch, channel, position } = self.strides;
-        let steps = |extent: u32, stride: u64| extent <= 1 || stride.is_multiple_of(vector);
-        let inner = if self.by_channel() {
-            u64::from(channels).is_multiple_of(vector) && steps(positions, position)
-        } else {
-            position == 1 && u64::from(positions).is_multiple_of(vector) && steps(channels, channel)
-        };
-        inner && steps(images, batch) && self.addresses.is_multiple_of(16)
-    }
-
-    /// By channel, nothing is between two anchors.
-    fn is_dense(&self) -> bool {
-        let [images, channels, positions] = self.extents.map(u64::from);
-        (positions <= 1 || self.strides.position == channels)
-            && (images <= 1 || self.strides.batch == channels * positions)
-    }
+fn most_blocks(kernels: &Kernels, per_multiprocessor: u32) -> u32 {
+    kernels.multiprocessors().max(1) * per_multiprocessor
 }
 
 /// Enqueues the first launch of the head loss on `stream`, a CUstream: what to divide by, and what
@@ -335,7 +201,7 @@ pub unsafe fn launch_head_positives(
     stream: *mut c_void,
 ) -> Result<()> {
     let mut args = *args;
-    let blocks = args.plan_positives(most_blocks(kernels));
+    let blocks = args.plan_positives(most_blocks(kernels, POSITIVES_BLOCKS));
     let function = kernels.function("head", storage, 0)?;
     kernels.bind()?;
     // SAFETY: the function takes one HeadArgs; the rest is the caller's promise.
@@ -346,7 +212,7 @@ pub unsafe fn launch_head_positives(
 /// have run with the same arguments.
 ///
 /// # Errors
-/// As [`launch_qfl`](super::launch_qfl), and if a level has more than 2^31 tiles.
+/// As [`launch_qfl`](super::launch_qfl), and if a level has more than 2^31 shares of a lane.
 ///
 /// # Safety
 /// As [`launch_qfl`](super::launch_qfl).
@@ -358,8 +224,9 @@ pub unsafe fn launch_head_losses(
     stream: *mut c_void,
 ) -> Result<()> {
     let mut args = *args;
-    let blocks = args.plan_losses(storage, pass, most_blocks(kernels))?;
-    let function = kernels.function("head", storage, 1 + usize::from(pass == Pass::ForwardBackward))?;
+    let entry = usize::from(args.beta != 2.0) * 2 + usize::from(pass == Pass::ForwardBackward);
+    let blocks = args.plan_losses(storage, pass, most_blocks(kernels, LOSSES_BLOCKS[entry]))?;
+    let function = kernels.function("head", storage, 1 + entry)?;
     kernels.bind()?;
     // SAFETY: as above.
     unsafe { launch(function, Grid { blocks, threads: HEAD_BLOCK }, &args, stream.cast()) }

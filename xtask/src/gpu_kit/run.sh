@@ -60,7 +60,7 @@ check() {
     echo "$info"
     run check-bench 60 bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
     run check-bench-head 120 bin/gfocal bench --device cuda --check-only --ops head --sizes 22300x80,8525x20,1021x3
-    for module in golden semantics dfl_tiles gfl graph errors gradcheck exhaustive head_cuda head_graph head_errors head head_golden head_gradcheck boxes assign assign_graph properties large determinism; do
+    for module in golden semantics dfl_tiles gfl graph errors gradcheck exhaustive head_classes head_cuda head_graph head_errors head head_golden head_gradcheck boxes assign assign_graph properties large determinism; do
         GFOCAL_REPEATS=$repeats run "check-$module" 200 bin/kit "$module::"
     done
 }

@@ -1,6 +1,6 @@
 //! `kernels/budgets.toml`: what the machine code of each kernel may cost, and why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Deserialize;
@@ -54,6 +54,9 @@ struct Bounds {
     /// Names without the storage type; with it they are those of the entry points.
     kernels: Vec<String>,
     storage: Vec<String>,
+    /// Which loop, for kernels that have several main ones: a kernel has a budget for each.
+    #[serde(rename = "loop")]
+    of_loop: Option<Loop>,
     /// That a thread has done after one way round the main loop.
     elements: u32,
     max_registers: Bound,
@@ -67,7 +70,23 @@ struct Bounds {
     min_kib_in_flight: Bound,
 }
 
-/// What holds for a kernel.
+/// One of several main loops.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Loop {
+    name: String,
+    /// By which it is found: how many loads of 64 bits and more it has.
+    loads: usize,
+    /// Accesses of fewer bits are narrow.
+    #[serde(default = "vector_bits")]
+    bits: u32,
+}
+
+fn vector_bits() -> u32 {
+    128
+}
+
+/// What holds for a kernel, or for one of its loops.
 #[derive(Clone, Copy)]
 pub struct Budget<'a> {
     family: &'a Family,
@@ -147,16 +166,21 @@ impl Budgets {
         self.every_kernel.architectures.iter().map(|architecture| architecture.0)
     }
 
-    /// Each entry point has one budget, and each budget has its entry points.
+    /// Each entry point has one budget, or one for each of some loops; and each budget has its entry
+    /// points.
     pub fn cover(&self, entries: &[Entry]) -> Result<(), String> {
         let mut faults = Vec::new();
         let mut names: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
         names.sort_unstable();
         names.dedup();
         for name in &names {
-            match self.all().filter(|bounds| bounds.are_for(name)).count() {
+            let own: Vec<_> = self.all().filter(|bounds| bounds.are_for(name)).collect();
+            let loops: BTreeSet<_> =
+                own.iter().filter_map(|bounds| bounds.of_loop.as_ref()).map(|of| of.loads).collect();
+            match own.len() {
                 0 => faults.push(format!("{name} has no budget")),
                 1 => {}
+                count if count == loops.len() => {}
                 count => faults.push(format!("{name} has {count} budgets")),
             }
         }
@@ -173,12 +197,13 @@ impl Budgets {
         self.families.iter().flat_map(|family| &family.budgets)
     }
 
-    /// The budget of an entry point.
-    pub fn of(&self, name: &str) -> Option<Budget<'_>> {
-        self.families.iter().find_map(|family| {
-            let bounds = family.budgets.iter().find(|bounds| bounds.are_for(name))?;
-            Some(Budget { family, bounds })
-        })
+    /// The budgets of an entry point.
+    pub fn of(&self, name: &str) -> Vec<Budget<'_>> {
+        let budgets = self.families.iter().flat_map(|family| {
+            let own = family.budgets.iter().filter(|bounds| bounds.are_for(name));
+            own.map(move |bounds| Budget { family, bounds })
+        });
+        budgets.collect()
     }
 
     /// What every kernel keeps: the rules that this one breaks.
@@ -197,6 +222,18 @@ impl Budgets {
         }
         let opcodes = || assembled.kernel.code.iter().map(|instruction| instruction.opcode.as_str());
         faults.extend(forbidden(&rules.forbidden, opcodes, "is forbidden"));
+        // Where loops have budgets, no loop over vectors goes without.
+        let budgets = self.of(assembled.name());
+        let loads: Vec<usize> =
+            budgets.iter().filter_map(|budget| Some(budget.bounds.of_loop.as_ref()?.loads)).collect();
+        if !loads.is_empty() {
+            let loops =
+                assembled.hot_loops().filter(|region| assembled.code(&region.hot()).any(is_wide_load));
+            let others = loops.map(|region| assembled.loads(region)).filter(|count| !loads.contains(count));
+            faults.extend(
+                others.map(|count| format!("a loop with {count} loads of 64 bits and more has no budget")),
+            );
+        }
         faults
     }
 }
@@ -249,8 +286,21 @@ impl<'a> Budget<'a> {
         self.family.reason.trim()
     }
 
+    /// What the table calls what it is for.
+    pub fn title(&self, kernel: &str) -> String {
+        match &self.bounds.of_loop {
+            Some(of) => format!("{kernel}, {}", of.name),
+            None => kernel.to_owned(),
+        }
+    }
+
+    fn main_loop(&self) -> MainLoop {
+        self.bounds.of_loop.as_ref().map_or(self.family.main_loop, |of| MainLoop::Loads(of.loads))
+    }
+
     fn figures(&self, assembled: &Assembled) -> Figures {
-        assembled.figures(self.family.main_loop, self.bounds.elements, self.family.blocks_launched)
+        let bits = self.bounds.of_loop.as_ref().map_or_else(vector_bits, |of| of.bits);
+        assembled.figures(self.main_loop(), bits, self.bounds.elements, self.family.blocks_launched)
     }
 
     /// All figures of a kernel against their bounds, in the order of [`TITLES`].
@@ -287,7 +337,7 @@ impl<'a> Budget<'a> {
     pub fn broken_rules(&self, assembled: &Assembled) -> Vec<String> {
         let everywhere = || assembled.kernel.code.iter().map(|instruction| instruction.opcode.as_str());
         let mut faults = forbidden(&self.family.forbidden, everywhere, "is forbidden");
-        let loops = assembled.main_loops(self.family.main_loop);
+        let loops = assembled.main_loops(self.main_loop());
         let hot: Vec<usize> = loops.iter().flat_map(|region| region.hot()).collect();
         let in_loop = || assembled.code(&hot).map(|instruction| instruction.opcode.as_str());
         faults.extend(forbidden(
@@ -295,8 +345,13 @@ impl<'a> Budget<'a> {
             in_loop,
             "is forbidden in the main loop",
         ));
-        if loops.is_empty() {
-            faults.push("no innermost loop has a 128-bit load".to_owned());
+        match &self.bounds.of_loop {
+            Some(of) if loops.len() != 1 => {
+                let found = loops.len();
+                faults.push(format!("{found} loops, not 1, have {} loads of 64 bits and more", of.loads));
+            }
+            None if loops.is_empty() => faults.push("no innermost loop has a 128-bit load".to_owned()),
+            _ => {}
         }
         let short = self.figures(assembled).fast;
         if self.bounds.fast.is_some() && short.mufu < 1.0 {

@@ -24,6 +24,10 @@ pub enum MainLoop {
     Largest,
     /// The innermost ones that load vectors, one pass over a row each: their costs are added.
     Vectors,
+    /// The one without a loop inside that has so many loads of 64 bits and more, cold code apart: for
+    /// kernels that have several main loops, each with a budget of its own.
+    #[serde(skip)]
+    Loads(usize),
 }
 
 /// What one element costs.
@@ -41,19 +45,23 @@ pub struct Figures {
     pub fast: Cost,
     /// By the longest way round.
     pub general: Cost,
-    /// 128-bit loads that stand before the first MUFU; in the loop that has the fewest.
+    /// Wide loads that stand before the first MUFU; in the loop that has the fewest.
     pub loads_before_mufu: usize,
-    /// Loads from global memory of less than 128 bits.
+    /// Loads from global memory that are not wide.
     pub narrow_loads: usize,
-    /// Stores to global memory of less than 128 bits.
+    /// Stores to global memory that are not wide.
     pub narrow_stores: usize,
     /// KiB that one multiprocessor has asked for and not got yet, when all its threads stand before
-    /// their first MUFU: blocks that it holds * threads * loads before the first MUFU * 16 bytes.
+    /// their first MUFU: blocks that it holds * threads * bytes of wide loads before the first MUFU.
     pub kib_in_flight: f64,
 }
 
 pub fn is_wide_load(instruction: &Instruction) -> bool {
-    instruction.base() == "LDG" && instruction.width() >= 128
+    is_load_of(instruction, 128)
+}
+
+fn is_load_of(instruction: &Instruction, bits: u32) -> bool {
+    instruction.base() == "LDG" && instruction.width() >= bits
 }
 
 impl Assembled {
@@ -84,12 +92,28 @@ impl Assembled {
             MainLoop::Vectors => loops
                 .filter(|region| region.innermost && self.code(&region.hot()).any(is_wide_load))
                 .collect(),
+            MainLoop::Loads(count) => self.hot_loops().filter(|region| self.loads(region) == count).collect(),
         }
     }
 
+    /// The loops that are not cold and have none inside, cold ones apart.
+    pub fn hot_loops(&self) -> impl Iterator<Item = &Region> {
+        let is_hot = |region: &&Region| !self.flow.is_cold(region.header);
+        let has_none = move |region: &&Region| {
+            let mut others = self.flow.loops.iter().filter(is_hot);
+            others.all(|other| other.depth <= region.depth || !region.contains(other.header))
+        };
+        self.flow.loops.iter().filter(is_hot).filter(has_none)
+    }
+
+    /// The loads of 64 bits and more in a loop, cold code apart.
+    pub fn loads(&self, region: &Region) -> usize {
+        self.code(&region.hot()).filter(|instruction| is_load_of(instruction, 64)).count()
+    }
+
     /// `elements` go through the main loop in one way round. `blocks_launched`: so many for each
-    /// multiprocessor, even if more fit.
-    pub fn figures(&self, which: MainLoop, elements: u32, blocks_launched: u32) -> Figures {
+    /// multiprocessor, even if more fit. Accesses are wide from so many `bits` on.
+    pub fn figures(&self, which: MainLoop, bits: u32, elements: u32, blocks_launched: u32) -> Figures {
         let loops = self.main_loops(which);
         let cost = |way| {
             let blocks: Vec<usize> = loops.iter().flat_map(|region| self.round(region, way)).collect();
@@ -99,21 +123,23 @@ impl Assembled {
         };
         let early_loads = |region: &&Region| {
             let hot = region.hot();
-            self.code(&hot).take_while(|i| i.base() != "MUFU").filter(|i| is_wide_load(i)).count()
+            let early = self.code(&hot).take_while(|i| i.base() != "MUFU").filter(|i| is_load_of(i, bits));
+            let widths: Vec<u32> = early.map(Instruction::width).collect();
+            (widths.len(), widths.iter().sum::<u32>() / 8)
         };
         let hot: Vec<usize> = loops.iter().flat_map(|region| region.hot()).collect();
-        let narrow = |base| self.code(&hot).filter(|i| i.base() == base && i.width() < 128).count();
-        let loads_before_mufu = loops.iter().map(early_loads).min().unwrap_or(0);
+        let narrow = |base| self.code(&hot).filter(|i| i.base() == base && i.width() < bits).count();
+        let (loads_before_mufu, bytes_of_thread) = loops.iter().map(early_loads).min().unwrap_or((0, 0));
         let resident = device::resident_blocks(self.architecture, self.threads, &self.resources);
         let resident = resident.unwrap_or(0).min(blocks_launched);
-        let bytes = (resident * self.threads) as usize * loads_before_mufu * 16;
+        let bytes = resident * self.threads * bytes_of_thread;
         Figures {
             fast: cost(Way::Shortest),
             general: cost(Way::Longest),
             loads_before_mufu,
             narrow_loads: narrow("LDG"),
             narrow_stores: narrow("STG"),
-            kib_in_flight: bytes as f64 / 1024.0,
+            kib_in_flight: f64::from(bytes) / 1024.0,
         }
     }
 }

@@ -115,23 +115,28 @@ fn report(kernels: &[Assembled], budgets: &Budgets, verbose: bool) -> Result<(),
     let mut faults: BTreeMap<&str, BTreeMap<String, Vec<String>>> = BTreeMap::new();
     let mut reasons: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for kernel in kernels {
-        let budget = budgets.of(kernel.name()).ok_or_else(|| format!("{} has no budget", kernel.name()))?;
-        let checks = budget.checks(kernel);
-        let mut broken = budgets.broken_rules(kernel);
-        broken.extend(budget.broken_rules(kernel));
-        broken.extend(
-            checks.iter().filter(|check| !check.is_good).map(|check| format!("{} {check}", check.title)),
-        );
-
+        let own = budgets.of(kernel.name());
+        if own.is_empty() {
+            return Err(format!("{} has no budget", kernel.name()));
+        }
         let architecture = format!("sm_{}", kernel.architecture);
-        let mut row = vec![kernel.name().to_owned(), architecture.clone()];
-        row.extend(checks.iter().map(ToString::to_string));
-        row.push(if broken.is_empty() { "good" } else { "FAIL" }.to_owned());
-        table.push(row);
-        reasons.entry(budget.reason()).or_default().insert(kernel.name());
-        for fault in broken {
-            let known = faults.entry(budget.reason()).or_default();
-            known.entry(format!("{}: {fault}", kernel.name())).or_default().push(architecture.clone());
+        let mut broken = budgets.broken_rules(kernel);
+        for budget in own {
+            let title = budget.title(kernel.name());
+            let checks = budget.checks(kernel);
+            broken.extend(budget.broken_rules(kernel));
+            let faulty = checks.iter().filter(|check| !check.is_good);
+            broken.extend(faulty.map(|check| format!("{} {check}", check.title)));
+
+            let mut row = vec![title.clone(), architecture.clone()];
+            row.extend(checks.iter().map(ToString::to_string));
+            row.push(if broken.is_empty() { "good" } else { "FAIL" }.to_owned());
+            table.push(row);
+            reasons.entry(budget.reason()).or_default().insert(kernel.name());
+            for fault in broken.drain(..) {
+                let known = faults.entry(budget.reason()).or_default();
+                known.entry(format!("{title}: {fault}")).or_default().push(architecture.clone());
+            }
         }
     }
     print_aligned(&table);

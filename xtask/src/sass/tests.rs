@@ -113,14 +113,14 @@ fn two_ways_round() {
     let kernel = assembled("qfl", TWO_WAYS);
     let [main] = &kernel.flow.loops[..] else { panic!("one loop") };
     assert_eq!(sizes(&kernel, main), [12, 8, 10]);
-    let figures = kernel.figures(MainLoop::Largest, 2, 3);
+    let figures = kernel.figures(MainLoop::Largest, 128, 2, 3);
     assert_eq!(figures.fast, Cost { instructions: 4.0, mufu: 0.5 });
     assert_eq!(figures.general, Cost { instructions: 5.0, mufu: 1.0 });
     assert_eq!((figures.loads_before_mufu, figures.narrow_loads, figures.narrow_stores), (2, 0, 0));
     assert_eq!(figures.kib_in_flight, 3.0 * 320.0 * 2.0 * 16.0 / 1024.0);
     // 64 registers let 3 blocks of 320 threads in; fewer, if the launch has fewer.
-    assert_eq!(kernel.figures(MainLoop::Largest, 2, 8).kib_in_flight, figures.kib_in_flight);
-    assert_eq!(kernel.figures(MainLoop::Largest, 2, 1).kib_in_flight, figures.kib_in_flight / 3.0);
+    assert_eq!(kernel.figures(MainLoop::Largest, 128, 2, 8).kib_in_flight, figures.kib_in_flight);
+    assert_eq!(kernel.figures(MainLoop::Largest, 128, 2, 1).kib_in_flight, figures.kib_in_flight / 3.0);
 }
 
 #[test]
@@ -266,17 +266,22 @@ max_narrow_stores = 0
 min_kib_in_flight = 30
 "#;
 
+fn all_faults(budgets: &Budgets, kernel: &Assembled) -> Vec<String> {
+    let mut faults = budgets.broken_rules(kernel);
+    for budget in budgets.of(kernel.name()) {
+        faults.extend(budget.broken_rules(kernel));
+        let checks = budget.checks(kernel);
+        let faulty = checks.iter().filter(|check| !check.is_good);
+        faults.extend(faulty.map(|check| format!("{} {check}", check.title)));
+    }
+    faults
+}
+
 /// All that is wrong with a kernel.
 fn faults(lines: &str) -> Vec<String> {
     let budgets = Budgets::read(BUDGETS).unwrap();
     let kernel = assembled("qfl_f32", lines);
-    let budget = budgets.of("qfl_f32").unwrap();
-    let mut faults = budgets.broken_rules(&kernel);
-    faults.extend(budget.broken_rules(&kernel));
-    let checks = budget.checks(&kernel);
-    faults
-        .extend(checks.iter().filter(|check| !check.is_good).map(|check| format!("{} {check}", check.title)));
-    faults
+    all_faults(&budgets, &kernel)
 }
 
 #[test]
@@ -322,6 +327,80 @@ fn a_short_way_that_leaves_the_work_out_does_not_count() {
     let faults = faults(&skips);
     assert_eq!(faults.len(), 1, "{faults:?}");
     assert!(faults[0].starts_with("the shortest way has 0.00 MUFU"), "{faults:?}");
+}
+
+/// Two loops over vectors in one over tiles; in the first stands a rare loop. The second loads 8 bytes.
+const TWO_LOOPS: &str = "
+    tile:
+    LDG.E R0, [R0]
+    positions:
+    LDG.E.128 R4, [R2]
+    LDG.E.128 R8, [R3]
+    @!P0 BRA `(.L_plain)
+    PMTRIG 0x1
+    again:
+    LDG.E.128 R8, [R3]
+    FADD R4, R4, R5
+    @P3 BRA `(.L_again)
+    plain:
+    MUFU.EX2 R4, R4
+    STG.E.128 [R2], R4
+    @P1 BRA `(.L_positions)
+    halves:
+    LDG.E.64 R4, [R2]
+    LDG.E.64 R8, [R3]
+    LDG.E.64 R8, [R3]
+    MUFU.EX2 R4, R4
+    STG.E.64 [R2], R4
+    @P2 BRA `(.L_halves)
+    @P4 BRA `(.L_tile)
+    EXIT";
+
+#[test]
+fn a_budget_for_each_of_some_loops() {
+    let start = &BUDGETS[..BUDGETS.find("[[family.budget]]").unwrap()];
+    let budget = |loops: &str, elements: u32, loads: u32, kib: f64| {
+        format!(
+            "[[family.budget]]
+            kernels = [\"qfl\"]
+            storage = [\"f32\"]
+            loop = {loops}
+            elements = {elements}
+            max_registers = 64
+            general = {{ instructions = 6, mufu = 1 }}
+            min_loads_before_mufu = {loads}
+            max_narrow_loads = 0
+            max_narrow_stores = 0
+            min_kib_in_flight = {kib}\n"
+        )
+    };
+    let positions = budget("{ name = \"positions\", loads = 2 }", 1, 2, 30.0);
+    let halves = budget("{ name = \"halves\", loads = 3, bits = 64 }", 1, 3, 22.5);
+    let read = |text: &str| Budgets::read(&format!("{start}{text}")).unwrap();
+    let faults = |text: &str| all_faults(&read(text), &assembled("qfl_f32", TWO_LOOPS));
+    assert_eq!(faults(&format!("{positions}{halves}")), [""; 0]);
+    let titles: Vec<_> =
+        read(&format!("{positions}{halves}")).of("qfl_f32").iter().map(|b| b.title("qfl")).collect();
+    assert_eq!(titles, ["qfl, positions", "qfl, halves"]);
+
+    // Each bound is for its own loop.
+    let worse = halves.replace("instructions = 6", "instructions = 5");
+    assert_eq!(faults(&format!("{positions}{worse}")), ["instr 6/5"]);
+    let wider = halves.replace(", bits = 64", "");
+    assert_eq!(
+        faults(&format!("{positions}{wider}")),
+        ["narrow loads 3/0", "narrow stores 1/0", "loads before MUFU 0/3", "KiB in flight 0/22.5"]
+    );
+    // None is forgotten, and none is taken for another.
+    assert_eq!(faults(&halves), ["a loop with 2 loads of 64 bits and more has no budget"]);
+    let four = positions.replace("loads = 2 }", "loads = 4 }");
+    let lost = faults(&format!("{four}{halves}"));
+    assert!(lost.contains(&"0 loops, not 1, have 4 loads of 64 bits and more".to_owned()), "{lost:?}");
+
+    let entries = entries(".visible .entry qfl_f32(\n.maxntid 320, 1, 1\n").unwrap();
+    assert_eq!(read(&format!("{positions}{halves}")).cover(&entries), Ok(()));
+    let twice = read(&format!("{positions}{positions}")).cover(&entries);
+    assert_eq!(twice, Err("qfl_f32 has 2 budgets".to_owned()));
 }
 
 #[test]

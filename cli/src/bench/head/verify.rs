@@ -124,7 +124,8 @@ mod tests {
         check(&case, &inputs, |pass| cpu.outcome(pass)).unwrap();
         let positive = Truth::of(&inputs).positives[0][0].anchor;
         let at = |channel: usize| channel * inputs.levels[0].size.positions() + positive;
-        let spoilt: [(&str, &dyn Fn(&mut Outcome<f32>)); 7] = [
+        type Spoil<'a> = &'a dyn Fn(&mut Outcome<f32>);
+        let spoilt: [(&str, Spoil); 7] = [
             ("a classification loss", &|outcome| outcome.losses[0] *= 1.0001),
             ("a box loss", &|outcome| outcome.losses[1] *= 1.0001),
             ("a distribution loss", &|outcome| outcome.losses[5] *= 1.0001),

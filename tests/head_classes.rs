@@ -1,0 +1,185 @@
+//! Shows that phase two of the head loss on CUDA gives what the formulas give whatever the accesses that a level
+//! allows: 16 bytes, 8 bytes or single logits, along positions or along channels, with rests of images and of
+//! chunks; and whatever a vector of logits holds: a label, masked anchors over NaN logits, several weights.
+
+mod support;
+
+use gfocal::{bf16, f16};
+use support::gpu::OnDevice;
+use support::head::scenes::Recipe;
+use support::head::{Form, Profile, Scene, Settings, check, cuda, expect};
+use support::random::Random;
+use support::{Gpu, Pass, gpu};
+
+const PASSES: [Pass; 2] = [Pass::Forward, Pass::ForwardBackward];
+
+/// A scene whose anchors are mostly plain, as in training, so that vectors are not taken apart; and among them
+/// whatever is rare.
+fn scene(
+    random: &mut Random,
+    classes: usize,
+    batch: usize,
+    beta: f64,
+    sizes: &[(usize, usize, f64)],
+) -> Scene {
+    let settings = Settings { beta, ignore_label: Some(-7), ..Settings::of(Profile::Mmdetection) };
+    let recipe = Recipe { classes, batch, sizes: sizes.into(), positives: 0.03, ..Recipe::new(settings) };
+    let mut scene = recipe.scene(random);
+    for level in &mut scene.levels {
+        let (positions, anchors) = (level.positions(), level.labels.len());
+        // Labels where chunks and vectors begin and end.
+        let columns = [0, 1, 3, 4, 7, 8, 15, 16, 19, 20, classes - 2, classes - 1];
+        for label in level.labels.iter_mut().filter(|label| **label < classes as i64) {
+            *label = columns[random.index(columns.len())].min(classes - 1) as i64;
+        }
+        let mut weights = vec![1.0f32; anchors];
+        // One weight for many, then each its own.
+        for (begin, end, uneven) in
+            [(anchors / 3, anchors / 2, false), (anchors / 2 + 3, anchors / 2 + 21, true)]
+        {
+            for weight in &mut weights[begin..end.min(anchors)] {
+                *weight = if uneven { random.between(0.1, 2.0) as f32 } else { 0.625 };
+            }
+        }
+        // Masked by weight or label, alone and side by side, and nothing but NaN and inf in their logits.
+        for _ in 0..=anchors / 60 {
+            let first = random.index(anchors);
+            let last = anchors.min(first + 1 + random.index(9));
+            for (anchor, weight) in weights.iter_mut().enumerate().take(last).skip(first) {
+                match random.chance(0.5) {
+                    true => *weight = 0.0,
+                    false => level.labels[anchor] = -7,
+                }
+                let (image, position) = (anchor / positions, anchor % positions);
+                for class in 0..classes {
+                    level.cls[(image * classes + class) * positions + position] =
+                        [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][random.index(3)];
+                }
+            }
+        }
+        // An image of which nothing counts, so that whole warps have nothing to do.
+        if batch > 1 {
+            weights[anchors - positions..].fill(0.0);
+            level.cls[(batch - 1) * classes * positions..].fill(f64::NAN);
+        }
+        level.label_weights = Some(weights);
+        // Whole warps of confident negatives, too.
+        for x in &mut level.cls[..classes * positions / 2] {
+            *x = if x.is_finite() { x.min(-2.5) } else { *x };
+        }
+    }
+    scene
+}
+
+/// What COCO's images and odd sizes give: multiples of 8, of 4 only, of 2 only, of nothing.
+const SIZES: [&[(usize, usize, f64)]; 3] =
+    [&[(7, 11, 8.0), (10, 6, 16.0), (16, 18, 32.0)], &[(13, 21, 8.0), (1, 4, 16.0)], &[(25, 42, 8.0)]];
+
+fn compare<T: OnDevice>(gpu: &Gpu, what: &str, scene: &Scene) {
+    let want = expect(&scene.stored_as::<T>());
+    for form in [Form::Nchw, Form::ChannelsLast, Form::Joint, Form::JointLast] {
+        // 4 off: 8 bytes of 16-bit logits are aligned, 16 are not.
+        for offset in [0, 1, 4] {
+            for pass in PASSES {
+                let got = cuda::run::<T>(gpu, scene, form, offset, pass).expect("a legal call");
+                check(&format!("{what} in {form:?}, {offset} off"), pass, &got, &want);
+            }
+        }
+    }
+}
+
+fn sizes_and_betas<T: OnDevice>(seed: u64) {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(seed);
+    for (i, sizes) in SIZES.into_iter().enumerate() {
+        for beta in [2.0, 1.5] {
+            let (classes, batch) = [(24, 3), (20, 2), (33, 1)][i];
+            let scene = scene(&mut random, classes, batch, beta, sizes);
+            compare::<T>(&gpu, &format!("{classes} classes, beta {beta}, {sizes:?}"), &scene);
+        }
+    }
+}
+
+#[test]
+fn sizes_and_betas_in_f32() {
+    sizes_and_betas::<f32>(21);
+}
+
+#[test]
+fn sizes_and_betas_in_f16() {
+    sizes_and_betas::<f16>(22);
+}
+
+#[test]
+fn sizes_and_betas_in_bf16() {
+    sizes_and_betas::<bf16>(23);
+}
+
+/// 80 classes and more: several chunks of channels, several tiles for a warp, and rows of channels that no lane
+/// has alone.
+#[test]
+fn many_classes() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(31);
+    for (classes, beta) in [(80, 2.0), (80, 0.0), (131, 2.0)] {
+        let scene = scene(&mut random, classes, 2, beta, &[(10, 10, 8.0), (8, 8, 16.0), (5, 5, 32.0)]);
+        let what = format!("{classes} classes, beta {beta}");
+        compare::<f32>(&gpu, &what, &scene);
+        compare::<f16>(&gpu, &what, &scene);
+        compare::<bf16>(&gpu, &what, &scene);
+    }
+}
+
+/// Losses that double to more than f32 holds, in the storage types that reach so far; their sum fits once it is
+/// divided.
+fn huge<T: OnDevice>(gpu: &Gpu) {
+    let mut random = Random::new(41);
+    for form in [Form::Nchw, Form::ChannelsLast, Form::Scattered] {
+        let mut scene = scene(&mut random, 24, 2, 2.0, &[(12, 14, 8.0), (5, 6, 16.0)]);
+        for level in &mut scene.levels {
+            let positions = level.positions();
+            for position in [0, positions / 2, positions - 1] {
+                level.cls[(24 + 9) * positions + position] = 2e38;
+            }
+            level.labels.iter_mut().for_each(|label| *label = if *label == 9 { 8 } else { *label });
+        }
+        let want = expect(&scene.stored_as::<T>());
+        let got = cuda::run::<T>(gpu, &scene, form, 0, Pass::Forward).expect("a legal call");
+        check(&format!("huge logits in {form:?}"), Pass::Forward, &got, &want);
+    }
+}
+
+#[test]
+fn huge_logits() {
+    let Some(gpu) = gpu() else { return };
+    huge::<f32>(&gpu);
+    huge::<bf16>(&gpu);
+}
+
+/// What is masked has the gradient 0, and not 0 * inf, where the others' is too large for a float.
+#[test]
+fn masks_under_an_infinite_factor() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(51);
+    let mut scene = scene(&mut random, 24, 2, 2.0, &[(8, 12, 8.0), (5, 7, 16.0), (10, 10, 32.0)]);
+    scene.grad_scale = 1e60;
+    for form in [Form::Nchw, Form::ChannelsLast, Form::JointLast] {
+        for level in 0..scene.levels.len() {
+            let got = cuda::run::<f16>(&gpu, &scene, form, 0, Pass::ForwardBackward).expect("a legal call");
+            let of = &scene.levels[level];
+            let (positions, weights) = (of.positions(), of.label_weights.as_ref().expect("weights"));
+            let mut masked = 0;
+            for (i, grad) in got.grads[level][0].iter().enumerate() {
+                let anchor = i / (24 * positions) * positions + i % positions;
+                if weights[anchor] == 0.0 || of.labels[anchor] == -7 {
+                    masked += 1;
+                    assert_eq!(grad.to_f32(), 0.0, "{form:?}, level {level}, element {i}");
+                } else {
+                    assert!(!grad.to_f32().is_finite(), "{form:?}, level {level}, element {i}: {grad}");
+                }
+            }
+            assert!(masked > 0, "{form:?}, level {level}");
+            assert_eq!(got.found_inf, 1.0);
+        }
+    }
+}
