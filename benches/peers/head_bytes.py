@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import head
 
-TILE_CHANNELS = 20  # twin in src/cuda/raw/head.rs
+MOST_STEPS = 32  # channels that a lane goes along; twin in src/cuda/raw/head/plan.rs
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -105,12 +105,12 @@ def main():
     least = head.least_bytes(anchors, positives, args.classes, element)
     # Of a positive: its class logits (for the largest), its box logits, its target box.
     gathered = positives * ((args.classes + 4 * head.BINS) * element + 16)
-    # A code for each anchor instead of its label, written once, and read with its weight for every tile of
-    # channels and once more for the boxes; a record of 24 bytes for each positive, written and read; its box
-    # logits a second time. What the caches hold is counted too.
-    tiles = math.ceil(args.classes / TILE_CHANNELS)
+    # A code and a weight for each anchor, written once; the weight is read for every chunk of channels, the code for
+    # each side of the boxes; a record of 24 bytes for each positive, written and read; its box logits a second
+    # time. What the caches hold is counted too.
+    chunks = math.ceil(args.classes / MOST_STEPS)
     codes = 4 * anchors
-    ours = 2 * cls + box + labels + (2 + tiles) * codes + tiles * weights + gathered
+    ours = 2 * cls + box + labels + weights + (1 + 4) * codes + (1 + chunks) * weights + gathered
     ours += positives * (4 * head.BINS * element + 2 * 24)
     theirs = count.read + count.written
     print(f"{args.batch} images of {args.image}, {args.classes} classes, {args.dtype}: "

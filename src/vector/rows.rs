@@ -52,14 +52,66 @@ fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
     grad: &mut [T],
 ) {
     let columns = x.len() / rows.len().max(1);
+    let of_grad =
+        |first: usize, count: usize| if GRAD { first * columns..(first + count) * columns } else { 0..0 };
+    let of_y = |first: usize, count: usize| {
+        if y.is_empty() { 0..0 } else { first * columns..(first + count) * columns }
+    };
+    if columns < LANES {
+        for (i, rows) in rows.chunks_mut(LANES).enumerate() {
+            let (first, count) = (i * LANES, rows.len());
+            let x = &x[first * columns..(first + count) * columns];
+            let (y, grad) = (&y[of_y(first, count)], &mut grad[of_grad(first, count)]);
+            short_rows::<S, L, T, GRAD>(s, losses, x, y, rows, grad);
+        }
+        return;
+    }
     for (i, row) in rows.iter_mut().enumerate() {
-        let inside = i * columns..(i + 1) * columns;
-        let y = if y.is_empty() { y } else { &y[inside.clone()] };
-        let grad = if GRAD { &mut grad[inside.clone()] } else { &mut *grad };
-        row.loss = row_in_parts::<S, L, T, GRAD>(s, losses, &x[inside], y, row, grad);
+        let (x, y) = (&x[i * columns..(i + 1) * columns], &y[of_y(i, 1)]);
+        row.loss = row_in_parts::<S, L, T, GRAD>(s, losses, x, y, row, &mut grad[of_grad(i, 1)]);
     }
 }
 
+/// Up to [`LANES`] rows of fewer elements than that: together they are whole vectors.
+#[inline(always)]
+fn short_rows<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
+    s: S,
+    losses: L,
+    x: &[T],
+    y: &[f32],
+    rows: &mut [QflRow],
+    grad: &mut [T],
+) {
+    let columns = x.len() / rows.len();
+    let (mut logits, mut targets) = ([[T::NO_LOSS; LANES]; LANES], [[0.0; LANES]; LANES]);
+    let (mut scales, mut results) = ([[0.0; LANES]; LANES], [[0.0; LANES]; LANES]);
+    logits.as_flattened_mut()[..x.len()].copy_from_slice(x);
+    targets.as_flattened_mut()[..y.len()].copy_from_slice(y);
+    for (i, row) in rows.iter().enumerate() {
+        let first = i * columns;
+        scales.as_flattened_mut()[first..first + columns].fill(row.scale);
+        if row.left_out < columns {
+            logits.as_flattened_mut()[first + row.left_out] = T::NO_LOSS;
+        }
+    }
+    for i in 0..x.len().div_ceil(LANES) {
+        let scale = s.load(&scales[i]);
+        let (loss, slope) = losses.of(s, T::load(s, &logits[i]), s.load(&targets[i]), scale);
+        s.store(loss, &mut results[i]);
+        if GRAD {
+            T::store(s, slope, &mut logits[i]);
+        }
+    }
+    for (row, results) in rows.iter_mut().zip(results.as_flattened().chunks_exact(columns)) {
+        row.loss = results.iter().map(|&loss| f64::from(loss)).sum();
+    }
+    if GRAD {
+        grad.copy_from_slice(&logits.as_flattened()[..x.len()]);
+    }
+}
+
+/// A row of [`LANES`] elements or more. If they are not whole vectors, the last one has some elements that
+/// the one before it has, too.
 #[inline(always)]
 fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
     s: S,
@@ -71,39 +123,39 @@ fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
 ) -> f64 {
     assert!((y.is_empty() || y.len() == x.len()) && (!GRAD || grad.len() == x.len()));
     let (scale, left_out) = (s.splat(row.scale), row.left_out);
-    let (x, x_rest) = x.as_chunks::<LANES>();
-    let (y, y_rest) = y.as_chunks::<LANES>();
-    let (grad, grad_rest) = grad.as_chunks_mut::<LANES>();
+    let (rest, last) = (x.len() % LANES, x.len() - LANES);
+    let (vectors, targets) = (x.as_chunks().0, y.as_chunks().0);
     let mut total = 0.0;
     let mut first = 0;
     loop {
-        let end = x.len().min(first + PART);
+        let end = vectors.len().min(first + PART);
         let mut sum = s.splat(0.0);
         for at in first..end {
-            let mut logits = T::load(s, &x[at]);
+            let mut logits = T::load(s, &vectors[at]);
             if at == left_out / LANES {
                 logits = without(s, logits, left_out % LANES);
             }
-            let y = if y.is_empty() { s.splat(0.0) } else { s.load(&y[at]) };
+            let y = if y.is_empty() { s.splat(0.0) } else { s.load(&targets[at]) };
             let (loss, slope) = losses.of(s, logits, y, scale);
             sum = s.add(sum, loss);
             if GRAD {
-                T::store(s, slope, &mut grad[at]);
+                T::store(s, slope, &mut grad.as_chunks_mut().0[at]);
             }
         }
         first = end;
-        let is_last = first == x.len();
-        if is_last && !x_rest.is_empty() {
-            let mut logits = T::load(s, &padded(x_rest, T::NO_LOSS));
-            if x.len() == left_out / LANES {
-                logits = without(s, logits, left_out % LANES);
+        let is_last = first == vectors.len();
+        if is_last && rest > 0 {
+            let mut logits = T::load(s, x[last..].first_chunk().expect("a vector"));
+            if (last..x.len()).contains(&left_out) {
+                logits = without(s, logits, left_out - last);
             }
-            let (loss, slope) = losses.of(s, logits, s.load(&padded(y_rest, 0.0)), scale);
-            sum = s.add(sum, loss);
+            let y =
+                if y.is_empty() { s.splat(0.0) } else { s.load(y[last..].first_chunk().expect("a vector")) };
+            let (loss, slope) = losses.of(s, logits, y, scale);
+            let is_new = s.le(s.splat((LANES - rest) as f32), s.load(&LANE));
+            sum = s.add(sum, s.select(is_new, loss, s.splat(0.0)));
             if GRAD {
-                let mut slopes = [T::NO_LOSS; LANES];
-                T::store(s, slope, &mut slopes);
-                grad_rest.copy_from_slice(&slopes[..grad_rest.len()]);
+                T::store(s, slope, grad[last..].first_chunk_mut().expect("a vector"));
             }
         }
         total += f64::from(s.sum(sum));
@@ -113,6 +165,9 @@ fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
     }
 }
 
+/// The number of each lane.
+const LANE: Lanes = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+
 /// The logits, but for one lane that gives nothing.
 #[inline(always)]
 fn without<S: Simd>(s: S, logits: S::F, lane: usize) -> S::F {
@@ -120,11 +175,4 @@ fn without<S: Simd>(s: S, logits: S::F, lane: usize) -> S::F {
     s.store(logits, &mut lanes);
     lanes[lane] = f32::NO_LOSS;
     s.load(&lanes)
-}
-
-#[inline(always)]
-fn padded<T: Copy>(values: &[T], padding: T) -> [T; LANES] {
-    let mut lanes = [padding; LANES];
-    lanes[..values.len()].copy_from_slice(values);
-    lanes
 }
