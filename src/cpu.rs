@@ -221,14 +221,30 @@ impl<T: Element> Block<'_, T> {
 
     /// Takes the loss of a row, whose gradient is written; or `None` if it gives neither.
     pub fn finish(&mut self, row: usize, loss: Option<f64>) {
-        if let (None, Some(grad)) = (loss, &mut self.grad) {
+        if loss.is_none() {
+            self.clear_grad(row);
+        }
+        self.finish_rows(row, [loss].into_iter());
+    }
+
+    /// The gradient of a row that gives none.
+    pub fn clear_grad(&mut self, row: usize) {
+        if let Some(grad) = &mut self.grad {
             grad[row * self.columns..(row + 1) * self.columns].fill(T::from_f64(0.0));
         }
-        let loss = loss.map_or(0.0, |loss| loss * self.weight(row));
-        self.sum += loss;
-        if let Some(losses) = &mut self.losses {
-            losses[row] = T::Loss::from_f64(loss * self.loss_factor);
+    }
+
+    /// Takes the losses of rows from `first`, whose gradients are written; or `None` of those without.
+    pub fn finish_rows(&mut self, first: usize, losses: impl Iterator<Item = Option<f64>>) {
+        let mut sum = self.sum;
+        for (row, loss) in (first..).zip(losses) {
+            let loss = loss.map_or(0.0, |loss| loss * self.weight(row));
+            sum += loss;
+            if let Some(losses) = &mut self.losses {
+                losses[row] = T::Loss::from_f64(loss * self.loss_factor);
+            }
         }
+        self.sum = sum;
     }
 }
 

@@ -120,29 +120,45 @@ fn run_single<T: Element>(
             (None, Targets::Sparse { .. }) => vector::qfl_background_rows(isa, x, rows, grad),
             (None, Targets::Dense { .. }) => vector::qfl_soft_rows(isa, x, y, rows, grad),
         }
-        let mut special = special.iter().peekable();
-        for (row, plan) in (first..).zip(rows) {
-            let loss = match special.next_if(|(special, _)| *special == row) {
-                None if plan.loss.is_finite() => Some(plan.loss),
-                None => Some(double_row(qfl, &Target::Background, block, row)),
-                Some((_, None)) => None,
-                Some((_, Some(target))) => {
-                    let loss = plan.loss
-                        + match *target {
-                            Target::Background => 0.0,
-                            Target::Class { column, .. } => labelled_loss(qfl, target, column, block, row),
-                            Target::Dense(_) if beta.is_none() => 0.0,
-                            Target::Dense(y) => (0..block.columns)
-                                .filter(|&column| y[column] > 0.0)
-                                .map(|column| labelled_loss(qfl, target, column, block, row))
-                                .sum(),
-                        };
-                    let fits = loss.is_finite() && fits_single(block.scale(row));
-                    Some(if fits { loss } else { double_row(qfl, target, block, row) })
+        let mut gives_none = [false; BATCH];
+        for (row, target) in &special {
+            let plan = &mut rows[row - first];
+            if let Some(target) = target {
+                plan.loss += loss_above_0(qfl, beta, target, block, *row);
+                if !plan.loss.is_finite() || !fits_single(block.scale(*row)) {
+                    plan.loss = double_row(qfl, target, block, *row);
                 }
-            };
-            block.finish(row, loss);
+            } else {
+                gives_none[row - first] = true;
+                block.clear_grad(*row);
+            }
         }
+        for (row, plan) in (first..).zip(&mut *rows) {
+            if !plan.loss.is_finite() && !special.iter().any(|&(special, _)| special == row) {
+                plan.loss = double_row(qfl, &Target::Background, block, row);
+            }
+        }
+        let losses = rows.iter().zip(gives_none);
+        block.finish_rows(first, losses.map(|(plan, gives_none)| (!gives_none).then_some(plan.loss)));
+    }
+}
+
+/// The losses of a row's elements with a target above 0 that the vectors have left out; writes their gradients.
+fn loss_above_0<T: Element>(
+    qfl: &QualityFocalLoss,
+    beta: Option<Beta>,
+    target: &Target,
+    block: &mut Block<T>,
+    row: usize,
+) -> f64 {
+    match *target {
+        Target::Background => 0.0,
+        Target::Class { column, .. } => labelled_loss(qfl, target, column, block, row),
+        Target::Dense(_) if beta.is_none() => 0.0,
+        Target::Dense(y) => (0..block.columns)
+            .filter(|&column| y[column] > 0.0)
+            .map(|column| labelled_loss(qfl, target, column, block, row))
+            .sum(),
     }
 }
 

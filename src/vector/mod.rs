@@ -28,12 +28,16 @@ pub(crate) use simd::LANES;
 use simd::Simd;
 pub use storage::Storage;
 
-/// The polynomial of x with these coefficients, the highest first.
+/// The polynomial of x with these coefficients, an even number of them, the highest first: of pairs in x^2,
+/// for which a processor waits half as long.
 #[inline(always)]
-fn polynomial<S: Simd>(s: S, x: S::F, coefficients: &[f32]) -> S::F {
-    let mut p = s.splat(coefficients[0]);
-    for &c in &coefficients[1..] {
-        p = s.fma(p, x, s.splat(c));
+fn polynomial<S: Simd, const N: usize>(s: S, x: S::F, coefficients: [f32; N]) -> S::F {
+    const { assert!(N.is_multiple_of(2)) };
+    let square = s.mul(x, x);
+    let mut p = s.fma(s.splat(coefficients[0]), x, s.splat(coefficients[1]));
+    for i in 1..N / 2 {
+        let pair = s.fma(s.splat(coefficients[2 * i]), x, s.splat(coefficients[2 * i + 1]));
+        p = s.fma(p, square, pair);
     }
     p
 }
@@ -72,7 +76,7 @@ const ROUND: f32 = 12_582_912.0;
 /// e^r * 2^n for a small r and the n in the low bits of `shifted`.
 #[inline(always)]
 fn exp_of_rest<S: Simd>(s: S, r: S::F, shifted: S::F) -> S::F {
-    let e = polynomial(s, r, &[0.008_312_521, 0.041_890_156, 0.166_671_14, 0.499_992_3, 1.0, 1.0]);
+    let e = polynomial(s, r, [0.008_312_521, 0.041_890_156, 0.166_671_14, 0.499_992_3, 1.0, 1.0]);
     s.add_exponent(e, shifted)
 }
 
@@ -97,7 +101,7 @@ fn log1p_ratio<S: Simd>(s: S, e: S::F) -> S::F {
         -0.499_974_04,
         0.999_999_8,
     ];
-    polynomial(s, e, &coefficients)
+    polynomial(s, e, coefficients)
 }
 
 /// log1p(x) for x >= 0: with 1 + x = 2^k * (1 + m), k * ln 2 + log1p(m).
@@ -151,7 +155,7 @@ fn log_complement_ratio<S: Simd>(s: S, m: S::F) -> S::F {
         1.000_073_1,
         1.999_999_8,
     ];
-    polynomial(s, m, &coefficients)
+    polynomial(s, m, coefficients)
 }
 
 /// QFL and its gradient times `scale`, at target 0 and beta = 2:
@@ -178,8 +182,8 @@ fn background<S: Simd>(s: S, x: S::F, scale: S::F) -> (S::F, S::F) {
 #[inline(always)]
 fn confident<S: Simd>(s: S, x: S::F, scale: S::F) -> (S::F, S::F) {
     let e = exp(s, x);
-    let p = polynomial(s, e, &[-6.908_323, 8.109_856, -6.376_722_3, 4.332_08, -2.499_985_5, 1.0]);
-    let q = polynomial(s, e, &[-52.019_855, 55.764_236, -38.152_405, 21.655_714, -9.999_871, 2.999_999_8]);
+    let p = polynomial(s, e, [-6.908_323, 8.109_856, -6.376_722_3, 4.332_08, -2.499_985_5, 1.0]);
+    let q = polynomial(s, e, [-52.019_855, 55.764_236, -38.152_405, 21.655_714, -9.999_871, 2.999_999_8]);
     let cube = s.mul(s.mul(e, e), e);
     (s.mul(cube, p), s.mul(cube, s.mul(scale, q)))
 }
