@@ -52,23 +52,22 @@ fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
     grad: &mut [T],
 ) {
     let columns = x.len() / rows.len().max(1);
-    let of_grad =
-        |first: usize, count: usize| if GRAD { first * columns..(first + count) * columns } else { 0..0 };
-    let of_y = |first: usize, count: usize| {
-        if y.is_empty() { 0..0 } else { first * columns..(first + count) * columns }
-    };
-    if columns < LANES {
-        for (i, rows) in rows.chunks_mut(LANES).enumerate() {
-            let (first, count) = (i * LANES, rows.len());
-            let x = &x[first * columns..(first + count) * columns];
-            let (y, grad) = (&y[of_y(first, count)], &mut grad[of_grad(first, count)]);
-            short_rows::<S, L, T, GRAD>(s, losses, x, y, rows, grad);
-        }
-        return;
+    if columns == 0 {
+        return rows.iter_mut().for_each(|row| row.loss = 0.0);
     }
-    for (i, row) in rows.iter_mut().enumerate() {
-        let (x, y) = (&x[i * columns..(i + 1) * columns], &y[of_y(i, 1)]);
-        row.loss = row_in_parts::<S, L, T, GRAD>(s, losses, x, y, row, &mut grad[of_grad(i, 1)]);
+    let of = |first: usize, count: usize| first * columns..(first + count) * columns;
+    let if_there = |there: bool, elements| if there { elements } else { 0..0 };
+    let at_once = if columns < LANES { LANES } else { 1 };
+    for (i, rows) in rows.chunks_mut(at_once).enumerate() {
+        let inside = of(i * at_once, rows.len());
+        let y = &y[if_there(!y.is_empty(), inside.clone())];
+        let grad = &mut grad[if_there(GRAD, inside.clone())];
+        match rows {
+            [row] if columns >= LANES => {
+                row.loss = row_in_parts::<S, L, T, GRAD>(s, losses, &x[inside], y, row, grad);
+            }
+            rows => short_rows::<S, L, T, GRAD>(s, losses, &x[inside], y, rows, grad),
+        }
     }
 }
 

@@ -206,6 +206,42 @@ fn not_finite_shows() {
     }
 }
 
+/// Rows that share a vector, that are whole vectors, and whose vectors overlap; with one element left out, or none.
+#[test]
+fn rows_of_any_length() {
+    for isa in Isa::all() {
+        for columns in [1, 3, 15, 16, 17, 33] {
+            let x = &logits()[15_300..][..37 * columns];
+            let left_out = |row: usize| if row.is_multiple_of(3) { row % columns } else { NONE };
+            let mut rows: Vec<QflRow> = (0..37)
+                .map(|row| QflRow { left_out: left_out(row), scale: 1.0 + row as f32, loss: f64::NAN })
+                .collect();
+            let mut grad = vec![f32::NAN; x.len()];
+            qfl_background_rows(isa, x, &mut rows, Some(&mut grad));
+            for (row, (x, grad)) in x.chunks(columns).zip(grad.chunks(columns)).enumerate() {
+                let mut sum = 0.0;
+                for (column, (&x, &grad)) in x.iter().zip(grad).enumerate() {
+                    let want = math::qfl_background(x.into(), 2.0);
+                    let want = if column == left_out(row) { (0.0, 0.0) } else { (want.loss, want.grad) };
+                    sum += want.0;
+                    let want = want.1 * f64::from(rows[row].scale);
+                    let error = (f64::from(grad) - want).abs();
+                    assert!(
+                        error <= 1e-6 * want + 1e-36,
+                        "{isa:?}, {columns}, {row}: {grad:e}, not {want:e}"
+                    );
+                }
+                let error = (rows[row].loss - sum).abs();
+                assert!(error <= 1e-6 * sum, "{isa:?}, {columns}, {row}: {:e}, not {sum:e}", rows[row].loss);
+            }
+            let mut forward = rows.clone();
+            qfl_background_rows(isa, x, &mut forward, None);
+            assert!(rows.iter().zip(&forward).all(|(a, b)| a.loss.to_bits() == b.loss.to_bits()), "{isa:?}");
+        }
+        assert_eq!(qfl_background::<f32>(isa, &[], 1.0, None), 0.0);
+    }
+}
+
 /// An element that is left out gives nothing, and changes nothing of the others.
 #[test]
 fn one_is_left_out() {
