@@ -94,8 +94,8 @@ fn weighted_body<S: Simd, T: Storage>(
 }
 
 dispatch! {
-    /// [`qfl_background_rows`](super::qfl_background_rows) for another beta. Where there are targets `y`, elements
-    /// with one above 0 give nothing.
+    /// [`qfl_background_rows`](super::qfl_background_rows) for another beta. Where there are targets `y`,
+    /// elements with one above 0 give nothing.
     qfl_any_beta_rows<T: Storage> = rows_body(
         x: &[T], y: &[f32], beta: Beta, rows: &mut [QflRow], grad: Option<&mut [T]>,
     ) -> ();

@@ -2,8 +2,8 @@
 //! same order. src/math.rs has the same in f64, for what comes one at a time.
 //!
 //! All of it is over vectors of 16 lanes, for each set of instructions ([`simd`]): no calls in the
-//! loops, and branches for whole groups of vectors alone. What is left over of a row goes through
-//! the same code. All sets with fused multiply-add (AVX-512, AVX2 with FMA, NEON) do the same operations in
+//! loops, and branches for whole vectors alone. What is left over of a row goes through the same
+//! code. All sets with fused multiply-add (AVX-512, AVX2 with FMA, NEON) do the same operations in
 //! the same order on each element, and so give the same bits; the fallback without it rounds the
 //! products too, and gives others within the same tolerances.
 //!

@@ -113,7 +113,10 @@ impl Simd for Avx2 {
         fn pick(self, columns: &[Lanes], at: [__m256; 2]) -> [__m256; 2] {
             assert!(!columns.is_empty() && columns.len() <= MOST_COLUMNS);
             let last = _mm256_set1_ps((columns.len() - 1) as f32);
-            let lane = [_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)];
+            let lane = [
+                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15),
+            ];
             halves!(I => {
                 // With the bound second, NaN becomes 0. So all indices are inside.
                 let at = _mm256_min_ps(_mm256_max_ps(at[I], _mm256_setzero_ps()), last);
@@ -143,7 +146,9 @@ impl Simd for Avx2 {
         }
         fn split(self, a: [__m256; 2]) -> ([__m256; 2], [__m256; 2]) {
             let bits = halves!(I => _mm256_castps_si256(a[I]));
-            let k = halves!(I => _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32::<23>(bits[I]), _mm256_set1_epi32(127))));
+            let k = halves!(I => {
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32::<23>(bits[I]), _mm256_set1_epi32(127)))
+            });
             let mantissa = halves!(I => {
                 let digits = _mm256_and_si256(bits[I], _mm256_set1_epi32(0x007f_ffff));
                 _mm256_castsi256_ps(_mm256_or_si256(digits, _mm256_set1_epi32(0x3f80_0000)))
