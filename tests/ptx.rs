@@ -17,23 +17,31 @@ fn read(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The device code of a unit, with the headers of its name, if there are any: `head.cuh`, `head_boxes.cuh`.
-fn unit_source(unit: &str) -> String {
+/// The operation that a unit is part of: the first word of its name.
+fn family(unit: &str) -> &str {
+    unit.split('_').next().expect("a word")
+}
+
+/// The device code of an operation: its headers (`head.cuh`, `head_boxes.cuh`), then its units.
+fn family_source(family: &str) -> String {
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")).expect("kernels");
     let names = files.map(|file| file.expect("a file").file_name().to_string_lossy().into_owned());
-    let belongs = |name: &String| {
-        let stem = name.strip_suffix(".cuh").and_then(|stem| stem.strip_prefix(unit));
-        stem.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
-    };
-    let mut headers: Vec<String> = names.filter(belongs).collect();
+    let (mut units, mut headers) = (Vec::new(), Vec::new());
+    for name in names {
+        match name.split_once('.') {
+            Some((stem, "cu")) if self::family(stem) == family => units.push(name),
+            Some((stem, "cuh")) if self::family(stem) == family => headers.push(name),
+            _ => {}
+        }
+    }
     headers.sort();
-    let headers: String = headers.iter().map(|name| read(&format!("kernels/{name}"))).collect();
-    headers + &read(&format!("kernels/{unit}.cu"))
+    units.sort();
+    headers.iter().chain(&units).map(|name| read(&format!("kernels/{name}"))).collect()
 }
 
 /// The structures and launches of raw pointers.
 fn raw_source() -> String {
-    let files = ["raw.rs", "raw/gfl.rs", "raw/head.rs", "raw/head/plan.rs"];
+    let files = ["raw.rs", "raw/gfl.rs", "raw/head.rs", "raw/head/plan.rs", "raw/units.rs"];
     files.map(|file| read(&format!("src/cuda/{file}"))).concat()
 }
 
@@ -46,26 +54,44 @@ fn variants(unit: &str) -> &'static [(&'static str, u32)] {
 }
 
 fn has_logits(unit: &str) -> bool {
-    ["qfl", "dfl", "gfl", "integral", "head"].contains(&unit)
+    !["assign", "boxes"].contains(&unit)
 }
 
-/// Each unit, the structure it takes and its size, and how many kernels it has.
-fn units() -> [(&'static str, &'static str, usize, usize); 7] {
+/// Each unit, and how many kernels it has.
+const UNITS: [(&str, usize); 14] = [
+    ("assign", 2),
+    ("boxes", 2),
+    ("qfl", 3),
+    ("qfl_forward", 3),
+    ("qfl_any_beta", 6),
+    ("dfl", 3),
+    ("dfl_forward", 3),
+    ("gfl", 1),
+    ("gfl_forward", 1),
+    ("integral", 2),
+    ("head_positives", 1),
+    ("head", 1),
+    ("head_forward", 1),
+    ("head_any_beta", 2),
+];
+
+/// Each operation, the structure that its kernels take, and its size.
+fn families() -> [(&'static str, &'static str, usize); 7] {
     [
-        ("assign", "AtssArgs", size_of::<AtssArgs>(), 2),
-        ("boxes", "BoxesArgs", size_of::<BoxesArgs>(), 2),
-        ("qfl", "QflArgs", size_of::<QflArgs>(), 12),
-        ("dfl", "DflArgs", size_of::<DflArgs>(), 6),
-        ("gfl", "GflArgs", size_of::<GflArgs>(), 2),
-        ("integral", "IntegralArgs", size_of::<IntegralArgs>(), 2),
-        ("head", "HeadArgs", size_of::<HeadArgs>(), 5),
+        ("assign", "AtssArgs", size_of::<AtssArgs>()),
+        ("boxes", "BoxesArgs", size_of::<BoxesArgs>()),
+        ("qfl", "QflArgs", size_of::<QflArgs>()),
+        ("dfl", "DflArgs", size_of::<DflArgs>()),
+        ("gfl", "GflArgs", size_of::<GflArgs>()),
+        ("integral", "IntegralArgs", size_of::<IntegralArgs>()),
+        ("head", "HeadArgs", size_of::<HeadArgs>()),
     ]
 }
 
 /// A kernel as its source has it: its name without the storage type, and its threads.
 fn kernels(unit: &str) -> Vec<(String, u32)> {
-    let source = unit_source(unit);
-    let constants = constants(&source);
+    let constants = constants(&family_source(family(unit)));
+    let source = read(&format!("kernels/{unit}.cu"));
     let lines = source.lines().filter_map(|line| line.strip_prefix("KERNEL("));
     let kernel = |line: &str| {
         let mut words = line.split([',', ')']).map(str::trim);
@@ -103,7 +129,9 @@ fn entries(ptx: &str) -> BTreeMap<&str, &str> {
 #[test]
 fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
     let mut checked = 0;
-    for (unit, _, size, count) in units() {
+    for (unit, count) in UNITS {
+        let (_, _, size) =
+            families().into_iter().find(|known| known.0 == family(unit)).expect("an operation");
         let kernels = kernels(unit);
         assert_eq!(kernels.len(), count, "{unit}");
         let raw = raw_source();
@@ -117,7 +145,8 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
             let entries = entries(&ptx);
             assert_eq!(entries.len(), count, "{unit} {storage}: {:?}", entries.keys());
             for (kernel, threads) in &kernels {
-                assert!(raw.contains(&format!("\"{kernel}\"")), "src/cuda/raw.rs loads {kernel}");
+                let named = raw.matches(&format!("\"{kernel}\"")).count();
+                assert!(named >= 2, "src/cuda/raw loads and launches {kernel}");
                 let name = format!("{kernel}_{storage}");
                 let entry = entries.get(name.as_str()).unwrap_or_else(|| panic!("{name} is missing"));
                 let parameter = format!("(\n\t.param .align 8 .b8 {name}_param_0[{size}]\n)");
@@ -134,15 +163,19 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
         }
     }
     assert_eq!(checked, 5 * (12 + 6 + 2 + 5 + 2) + 2 + 2);
+    assert!(
+        UNITS.iter().all(|(unit, _)| raw_source().contains(&format!("\"{unit}\""))),
+        "src/cuda/raw loads all"
+    );
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/ptx")).expect("kernels/ptx");
     let ptx =
         files.filter(|file| file.as_ref().expect("a file").path().extension().is_some_and(|e| e == "ptx"));
-    assert_eq!(ptx.count(), 25 + 2, "a file for each unit and variant, and no other");
+    assert_eq!(ptx.count(), 5 * 12 + 2, "a file for each unit and variant, and no other");
 }
 
 #[test]
 fn instructions() {
-    for (unit, ..) in units() {
+    for (unit, _) in UNITS {
         for &(storage, capability) in variants(unit) {
             let ptx = read(&format!("kernels/ptx/{unit}.{storage}.sm_{capability}.ptx"));
             // No spills, no arrays in local memory, no calls, no approximation that is too coarse.
@@ -160,7 +193,7 @@ fn instructions() {
                 let positives = name.starts_with("head_positives");
                 assert_eq!(has("ex2.approx.ftz.f32"), !positives, "{name}: float's exponential");
                 let reduces = unit != "integral";
-                let reports = reduces && (unit != "head" || positives);
+                let reports = reduces && (family(unit) != "head" || positives);
                 // The ticket of the grid's reduction, which wraps by itself; and the status.
                 assert_eq!(has("atom.acq_rel.gpu.global.inc.u32"), reduces, "{name}: the ticket");
                 assert_eq!(has("red.global.max.u64"), reports, "{name}: the first bad row");
@@ -183,12 +216,9 @@ fn instructions() {
                 }
                 let to_f16 = has("cvt.rn.f16.f32") || has("cvt.rn.f16x2.f32");
                 assert_eq!(to_f16, stores && storage == "f16", "{name}: conversion to f16");
-            }
-            if capability >= 80 {
-                assert!(
-                    ptx.contains(&format!("cvt.rn.{storage}x2.f32")),
-                    "{unit} {storage}: packed conversions"
-                );
+                if stores && capability >= 80 {
+                    need(&format!("cvt.rn.{storage}x2.f32"));
+                }
             }
         }
     }
@@ -198,7 +228,7 @@ fn instructions() {
 #[test]
 fn gradients_are_stored_16_bytes_at_a_time() {
     let mut missing = Vec::new();
-    for (unit, ..) in units() {
+    for (unit, _) in UNITS {
         for &(storage, capability) in variants(unit) {
             let ptx = read(&format!("kernels/ptx/{unit}.{storage}.sm_{capability}.ptx"));
             for (name, entry) in entries(&ptx) {
@@ -281,10 +311,10 @@ fn structures_are_twins() {
         ("AtssLevel", "AtssLevel", read("kernels/assign.cu"), size_of::<AtssLevel>()),
         ("Scaling", "Scaling", call.clone(), size_of::<gfocal::cuda::raw::Scaling>()),
         ("Status", "StatusWords", call, status),
-        ("HeadLevel", "HeadLevel", unit_source("head"), size_of::<HeadLevel>()),
+        ("HeadLevel", "HeadLevel", family_source("head"), size_of::<HeadLevel>()),
     ];
-    for (unit, name, size, _) in units() {
-        pairs.push((name, name, unit_source(unit), size));
+    for (family, name, size) in families() {
+        pairs.push((name, name, family_source(family), size));
     }
     for (device, host, source, size) in pairs {
         let fields = device_fields(&source, device);
@@ -299,10 +329,10 @@ fn structures_are_twins() {
 fn constants_are_twins() {
     let host = constants(&(raw_source() + &read("src/cuda/launch.rs")));
     let mut checked = 0;
-    for (unit, ..) in units() {
-        for (name, value) in constants(&unit_source(unit)) {
+    for (family, ..) in families() {
+        for (name, value) in constants(&family_source(family)) {
             if name.ends_with("BLOCK") || name.contains("UNROLL") || name.starts_with("HEAD_") {
-                let prefix = format!("{}_", unit.to_uppercase());
+                let prefix = format!("{}_", family.to_uppercase());
                 let twin = if name.starts_with(&prefix) { name } else { prefix + &name };
                 assert_eq!(host.get(&twin), Some(&value), "{twin}");
                 checked += 1;
@@ -315,21 +345,24 @@ fn constants_are_twins() {
         assert!(host.contains(&format!("pub const {name}: usize = {};", device[name])), "{name}");
     }
     assert_eq!(gfocal::head::MAX_LEVELS, 8, "HEAD_LEVELS in kernels/head.cuh");
-    let (device, host) = (unit_source("head"), read("src/cuda/raw/head/plan.rs"));
+    let (device, host) = (family_source("head"), read("src/cuda/raw/head/plan.rs"));
     assert!(device.contains("constexpr u32 HEAD_LEVELS = 8;"));
     // The blocks of a multiprocessor, which the entry points are built for.
     let of_names = constants(&device);
     let blocks = |line: &str| {
-        let blocks = line.split([',', ')']).nth(2)?.trim();
+        let blocks = line.split([',', ')']).nth(1)?.trim();
         Some(of_names.get(blocks).map_or_else(|| blocks.to_owned(), u32::to_string))
     };
-    let kernels = device.lines().filter_map(|line| line.strip_prefix("KERNEL("));
-    let blocks: Vec<String> = kernels.filter_map(blocks).collect();
-    assert!(host.contains(&format!("const POSITIVES_BLOCKS: u32 = {};", blocks[0])), "{blocks:?}");
-    assert!(
-        host.contains(&format!("const LOSSES_BLOCKS: [u32; 4] = [{}];", blocks[1..].join(", "))),
-        "{blocks:?}"
-    );
+    let blocks = |kernel: &str| {
+        let line = device.lines().find_map(|line| line.strip_prefix(&format!("KERNEL({kernel},")));
+        line.and_then(blocks).unwrap_or_else(|| panic!("no {kernel}"))
+    };
+    let of_positives = blocks("head_positives");
+    assert!(host.contains(&format!("const POSITIVES_BLOCKS: u32 = {of_positives};")), "{of_positives}");
+    let of_losses = ["forward", "forward_backward", "forward_any_beta", "forward_backward_any_beta"]
+        .map(|kind| blocks(&format!("head_losses_{kind}")))
+        .join(", ");
+    assert!(host.contains(&format!("const LOSSES_BLOCKS: [u32; 4] = [{of_losses}];")), "{of_losses}");
     for (prefix, names) in [
         ("CLS", ["Scalars", "Positions", "HalfVectors", "Channels"]),
         ("BOX", ["Scalars", "Channels", "Anchors", "Positions"]),

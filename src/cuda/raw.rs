@@ -9,11 +9,15 @@ use std::ffi::c_void;
 
 mod gfl;
 mod head;
+mod units;
 
 pub use gfl::{GflArgs, launch_gfl};
 pub use head::{
     HeadArgs, HeadLevel, MAX_ANCHORS, Strides, head_partial_blocks, launch_head_losses, launch_head_positives,
 };
+pub(super) use units::UNITS;
+
+use units::{Entry, entry};
 
 use super::Storage;
 use super::handle::Kernels;
@@ -30,6 +34,13 @@ pub enum Pass {
     Forward,
     /// The gradient, and the loss unless its address is null.
     ForwardBackward,
+}
+
+impl Pass {
+    /// Its place in pairs of entry points.
+    fn index(self) -> usize {
+        usize::from(self == Pass::ForwardBackward)
+    }
 }
 
 /// How the loss is reduced and its gradient scaled. Twin of `Scaling` in kernels/call.cuh.
@@ -255,6 +266,32 @@ const BOXES_BLOCK: u32 = 128;
 /// Twin of the constant in kernels/assign.cu.
 const ASSIGN_BLOCK: u32 = 256;
 
+/// The entry points: beta 2 and any other; rows of whole vectors, any rows, a target for every element; and
+/// by pass.
+const QFL: [[[Entry; 2]; 3]; 2] = [
+    [
+        [entry("qfl_linear_forward"), entry("qfl_linear_forward_backward")],
+        [entry("qfl_rows_forward"), entry("qfl_rows_forward_backward")],
+        [entry("qfl_dense_forward"), entry("qfl_dense_forward_backward")],
+    ],
+    [
+        [entry("qfl_linear_forward_any_beta"), entry("qfl_linear_forward_backward_any_beta")],
+        [entry("qfl_rows_forward_any_beta"), entry("qfl_rows_forward_backward_any_beta")],
+        [entry("qfl_dense_forward_any_beta"), entry("qfl_dense_forward_backward_any_beta")],
+    ],
+];
+/// 16 bins, 17 bins, any number of them; and by pass.
+const DFL: [[Entry; 2]; 3] = [
+    [entry("dfl_tile16_forward"), entry("dfl_tile16_forward_backward")],
+    [entry("dfl_tile17_forward"), entry("dfl_tile17_forward_backward")],
+    [entry("dfl_rows_forward"), entry("dfl_rows_forward_backward")],
+];
+/// By pass.
+const INTEGRAL: [Entry; 2] = [entry("integral_forward"), entry("integral_forward_backward")];
+const BOXES: [Entry; 2] = [entry("boxes_forward"), entry("boxes_forward_backward")];
+/// One after the other.
+const ATSS: [Entry; 2] = [entry("atss_candidates"), entry("atss_targets")];
+
 /// How many bytes [`Scaling::scratch`] needs: the same for all calls on a device.
 pub fn scratch_bytes(kernels: &Kernels) -> usize {
     // A ticket and its padding, then one f64 for each block.
@@ -298,7 +335,7 @@ pub unsafe fn launch_qfl(
         (false, false) => 1,
         (false, true) => 2,
     };
-    let index = shape * 4 + usize::from(!beta_is_2) * 2 + usize::from(pass == Pass::ForwardBackward);
+    let entry = QFL[usize::from(!beta_is_2)][shape][pass.index()];
     let multiprocessors = kernels.multiprocessors();
     let grid = if linear {
         let (unroll, per_multiprocessor) = if beta_is_2 { (QFL_UNROLL, 3) } else { (QFL_UNROLL_ANY_BETA, 2) };
@@ -309,7 +346,7 @@ pub unsafe fn launch_qfl(
         args.scaling.lanes = lanes(args.classes, storage.vector(), 5);
         Grid::rows(QFL_ROWS_BLOCK, args.rows, args.scaling.lanes, multiprocessors)
     };
-    let function = kernels.function("qfl", storage, index)?;
+    let function = kernels.function(entry.unit, storage, entry.index)?;
     kernels.bind()?;
     // SAFETY: the function takes one QflArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, &args, stream.cast()) }
@@ -350,8 +387,8 @@ pub unsafe fn launch_dfl(
             (2, Grid::rows(DFL_ROWS_BLOCK, args.rows, args.scaling.lanes, multiprocessors))
         }
     };
-    let function =
-        kernels.function("dfl", storage, shape * 2 + usize::from(pass == Pass::ForwardBackward))?;
+    let entry = DFL[shape][pass.index()];
+    let function = kernels.function(entry.unit, storage, entry.index)?;
     kernels.bind()?;
     // SAFETY: the function takes one DflArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, &args, stream.cast()) }
@@ -377,7 +414,8 @@ pub unsafe fn launch_integral(
     }
     args.lanes = lanes(args.bins, storage.vector(), 2);
     let grid = Grid::rows(INTEGRAL_BLOCK, args.rows, args.lanes, kernels.multiprocessors());
-    let function = kernels.function("integral", storage, usize::from(pass == Pass::ForwardBackward))?;
+    let entry = INTEGRAL[pass.index()];
+    let function = kernels.function(entry.unit, storage, entry.index)?;
     kernels.bind()?;
     // SAFETY: the function takes one IntegralArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, &args, stream.cast()) }
@@ -400,7 +438,8 @@ pub unsafe fn launch_boxes(
         return Ok(());
     }
     let grid = Grid::new(BOXES_BLOCK, args.boxes, u64::from(BOXES_BLOCK), kernels.multiprocessors(), 8);
-    let function = kernels.function("boxes", Storage::F32, usize::from(pass == Pass::ForwardBackward))?;
+    let entry = BOXES[pass.index()];
+    let function = kernels.function(entry.unit, Storage::F32, entry.index)?;
     kernels.bind()?;
     // SAFETY: the function takes one BoxesArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, args, stream.cast()) }
@@ -418,8 +457,9 @@ pub unsafe fn launch_atss(kernels: &Kernels, args: &AtssArgs, stream: *mut c_voi
         return Ok(());
     }
     let multiprocessors = kernels.multiprocessors();
-    let (candidates, targets) =
-        (kernels.function("assign", Storage::F32, 0)?, kernels.function("assign", Storage::F32, 1)?);
+    let [candidates, targets] = ATSS;
+    let candidates = kernels.function(candidates.unit, Storage::F32, candidates.index)?;
+    let targets = kernels.function(targets.unit, Storage::F32, targets.index)?;
     kernels.bind()?;
     if args.gts > 0 {
         let grid = Grid::new(ASSIGN_BLOCK, args.gts.into(), 1, multiprocessors, 8);
@@ -430,63 +470,6 @@ pub unsafe fn launch_atss(kernels: &Kernels, args: &AtssArgs, stream: *mut c_voi
     // SAFETY: as above.
     unsafe { launch(targets, grid, args, stream.cast()) }
 }
-
-/// A group of kernels.
-pub(super) struct Unit {
-    pub name: &'static str,
-    /// Whether it has no logits, and so is there for f32 alone: always loaded.
-    pub only_f32: bool,
-    /// The entry points, in the order in which the launches above count them.
-    pub entries: &'static [&'static str],
-}
-
-pub(super) const UNITS: [Unit; 7] = [
-    Unit {
-        name: "qfl",
-        only_f32: false,
-        entries: &[
-            "qfl_linear_forward",
-            "qfl_linear_forward_backward",
-            "qfl_linear_forward_any_beta",
-            "qfl_linear_forward_backward_any_beta",
-            "qfl_rows_forward",
-            "qfl_rows_forward_backward",
-            "qfl_rows_forward_any_beta",
-            "qfl_rows_forward_backward_any_beta",
-            "qfl_dense_forward",
-            "qfl_dense_forward_backward",
-            "qfl_dense_forward_any_beta",
-            "qfl_dense_forward_backward_any_beta",
-        ],
-    },
-    Unit {
-        name: "dfl",
-        only_f32: false,
-        entries: &[
-            "dfl_tile16_forward",
-            "dfl_tile16_forward_backward",
-            "dfl_tile17_forward",
-            "dfl_tile17_forward_backward",
-            "dfl_rows_forward",
-            "dfl_rows_forward_backward",
-        ],
-    },
-    Unit { name: "gfl", only_f32: false, entries: &["gfl_forward", "gfl_forward_backward"] },
-    Unit { name: "integral", only_f32: false, entries: &["integral_forward", "integral_forward_backward"] },
-    Unit { name: "assign", only_f32: true, entries: &["atss_candidates", "atss_targets"] },
-    Unit { name: "boxes", only_f32: true, entries: &["boxes_forward", "boxes_forward_backward"] },
-    Unit {
-        name: "head",
-        only_f32: false,
-        entries: &[
-            "head_positives",
-            "head_losses_forward",
-            "head_losses_forward_backward",
-            "head_losses_forward_any_beta",
-            "head_losses_forward_backward_any_beta",
-        ],
-    },
-];
 
 pub(super) fn not_loaded(storage: Storage) -> Error {
     Error::NotLoaded { storage: storage.name() }

@@ -2,13 +2,14 @@
 
 use std::ffi::c_void;
 
+use super::units::{Entry, entry};
 use super::{DeviceAddress, DflArgs, Pass, QflArgs};
 use crate::cuda::Storage;
 use crate::cuda::handle::Kernels;
 use crate::cuda::launch::{Grid, lanes, launch};
 use crate::error::Result;
 
-/// Twin of `GflArgs` in kernels/gfl.cu.
+/// Twin of `GflArgs` in kernels/gfl.cuh.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct GflArgs {
@@ -26,8 +27,11 @@ pub struct GflArgs {
     pub unused: u32,
 }
 
-/// Twin of the constant in kernels/gfl.cu.
+/// Twin of the constant in kernels/gfl.cuh.
 const GFL_BLOCK: u32 = 256;
+
+/// The entry points, by pass.
+const GFL: [Entry; 2] = [entry("gfl_forward"), entry("gfl_forward_backward")];
 
 /// Blocks on a multiprocessor for each of the two losses: half of what scratch memory is made for.
 const BLOCKS_EACH: u32 = 4;
@@ -55,7 +59,8 @@ pub unsafe fn launch_gfl(
     args.dfl.scaling.lanes = lanes(args.dfl.bins, storage.vector(), 2);
     args.dfl_blocks = blocks(args.dfl.rows, args.dfl.scaling.lanes);
     let all = args.dfl_blocks + blocks(args.qfl.rows, args.qfl.scaling.lanes);
-    let function = kernels.function("gfl", storage, usize::from(pass == Pass::ForwardBackward))?;
+    let entry = GFL[pass.index()];
+    let function = kernels.function(entry.unit, storage, entry.index)?;
     kernels.bind()?;
     // SAFETY: the function takes one GflArgs; the rest is the caller's promise.
     unsafe { launch(function, Grid { blocks: all, threads: GFL_BLOCK }, &args, stream.cast()) }

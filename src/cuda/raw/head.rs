@@ -4,6 +4,7 @@ use std::ffi::c_void;
 
 mod plan;
 
+use super::units::{Entry, entry};
 use super::{DeviceAddress, Pass};
 use crate::cuda::Storage;
 use crate::cuda::handle::Kernels;
@@ -172,6 +173,16 @@ pub struct HeadArgs {
     pub partial_blocks: u32,
 }
 
+/// The entry point of phase one.
+const POSITIVES: Entry = entry("head_positives");
+/// Those of phase two: beta 2 by pass, then any other beta.
+const LOSSES: [Entry; 4] = [
+    entry("head_losses_forward"),
+    entry("head_losses_forward_backward"),
+    entry("head_losses_forward_any_beta"),
+    entry("head_losses_forward_backward_any_beta"),
+];
+
 /// The most anchors of a level, all images together.
 pub const MAX_ANCHORS: usize = i32::MAX as usize - 4096;
 
@@ -202,7 +213,7 @@ pub unsafe fn launch_head_positives(
 ) -> Result<()> {
     let mut args = *args;
     let blocks = args.plan_positives(most_blocks(kernels, POSITIVES_BLOCKS));
-    let function = kernels.function("head", storage, 0)?;
+    let function = kernels.function(POSITIVES.unit, storage, POSITIVES.index)?;
     kernels.bind()?;
     // SAFETY: the function takes one HeadArgs; the rest is the caller's promise.
     unsafe { launch(function, Grid { blocks, threads: HEAD_BLOCK }, &args, stream.cast()) }
@@ -224,9 +235,10 @@ pub unsafe fn launch_head_losses(
     stream: *mut c_void,
 ) -> Result<()> {
     let mut args = *args;
-    let entry = usize::from(args.beta != 2.0) * 2 + usize::from(pass == Pass::ForwardBackward);
-    let blocks = args.plan_losses(storage, pass, most_blocks(kernels, LOSSES_BLOCKS[entry]))?;
-    let function = kernels.function("head", storage, 1 + entry)?;
+    let kind = usize::from(args.beta != 2.0) * 2 + pass.index();
+    let blocks = args.plan_losses(storage, pass, most_blocks(kernels, LOSSES_BLOCKS[kind]))?;
+    let entry = LOSSES[kind];
+    let function = kernels.function(entry.unit, storage, entry.index)?;
     kernels.bind()?;
     // SAFETY: as above.
     unsafe { launch(function, Grid { blocks, threads: HEAD_BLOCK }, &args, stream.cast()) }

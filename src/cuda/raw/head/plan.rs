@@ -15,7 +15,7 @@ const HEAD_SCALARS: u32 = 16;
 const HEAD_SCALARS_ANY_BETA: u32 = 8;
 /// Twin of MOST in kernels/head_boxes.cuh.
 const BOX_POSITIONS_OF_TILE: u64 = 4 * HEAD_BLOCK as u64;
-/// The blocks that a multiprocessor has, as kernels/head.cu says: of phase one, and of phase two for each
+/// The blocks that a multiprocessor has, as kernels/head*.cu say: of phase one, and of phase two for each
 /// of its entry points.
 pub(super) const POSITIVES_BLOCKS: u32 = 2;
 pub(super) const LOSSES_BLOCKS: [u32; 4] = [4, 3, 3, 2];
