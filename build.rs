@@ -1,9 +1,12 @@
 //! Puts the kernels' PTX into the library.
 //!
 //! Two origins, best first: compiled now, if an NVRTC is found, and the PTX that is committed in
-//! kernels/ptx. Without an NVRTC the committed one must belong to the sources. Nothing here needs
-//! a GPU or a driver, the network, or a particular folder.
+//! kernels/ptx. Without an NVRTC the committed one must belong to the sources. With one,
+//! GFOCAL_ARCHS asks for machine code as well. All of it is embedded compressed. Nothing here
+//! needs a GPU or a driver, the network, or a particular folder.
 
+#[path = "build/images.rs"]
+mod images;
 #[path = "build/manifest.rs"]
 mod manifest;
 #[path = "build/nvrtc.rs"]
@@ -14,14 +17,14 @@ mod search;
 mod variants;
 
 use std::env;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process;
 
+use images::Embedded;
 use manifest::Committed;
-use nvrtc::Nvrtc;
+use nvrtc::{Code, Nvrtc};
 use search::Answer;
-use variants::{Image, Sources, Variant};
+use variants::{Image, Sources};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -44,17 +47,23 @@ fn main() {
              looked for; or set it to `none` to take the PTX of kernels/ptx."
         ))
     });
+    let architectures = search::architectures().unwrap_or_else(|error| fail(&error));
     match (answer, committed) {
         (Answer::Found(nvrtc), committed) => {
-            let images = compile(&nvrtc, &sources);
+            let compiled = Compiled::new(&nvrtc, &sources, &architectures);
             if let Err(reason) = &committed {
                 warn(&format!(
                     "{reason}: only what NVRTC has compiled now is built in, which an older \
                      driver may refuse; run `cargo xtask ptx`"
                 ));
             }
-            emit(&sources, Ok((&nvrtc, &images)), committed.ok());
+            emit(&sources, Ok(&compiled), committed.ok());
         }
+        (Answer::Without(why), _) if !architectures.is_empty() => fail(&format!(
+            "GFOCAL_ARCHS asks for machine code, which NVRTC makes, and that was {why}.\n\
+             Set GFOCAL_NVRTC to a libnvrtc of CUDA 12.0 or later, or unset GFOCAL_ARCHS: the \
+             driver assembles PTX for any device."
+        )),
         (Answer::Without(why), Ok(committed)) => emit(&sources, Err(&why), Some(committed)),
         (Answer::Without(why), Err(reason)) => fail(&format!(
             "the committed PTX cannot be used: {reason}.\n\
@@ -96,87 +105,81 @@ fn cargo_variable(name: &str) -> PathBuf {
     }
 }
 
-/// Compiles what this NVRTC has targets for: at least one for each storage type.
-fn compile<'a>(nvrtc: &Nvrtc, sources: &'a Sources) -> Vec<Image<'a>> {
-    let (major, minor) = nvrtc.version();
-    if nvrtc.path().is_absolute() {
-        // A toolkit that is removed or replaced calls for another build.
-        println!("cargo::rerun-if-changed={}", nvrtc.path().display());
-    }
-    let mut variants = sources.variants();
-    variants.retain(|variant| nvrtc.supports(variant.target));
-    variants::compile(nvrtc, sources, &variants).unwrap_or_else(|log| {
-        fail(&format!(
-            "{log}\nThat is what NVRTC {major}.{minor} says ({}). With GFOCAL_NVRTC=none the \
-             committed PTX is taken instead, if it belongs to these sources.",
-            nvrtc.path().display()
-        ))
-    })
+/// What NVRTC has made in this build.
+struct Compiled<'a> {
+    nvrtc: &'a Nvrtc,
+    ptx: Vec<Image<'a>>,
+    machine_code: Vec<(variants::Variant<'a>, nvrtc::Compiled)>,
 }
 
-/// Writes images.rs, which `src/cuda/images.rs` includes.
-fn emit(sources: &Sources, built: Result<(&Nvrtc, &[Image]), &str>, committed: Option<Committed>) {
-    let out_dir = out_dir();
-    let mut entries = Vec::new();
-    if let Ok((_, images)) = built {
-        for Image { variant, ptx, .. } in images {
-            write(&out_dir.join(variant.image_name()), ptx);
-            let file = format!("concat!(env!(\"OUT_DIR\"), \"/{}\")", variant.image_name());
-            entries.push(entry(variant, ptx, "BuildScript", &file));
+impl<'a> Compiled<'a> {
+    /// PTX for what this NVRTC has targets for, at least one for each storage type; and machine
+    /// code for `architectures`.
+    fn new(nvrtc: &'a Nvrtc, sources: &'a Sources, architectures: &[u32]) -> Compiled<'a> {
+        let (major, minor) = nvrtc.version();
+        if nvrtc.path().is_absolute() {
+            // A toolkit that is removed or replaced calls for another build.
+            println!("cargo::rerun-if-changed={}", nvrtc.path().display());
+        }
+        if let Some(unknown) = architectures.iter().find(|&&architecture| !nvrtc.supports(architecture)) {
+            fail(&format!(
+                "GFOCAL_ARCHS asks for sm_{unknown}, and NVRTC {major}.{minor} ({}) compiles for {:?}",
+                nvrtc.path().display(),
+                nvrtc.compute_capabilities()
+            ));
+        }
+        let give_up = |log: String| -> ! {
+            fail(&format!(
+                "{log}\nThat is what NVRTC {major}.{minor} says ({}). With GFOCAL_NVRTC=none the \
+                 committed PTX is taken instead, if it belongs to these sources.",
+                nvrtc.path().display()
+            ))
+        };
+        let mut targets = sources.variants();
+        targets.retain(|variant| nvrtc.supports(variant.target));
+        let ptx = variants::compile(nvrtc, sources, &targets).unwrap_or_else(|log| give_up(log));
+        let targets: Vec<_> = architectures.iter().flat_map(|&each| sources.variants_of(each)).collect();
+        let machine_code = variants::compile_to(Code::Machine, nvrtc, sources, &targets);
+        Compiled { nvrtc, ptx, machine_code: machine_code.unwrap_or_else(|log| give_up(log)) }
+    }
+
+    /// The release of NVRTC, as in 12.0.76.
+    fn release(&self) -> String {
+        let (major, minor) = self.nvrtc.version();
+        let release = self.ptx.iter().find_map(|image| variants::compiler_release(&image.ptx));
+        release.map_or(format!("{major}.{minor}"), str::to_owned)
+    }
+}
+
+/// Writes what `src/cuda/images.rs` includes.
+fn emit(sources: &Sources, compiled: Result<&Compiled, &str>, committed: Option<Committed>) {
+    let mut embedded = Vec::new();
+    if let Ok(compiled) = compiled {
+        let release = compiled.nvrtc.version();
+        for (variant, made) in &compiled.machine_code {
+            embedded.push(Embedded::machine_code(variant, &made.code, release));
+        }
+        for image in &compiled.ptx {
+            embedded.push(Embedded::ptx(&image.variant, &image.ptx, "BuildScript"));
         }
     }
     if let Some(committed) = &committed {
         for (variant, ptx) in sources.variants().iter().zip(&committed.ptx) {
-            let file =
-                format!("concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/kernels/ptx/{}\")", variant.image_name());
-            entries.push(entry(variant, ptx, "Committed", &file));
+            embedded.push(Embedded::ptx(variant, ptx, "Committed"));
         }
     }
-    let built = match built {
-        Ok((nvrtc, images)) => {
-            let (major, minor) = nvrtc.version();
-            let release = images.iter().find_map(|image| variants::compiler_release(&image.ptx));
-            let release = release.map_or(format!("{major}.{minor}"), str::to_owned);
-            format!("Ok(({release:?}, {:?}))", nvrtc.path().display().to_string())
+    let built = match compiled {
+        Ok(compiled) => {
+            format!("Ok(({:?}, {:?}))", compiled.release(), compiled.nvrtc.path().display().to_string())
         }
         Err(why) => format!("Err({why:?})"),
     };
     let committed = committed.map(|committed| committed.release);
-    let text = format!(
+    let constants = format!(
         "const BUILT: Result<(&str, &str), &str> = {built};\n\
-         const COMMITTED: Option<&str> = {committed:?};\n\
-         static IMAGES: [Image; {}] = [\n{}];\n",
-        entries.len(),
-        entries.concat()
+         const COMMITTED: Option<&str> = {committed:?};\n"
     );
-    write(&out_dir.join("images.rs"), &text);
-}
-
-fn entry(variant: &Variant, ptx: &str, origin: &str, file: &str) -> String {
-    let name = variant.image_name();
-    let Some(version) = ptx_version(ptx) else {
-        fail(&format!("{name} has no .version line, so it is not PTX"));
-    };
-    format!(
-        "    Image {{ unit: {:?}, storage: {:?}, compute_capability: {}, ptx_version: {version:?}, \
-         ptx: concat!(include_str!({file}), \"\\0\"), origin: Origin::{origin} }},\n",
-        variant.unit.stem(),
-        variant.storage.name,
-        variant.target,
-    )
-}
-
-/// The version that a PTX declares: `.version 8.0`.
-fn ptx_version(ptx: &str) -> Option<(u32, u32)> {
-    let version = ptx.lines().find_map(|line| line.trim().strip_prefix(".version "))?;
-    let (major, minor) = version.trim().split_once('.')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
-}
-
-fn write(path: &Path, text: &str) {
-    if let Err(error) = fs::write(path, text) {
-        fail(&format!("{} cannot be written: {error}", path.display()));
-    }
+    images::write(&out_dir(), &constants, &embedded).unwrap_or_else(|error| fail(&error));
 }
 
 fn warn(message: &str) {

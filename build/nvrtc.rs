@@ -1,4 +1,4 @@
-//! NVRTC, the compiler from CUDA C++ to PTX, behind a safe face.
+//! NVRTC, the compiler from CUDA C++ to PTX and machine code, behind a safe face.
 //!
 //! NVRTC is an ordinary shared library: it needs no GPU, no driver and no CUDA toolkit. It is
 //! opened by path, so that a copy out of a Python wheel serves as well as an installed one.
@@ -46,6 +46,8 @@ pub struct Nvrtc {
     compile: Compile,
     ptx_size: Size,
     ptx: Fill,
+    cubin_size: Size,
+    cubin: Fill,
     log_size: Size,
     log: Fill,
     destroy: Destroy,
@@ -53,9 +55,19 @@ pub struct Nvrtc {
     _library: Library,
 }
 
+/// What a source is compiled to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// Text, which the driver assembles for the device that it finds.
+    Ptx,
+    /// Machine code of one architecture: a cubin, ready to run.
+    Machine,
+}
+
 /// What a source compiles to.
 pub struct Compiled {
-    pub ptx: String,
+    /// PTX, or a cubin.
+    pub code: Vec<u8>,
     /// What NVRTC has to say nevertheless, line by line; mostly nothing.
     pub warnings: String,
 }
@@ -130,6 +142,8 @@ impl Nvrtc {
             compile: function(&library, path, "nvrtcCompileProgram")?,
             ptx_size: function(&library, path, "nvrtcGetPTXSize")?,
             ptx: function(&library, path, "nvrtcGetPTX")?,
+            cubin_size: function(&library, path, "nvrtcGetCUBINSize")?,
+            cubin: function(&library, path, "nvrtcGetCUBIN")?,
             log_size: function(&library, path, "nvrtcGetProgramLogSize")?,
             log: function(&library, path, "nvrtcGetProgramLog")?,
             destroy: function(&library, path, "nvrtcDestroyProgram")?,
@@ -147,19 +161,26 @@ impl Nvrtc {
         self.version
     }
 
+    /// What it compiles for, written as in 75.
+    pub fn compute_capabilities(&self) -> &[u32] {
+        &self.compute_capabilities
+    }
+
     /// Whether it compiles for a compute capability, written as in 75.
     pub fn supports(&self, compute_capability: u32) -> bool {
         self.compute_capabilities.contains(&compute_capability)
     }
 
-    /// Compiles a source to PTX. `name` stands in the messages; `headers` are names, as an
-    /// `#include` spells them, and texts. Nothing is read from the disk.
+    /// Compiles a source to `code`, for which the options name the architecture. `name` stands in
+    /// the messages; `headers` are names, as an `#include` spells them, and texts. Nothing is read
+    /// from the disk.
     pub fn compile(
         &self,
         source: &str,
         name: &str,
         headers: &[(String, String)],
         options: &[String],
+        code: Code,
     ) -> Result<Compiled, CompileError> {
         let source = c_string(source)?;
         let name = c_string(name)?;
@@ -190,8 +211,8 @@ impl Nvrtc {
         // SAFETY: the program was created (status checked above) and lives until the end of this
         // function; the options' array has `options.len()` entries.
         let status = unsafe { (self.compile)(program.handle, options.len(), options.as_ptr()) };
-        let log = program.text(self.log_size, self.log).unwrap_or_default();
-        let log = log.trim().to_owned();
+        let log = program.bytes(self.log_size, self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(until_nul(&log)).trim().to_owned();
         if status != SUCCESS {
             return Err(if log.is_empty() {
                 self.error("NVRTC gives up", status)
@@ -199,10 +220,13 @@ impl Nvrtc {
                 CompileError { log }
             });
         }
-        let ptx = program.text(self.ptx_size, self.ptx);
-        match ptx {
-            Ok(ptx) => Ok(Compiled { ptx, warnings: log }),
-            Err(status) => Err(self.error("NVRTC does not hand over the PTX", status)),
+        let made = match code {
+            Code::Ptx => program.bytes(self.ptx_size, self.ptx).map(|bytes| until_nul(&bytes).to_vec()),
+            Code::Machine => program.bytes(self.cubin_size, self.cubin),
+        };
+        match made {
+            Ok(code) => Ok(Compiled { code, warnings: log }),
+            Err(status) => Err(self.error("NVRTC does not hand over what it compiled", status)),
         }
     }
 
@@ -226,8 +250,8 @@ struct OwnedProgram<'a> {
 }
 
 impl OwnedProgram<'_> {
-    /// A text that NVRTC gives in two steps: its size, then its bytes.
-    fn text(&self, size: Size, fill: Fill) -> Result<String, Status> {
+    /// What NVRTC gives in two steps: its size, then its bytes.
+    fn bytes(&self, size: Size, fill: Fill) -> Result<Vec<u8>, Status> {
         let mut bytes_needed = 0;
         // SAFETY: the handle is that of a created program, by construction.
         let status = unsafe { size(self.handle, &mut bytes_needed) };
@@ -240,10 +264,13 @@ impl OwnedProgram<'_> {
         if status != SUCCESS {
             return Err(status);
         }
-        let end = bytes.iter().position(|&byte| byte == 0);
-        bytes.truncate(end.unwrap_or(bytes_needed));
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        Ok(bytes)
     }
+}
+
+/// A text of C without its end.
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
 impl Drop for OwnedProgram<'_> {

@@ -1,4 +1,4 @@
-//! Where NVRTC may be: toolkits, Python wheels, and what the loader knows.
+//! Where NVRTC may be: toolkits, Python wheels, and what the loader knows; and what it is to make.
 //!
 //! Every question to the environment is a function that tells cargo so.
 
@@ -31,6 +31,29 @@ pub fn find() -> Result<Answer, String> {
         Some(choice) => open_chosen(Path::new(&choice)).map(Answer::Found),
         None => Ok(look_around()),
     }
+}
+
+/// For which architectures is machine code asked for? GFOCAL_ARCHS has them as in `90,120`; `sm_90`
+/// and `9.0` are other ways to write 90.
+pub fn architectures() -> Result<Vec<u32>, String> {
+    let Some(list) = variable("GFOCAL_ARCHS") else { return Ok(Vec::new()) };
+    let list = list.to_string_lossy();
+    let number = |word: &str| {
+        let digits = word.strip_prefix("sm_").unwrap_or(word).replace('.', "");
+        digits.parse().ok().filter(|architecture| (75..1000).contains(architecture))
+    };
+    let mut architectures = Vec::new();
+    for word in list.split([',', ';', ' ']).filter(|word| !word.is_empty()) {
+        architectures.push(number(word).ok_or_else(|| {
+            format!(
+                "GFOCAL_ARCHS is `{list}`, and `{word}` is no architecture from sm_75 on; write them \
+                 as in `90,120`"
+            )
+        })?);
+    }
+    architectures.sort_unstable();
+    architectures.dedup();
+    Ok(architectures)
 }
 
 /// Is this docs.rs? Nothing is installed there, and nothing is ever run.

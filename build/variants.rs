@@ -12,7 +12,7 @@ use std::thread;
 
 use sha2::{Digest, Sha256};
 
-use crate::nvrtc::{CompileError, Compiled, Nvrtc};
+use crate::nvrtc::{Code, CompileError, Compiled, Nvrtc};
 
 /// A storage type of logits and gradients.
 pub struct Storage {
@@ -47,19 +47,32 @@ pub struct Variant<'a> {
 impl Variant<'_> {
     /// The name of the file that it makes, as in `qfl.bf16.sm_80.ptx`.
     pub fn image_name(&self) -> String {
-        let (unit, storage) = (self.unit.stem(), self.storage.name);
-        format!("{unit}.{storage}.sm_{}.ptx", self.target)
+        format!("{}.ptx", self.name())
     }
 
-    fn options(&self) -> Vec<String> {
-        options(&self.target.to_string(), self.storage.define)
+    /// The same of machine code, as in `qfl.bf16.sm_90.cubin`.
+    #[allow(dead_code)] // only the build script makes it
+    pub fn machine_code_name(&self) -> String {
+        format!("{}.cubin", self.name())
+    }
+
+    fn name(&self) -> String {
+        format!("{}.{}.sm_{}", self.unit.stem(), self.storage.name, self.target)
+    }
+
+    fn options(&self, code: Code) -> Vec<String> {
+        let architecture = match code {
+            Code::Ptx => "compute",
+            Code::Machine => "sm",
+        };
+        options(&format!("{architecture}_{}", self.target), self.storage.define)
     }
 }
 
-fn options(target: &str, define: &str) -> Vec<String> {
+fn options(architecture: &str, define: &str) -> Vec<String> {
     // No fast-math flag: the kernels say themselves where an approximation is good enough.
     vec![
-        format!("--gpu-architecture=compute_{target}"),
+        format!("--gpu-architecture={architecture}"),
         "--std=c++17".to_owned(),
         // Lambdas have no execution space of their own.
         "--device-as-default-execution-space".to_owned(),
@@ -69,7 +82,7 @@ fn options(target: &str, define: &str) -> Vec<String> {
 
 /// The options of all variants in one line, for the manifest.
 pub fn options_in_words() -> String {
-    options("CC", "STORAGE").join(" ")
+    options("compute_CC", "STORAGE").join(" ")
 }
 
 /// A file of kernels/.
@@ -135,13 +148,22 @@ impl Sources {
 
     /// Everything there is to compile.
     pub fn variants(&self) -> Vec<Variant<'_>> {
+        self.variants_for(|storage| storage.targets.to_vec())
+    }
+
+    /// The same for one architecture, as in 90.
+    #[allow(dead_code)] // only the build script makes machine code
+    pub fn variants_of(&self, architecture: u32) -> Vec<Variant<'_>> {
+        self.variants_for(|_| vec![architecture])
+    }
+
+    fn variants_for(&self, targets: impl Fn(&Storage) -> Vec<u32>) -> Vec<Variant<'_>> {
         let mut variants = Vec::new();
         for unit in &self.units {
             let only_f32 = ONLY_F32.contains(&unit.stem());
             for storage in STORAGES.iter().filter(|storage| !only_f32 || storage.name == "f32") {
-                for &target in storage.targets {
-                    variants.push(Variant { unit, storage, target });
-                }
+                let targets = targets(storage).into_iter();
+                variants.extend(targets.map(|target| Variant { unit, storage, target }));
             }
         }
         variants
@@ -169,24 +191,39 @@ pub struct Image<'a> {
     pub warnings: String,
 }
 
-/// Compiles variants on all cores; the order of the result is that of `variants`. The error has
-/// the log of every variant that does not compile.
+/// Compiles variants to PTX on all cores; the order of the result is that of `variants`. The error
+/// has the log of every variant that does not compile.
 pub fn compile<'a>(
     nvrtc: &Nvrtc,
     sources: &Sources,
     variants: &[Variant<'a>],
 ) -> Result<Vec<Image<'a>>, String> {
+    let compiled = compile_to(Code::Ptx, nvrtc, sources, variants)?;
+    let image = |(variant, Compiled { code, warnings })| {
+        let ptx = String::from_utf8_lossy(&code).into_owned();
+        Image { variant, ptx, warnings }
+    };
+    Ok(compiled.into_iter().map(image).collect())
+}
+
+/// The same to PTX or to machine code.
+pub fn compile_to<'a>(
+    code: Code,
+    nvrtc: &Nvrtc,
+    sources: &Sources,
+    variants: &[Variant<'a>],
+) -> Result<Vec<(Variant<'a>, Compiled)>, String> {
     let includes = sources.includes();
     let results = in_parallel(variants, |variant| {
         let (text, path) = (&variant.unit.text, variant.unit.path());
-        nvrtc.compile(text, &path, &includes, &variant.options())
+        nvrtc.compile(text, &path, &includes, &variant.options(code), code)
     });
     let mut images = Vec::new();
     // A mistake shows in most variants of a unit: say it once. (unit, log, variants)
     let mut errors: Vec<(String, String, Vec<String>)> = Vec::new();
     for (&variant, result) in variants.iter().zip(results) {
         match result {
-            Ok(Compiled { ptx, warnings }) => images.push(Image { variant, ptx, warnings }),
+            Ok(compiled) => images.push((variant, compiled)),
             Err(CompileError { log }) => {
                 let path = variant.unit.path();
                 let what = format!("{} (compute_{})", variant.storage.name, variant.target);

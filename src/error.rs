@@ -257,14 +257,29 @@ pub enum Error {
         attempts: String,
     },
 
-    /// The handle was made for other storage types.
+    /// A stream that is being captured wants kernels which are not loaded yet.
     #[cfg(feature = "cuda")]
     #[error(
-        "this handle has no kernels for {storage}; make it with Handle::new, or name {storage} in Handle::with_storage"
+        "the kernels {units} are not loaded, and cannot be while the stream is captured: give what \
+         {call} says to Handle::prepare before the capture"
     )]
-    NotLoaded {
-        /// The storage type of the call.
-        storage: &'static str,
+    NotPrepared {
+        /// The kernels, in words.
+        units: String,
+        /// What says what to give to [`Handle::prepare`](crate::cuda::Handle::prepare).
+        call: &'static str,
+    },
+
+    /// A buffer that is written lies over another one.
+    #[cfg(feature = "cuda")]
+    #[error("{tensor} overlaps {other} by {bytes} bytes; give it memory of its own")]
+    Overlap {
+        /// The buffer that is written.
+        tensor: &'static str,
+        /// The other one.
+        other: &'static str,
+        /// How many bytes both have.
+        bytes: u64,
     },
 
     /// A buffer belongs to another CUDA context than the handle's stream.

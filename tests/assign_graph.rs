@@ -61,6 +61,7 @@ fn an_assignment_is_captured_and_replayed() {
     });
     let anchors: usize = SHAPES.iter().map(|(h, w, _)| h * w).sum();
     let mut workspace = AtssWorkspace::new(&gpu.stream, IMAGES, anchors).expect("device memory");
+    gpu.handle.prepare(Atss::units()).expect("they load");
 
     gpu.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).expect("a capture begins");
     let result = {

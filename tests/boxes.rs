@@ -6,7 +6,6 @@
 mod support;
 
 use gfocal::boxes::{BoxLoss, Coordinate, IouKind, box_to_distances, distances_to_box, iou};
-use gfocal::cuda::{Handle, Storage};
 use support::random::Random;
 use support::tolerance::{Number, Want, check_same_bits};
 use support::vectors::Vectors;
@@ -165,19 +164,6 @@ fn on_cuda_what_is_not_finite_shows() {
             }
         }
     }
-}
-
-/// Boxes are f32 always, so that a handle for another storage type has them too.
-#[test]
-fn every_handle_has_the_kernels() {
-    let Some(gpu) = gpu() else { return };
-    let handle = Handle::with_storage(&gpu.stream, &[Storage::Bf16]).expect("the kernels load");
-    let b = Buffer::new(&gpu, &[0.0f32, 0.0, 2.0, 2.0], 0);
-    let mut loss = Buffer::poisoned(&gpu, 1, 0);
-    BoxLoss::default()
-        .forward_cuda(&handle, &b.view(), &b.view(), 1, &mut loss.view_mut())
-        .expect("a legal call");
-    assert_eq!(loss.read(&gpu), [0.0]);
 }
 
 /// Boxes of about the same place and size, whose coordinates are all different.

@@ -7,7 +7,7 @@
 mod support;
 
 use gfocal::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use gfocal::{AvgPolicy, Reduction, bf16, f16};
+use gfocal::{AvgPolicy, DistributionFocalLoss, QualityFocalLoss, Reduction, bf16, cuda, f16};
 use support::case::Loss;
 use support::cuda::{Buffers, Layout};
 use support::gpu::OnDevice;
@@ -81,6 +81,13 @@ fn captured<T: OnDevice>(gpu: &Gpu, kind: &str, columns: usize, layout: &Layout)
     let layout = Layout { device_avg_factor: true, device_grad_scale: true, ..*layout };
     let first = step(kind, columns, 0);
     let mut buffers = Buffers::<T>::new(gpu, &first, &layout);
+    let units = match &first.loss {
+        Loss::Sparse { .. } | Loss::Dense { .. } => {
+            QualityFocalLoss::default().units(T::STORAGE, cuda::Pass::ForwardBackward)
+        }
+        Loss::Dfl { .. } => DistributionFocalLoss::default().units(T::STORAGE, cuda::Pass::ForwardBackward),
+    };
+    gpu.handle.prepare(units).expect("they load");
     let before = buffers.grad.read(gpu);
     gpu.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).expect("a capture begins");
     let result = buffers.call(gpu, &first, Pass::ForwardBackward);

@@ -7,7 +7,7 @@
 mod support;
 
 use gfocal::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use gfocal::{bf16, f16};
+use gfocal::{bf16, cuda, f16};
 use support::gpu::OnDevice;
 use support::head::cuda::{OnCuda, Phases};
 use support::head::scenes::Recipe;
@@ -40,6 +40,8 @@ fn step(profile: Profile, number: usize) -> Scene {
 fn captured<T: OnDevice>(gpu: &Gpu, profile: Profile, form: Form) {
     let first = step(profile, 0);
     let mut buffers = OnCuda::<T>::new(gpu, &first, form, 0).with_device_scale();
+    let units = first.settings.head().expect("legal settings").units(T::STORAGE, cuda::Pass::ForwardBackward);
+    gpu.handle.prepare(units).expect("they load");
     gpu.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).expect("a capture begins");
     let result = buffers.call(gpu, &first, Pass::ForwardBackward, Phases::Both);
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;

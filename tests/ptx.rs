@@ -41,7 +41,7 @@ fn family_source(family: &str) -> String {
 
 /// The structures and launches of raw pointers.
 fn raw_source() -> String {
-    let files = ["raw.rs", "raw/gfl.rs", "raw/head.rs", "raw/head/plan.rs", "raw/units.rs"];
+    let files = ["raw.rs", "raw/gfl.rs", "raw/head.rs", "raw/head/plan.rs", "units.rs"];
     files.map(|file| read(&format!("src/cuda/{file}"))).concat()
 }
 

@@ -141,6 +141,10 @@ pub struct GflArgs {
 
 #[derive(Debug, Args)]
 pub struct InfoArgs {
+    /// Load all kernels, and say how long it took: the first time the driver may have to assemble them
+    #[arg(long)]
+    pub load: bool,
+
     /// One JSON object on standard output instead of text
     #[arg(long)]
     pub json: bool,

@@ -1,5 +1,6 @@
 //! The commands that compute.
 
+use gfocal::cuda::Pass;
 use gfocal::{AvgPolicy, DistributionFocalLoss, QualityFocalLoss, Reduction};
 
 use crate::args::{CommonArgs, DflArgs, DflOptions, GflArgs, QflArgs, QflOptions, ScalingArgs};
@@ -18,7 +19,9 @@ pub fn qfl(args: &QflArgs) -> Result<()> {
     let scaling = args.scaling.scaling(&args.common)?;
     let (input, output) = args.common.files()?;
     let inputs = QflInputs::read(&input, prefix(&input, "qfl.")?, args.common.dtype())?;
-    let (device, note) = Device::open(args.common.device, &[inputs.logits.dtype()])?;
+    let (device, note) = Device::open(args.common.device, &[inputs.logits.dtype()], |storage| {
+        loss.units(storage, Pass::ForwardBackward)
+    })?;
     let (report, outcome) =
         run_qfl(&device, &loss, &args.options, args.scaling.loss_weight, &inputs, scaling)?;
 
@@ -31,7 +34,9 @@ pub fn dfl(args: &DflArgs) -> Result<()> {
     let scaling = args.scaling.scaling(&args.common)?;
     let (input, output) = args.common.files()?;
     let inputs = DflInputs::read(&input, prefix(&input, "dfl.")?, args.common.dtype())?;
-    let (device, note) = Device::open(args.common.device, &[inputs.logits.dtype()])?;
+    let (device, note) = Device::open(args.common.device, &[inputs.logits.dtype()], |storage| {
+        loss.units(storage, Pass::ForwardBackward)
+    })?;
     let (report, outcome) =
         run_dfl(&device, &loss, &args.options, args.scaling.loss_weight, &inputs, scaling)?;
 
@@ -47,7 +52,9 @@ pub fn gfl(args: &GflArgs) -> Result<()> {
     let qfl_inputs = QflInputs::read(&input, "qfl.", args.common.dtype())?;
     let dfl_inputs = DflInputs::read(&input, "dfl.", args.common.dtype())?;
     let dtypes = [qfl_inputs.logits.dtype(), dfl_inputs.logits.dtype()];
-    let (device, note) = Device::open(args.common.device, &dtypes)?;
+    let (device, note) = Device::open(args.common.device, &dtypes, |storage| {
+        qfl.units(storage, Pass::ForwardBackward) | dfl.units(storage, Pass::ForwardBackward)
+    })?;
 
     // The normalisation of GFL's head. A box has four sides, so DFL's weights add up to four times
     // those of the boxes, of which the head takes 1 at least.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use gfocal::cuda::{self, DeviceInfo, Handle, Storage};
+use gfocal::boxes::BoxLoss;
+use gfocal::cuda::{self, DeviceInfo, Handle, Storage, Units};
 use gfocal::cudarc::driver::CudaStream;
 
 use crate::error::{Error, Result};
@@ -15,7 +16,7 @@ pub enum Device {
     Cuda(Cuda),
 }
 
-/// A GPU with the kernels loaded.
+/// A GPU.
 pub struct Cuda {
     pub ordinal: usize,
     pub handle: Handle,
@@ -30,13 +31,20 @@ impl Device {
         }
     }
 
-    /// The device for logits of some types, and if the choice was free, what to tell of it.
-    pub fn open(choice: DeviceChoice, dtypes: &[Dtype]) -> Result<(Device, Option<String>)> {
+    /// The device for logits of some types, with the kernels that `units` says loaded; and if the choice
+    /// was free, what to tell of it.
+    pub fn open(
+        choice: DeviceChoice,
+        dtypes: &[Dtype],
+        units: impl Fn(Storage) -> Units,
+    ) -> Result<(Device, Option<String>)> {
         let storages: Option<Vec<Storage>> = dtypes.iter().map(|&dtype| storage(dtype)).collect();
-        match (choice, storages) {
+        let join = |all: Units, &storage: &Storage| all | units(storage);
+        let units = storages.map(|storages| storages.iter().fold(Units::default(), join));
+        match (choice, units) {
             (DeviceChoice::Cpu, _) => Ok((Device::Cpu, None)),
-            (DeviceChoice::Auto, Some(storages)) => {
-                let (device, why) = Device::auto(&storages);
+            (DeviceChoice::Auto, Some(units)) => {
+                let (device, why) = Device::auto(units);
                 let chosen = format!("--device auto chose {}: {why}", device.name());
                 Ok((device, Some(chosen)))
             }
@@ -44,17 +52,17 @@ impl Device {
                 let why = "--device auto chose cpu: logits are f64, for which there are no CUDA kernels";
                 Ok((Device::Cpu, Some(why.to_owned())))
             }
-            (DeviceChoice::Cuda(ordinal), Some(storages)) => {
-                let cuda = Cuda::open(ordinal, &storages).map_err(Error::cuda(ordinal))?;
+            (DeviceChoice::Cuda(ordinal), Some(units)) => {
+                let cuda = Cuda::open(ordinal, units).map_err(Error::cuda(ordinal))?;
                 Ok((Device::Cuda(cuda), None))
             }
             (DeviceChoice::Cuda(_), None) => Err(Error::F64OnCuda),
         }
     }
 
-    /// The first GPU that can be used, else the CPU; and why.
-    pub fn auto(storages: &[Storage]) -> (Device, String) {
-        match first_usable(storages) {
+    /// The first GPU that can be used, which is one that loads these kernels, else the CPU; and why.
+    pub fn auto(units: Units) -> (Device, String) {
+        match first_usable(units) {
             Ok((cuda, device)) => (Device::Cuda(cuda), describe(&device)),
             Err(error) => (Device::Cpu, error.to_string()),
         }
@@ -62,9 +70,10 @@ impl Device {
 }
 
 impl Cuda {
-    fn open(ordinal: usize, storages: &[Storage]) -> gfocal::Result<Cuda> {
-        let stream = cuda::context(ordinal)?.default_stream();
-        Ok(Cuda { ordinal, handle: Handle::with_storage(&stream, storages)? })
+    fn open(ordinal: usize, units: Units) -> gfocal::Result<Cuda> {
+        let handle = Handle::new(&cuda::context(ordinal)?.default_stream())?;
+        handle.prepare(units)?;
+        Ok(Cuda { ordinal, handle })
     }
 
     pub fn stream(&self) -> &Arc<CudaStream> {
@@ -72,10 +81,15 @@ impl Cuda {
     }
 }
 
-fn first_usable(storages: &[Storage]) -> gfocal::Result<(Cuda, DeviceInfo)> {
+/// The smallest kernels, to see whether a device loads any.
+pub fn smallest() -> Units {
+    BoxLoss::units()
+}
+
+fn first_usable(units: Units) -> gfocal::Result<(Cuda, DeviceInfo)> {
     let mut first_error = gfocal::Error::NoDevice { ordinal: 0, count: 0 };
     for (i, device) in cuda::devices()?.into_iter().enumerate() {
-        match device.usable().and_then(|()| Cuda::open(device.ordinal, storages)) {
+        match device.usable().and_then(|()| Cuda::open(device.ordinal, units)) {
             Ok(cuda) => return Ok((cuda, device)),
             Err(error) if i == 0 => first_error = error,
             Err(_) => {}

@@ -1,12 +1,13 @@
 //! `gfocal info`.
 
 use std::fmt::Write;
+use std::time::Instant;
 
-use gfocal::cuda::{self, DeviceInfo, Storage};
+use gfocal::cuda::{self, DeviceInfo, Storage, Units};
 use serde::Serialize;
 
 use crate::args::InfoArgs;
-use crate::device::{Device, describe};
+use crate::device::{Device, describe, smallest};
 use crate::error::Result;
 use crate::report::json;
 use crate::terminal;
@@ -41,6 +42,8 @@ struct Gpu {
     compute_capability: String,
     multiprocessors: u32,
     memory: usize,
+    /// Which kernels it would take, best first.
+    takes: Vec<String>,
     /// Why it cannot be used.
     error: Option<String>,
     #[serde(skip)]
@@ -53,21 +56,24 @@ struct Auto {
     reason: String,
     /// The kernels that were loaded for it.
     images: Vec<String>,
+    /// How long loading took.
+    seconds: Option<f64>,
 }
 
 /// There is always an answer: that there is no driver is one.
 pub fn run(args: &InfoArgs) -> Result<()> {
-    let info = Info::collect();
+    let info = Info::collect(args.load);
     terminal::print(&if args.json { json(&info) + "\n" } else { info.text() })
 }
 
 impl Info {
-    fn collect() -> Info {
+    fn collect(load: bool) -> Info {
         let provenance = cuda::provenance();
         let (version, devices) = (cuda::driver_version(), cuda::devices());
-        // All kernels are loaded, as a command with such logits would: that they load is the proof
-        // that the device can be used.
-        let (device, reason) = Device::auto(&Storage::ALL);
+        // That kernels load is the proof that the device can be used; all of them take long the first time.
+        let start = Instant::now();
+        let (device, reason) = Device::auto(if load { Units::all(&Storage::ALL) } else { smallest() });
+        let seconds = matches!(device, Device::Cuda(_)).then(|| start.elapsed().as_secs_f64());
         let images = match &device {
             Device::Cpu => Vec::new(),
             Device::Cuda(cuda) => cuda.handle.kernels().images(),
@@ -84,7 +90,7 @@ impl Info {
                 error: version.err().or(devices.as_ref().err().cloned()).map(|error| error.to_string()),
             },
             devices: devices.unwrap_or_default().iter().map(Gpu::new).collect(),
-            auto: Auto { device: device.name(), reason, images },
+            auto: Auto { device: device.name(), reason, images, seconds },
         }
     }
 
@@ -100,10 +106,14 @@ impl Info {
             let name = if i == 0 { "devices" } else { "" };
             let error = gpu.error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
             let _ = writeln!(text, "{name:7}  {}: {}{error}", gpu.device, gpu.description);
+            let _ = writeln!(text, "         takes {}", gpu.takes.join("; "));
         }
         let _ = writeln!(text, "auto     chooses {}: {}", self.auto.device, self.auto.reason);
         for image in &self.auto.images {
             let _ = writeln!(text, "         loaded {image}");
+        }
+        if let Some(seconds) = self.auto.seconds {
+            let _ = writeln!(text, "         in {seconds:.3} s, with the context");
         }
         text
     }
@@ -118,6 +128,7 @@ impl Gpu {
             compute_capability: format!("{}.{}", capability / 10, capability % 10),
             multiprocessors: device.multiprocessors,
             memory: device.memory,
+            takes: cuda::images_for(device).unwrap_or_default(),
             error: device.usable().err().map(|error| error.to_string()),
             description: describe(device),
         }

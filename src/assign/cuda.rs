@@ -5,8 +5,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use super::{Anchors, Atss, GroundTruth, Lengths, Level, LevelTargets, check};
-use crate::cuda::raw::{AtssArgs, AtssLevel, launch_atss};
-use crate::cuda::{Device, Handle, Prepared, check as check_driver};
+use crate::cuda::raw::{AtssArgs, AtssLevel, atss_units, launch_atss};
+use crate::cuda::{Device, Handle, Prepared, Units, check as check_driver};
 use crate::element::Label;
 use crate::error::{Error, Result};
 
@@ -64,6 +64,11 @@ impl<'a, L: Label> LevelTargets<'a, Device, L> {
 }
 
 impl Atss {
+    /// The kernels that calls need, for [`Handle::prepare`].
+    pub fn units() -> Units {
+        atss_units()
+    }
+
     /// Enqueues the assignment of every anchor of every image, as two launches: levels of
     /// anchors, boxes, how many images and classes, where the targets of each level go, and the
     /// memory to work in. A captured call can be replayed with other boxes, and with fewer of
@@ -98,7 +103,7 @@ impl Atss {
         if workspace.keys.len() < all {
             return Err(Error::SmallWorkspace { actual: workspace.keys.len(), expected: all });
         }
-        let (stream, mut prepared) = (handle.stream(), Prepared::empty());
+        let (stream, mut prepared) = (handle.stream(), Prepared::default());
         let mut args = AtssArgs {
             gt_boxes: prepared.read("gt boxes", Some(gt.boxes), stream)?,
             gt_labels: prepared.read("gt labels", Some(gt.labels), stream)?,
@@ -131,9 +136,10 @@ impl Atss {
                 Anchors::Boxes(boxes) => to.anchors = prepared.read("anchors", Some(*boxes), stream)?,
             }
         }
+        prepared.check_overlaps()?;
         // SAFETY: `check` has compared every length, and the workspace's was above; Prepared has
-        // compared every context with the stream's, and keeps the buffers borrowed until the
-        // launches are enqueued.
+        // compared every context with the stream's and the places of the buffers, and keeps them
+        // borrowed until the launches are enqueued.
         unsafe { launch_atss(handle.kernels(), &args, stream.cu_stream().cast()) }
     }
 }

@@ -3,11 +3,16 @@
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
 use super::{BoxLoss, IouKind, check};
-use crate::cuda::raw::{BoxesArgs, Pass, launch_boxes};
-use crate::cuda::{Handle, Prepared};
+use crate::cuda::raw::{BoxesArgs, boxes_units, launch_boxes};
+use crate::cuda::{Handle, Pass, Prepared, Units};
 use crate::error::Result;
 
 impl BoxLoss {
+    /// The kernels that calls need, for [`Handle::prepare`].
+    pub fn units() -> Units {
+        boxes_units()
+    }
+
     /// Enqueues the losses `[boxes]` of predictions `[boxes, 4]` and targets `[boxes, 4]`.
     ///
     /// # Errors
@@ -24,16 +29,17 @@ impl BoxLoss {
         let lengths =
             [("pred", Some(pred.len()), 4), ("target", Some(target.len()), 4), ("loss", Some(loss.len()), 1)];
         check(boxes, &lengths)?;
-        let (stream, mut prepared) = (handle.stream(), Prepared::empty());
+        let (stream, mut prepared) = (handle.stream(), Prepared::default());
         let args = BoxesArgs {
             pred: prepared.read("pred", Some(pred), stream)?,
             target: prepared.read("target", Some(target), stream)?,
             loss: prepared.write("loss", Some(loss), stream)?,
             ..self.args(boxes)
         };
+        prepared.check_overlaps()?;
         // SAFETY: `check` has compared every length with the number of boxes, and Prepared every
-        // context with the stream's; Prepared keeps the buffers borrowed until the launch is
-        // enqueued.
+        // context with the stream's and the places of the buffers; Prepared keeps them borrowed until
+        // the launch is enqueued.
         unsafe { launch_boxes(handle.kernels(), Pass::Forward, &args, stream.cu_stream().cast()) }
     }
 
@@ -62,7 +68,7 @@ impl BoxLoss {
             ("grad", Some(grad.len()), 4),
         ];
         check(boxes, &lengths)?;
-        let (stream, mut prepared) = (handle.stream(), Prepared::empty());
+        let (stream, mut prepared) = (handle.stream(), Prepared::default());
         let args = BoxesArgs {
             pred: prepared.read("pred", Some(pred), stream)?,
             target: prepared.read("target", Some(target), stream)?,
@@ -71,6 +77,7 @@ impl BoxLoss {
             grad: prepared.write("grad", Some(grad), stream)?,
             ..self.args(boxes)
         };
+        prepared.check_overlaps()?;
         // SAFETY: as in forward_cuda.
         unsafe { launch_boxes(handle.kernels(), Pass::ForwardBackward, &args, stream.cu_stream().cast()) }
     }

@@ -1,15 +1,14 @@
 //! Calls on device buffers.
 
 use std::fmt;
-use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
+use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 
-use super::raw::{DeviceAddress, Scaling};
-use super::{Handle, StatusBlock, StorageElement};
+use super::raw::Scaling;
+use super::{Handle, Prepared, StatusBlock, StorageElement};
 use crate::call::{Call, Memory, Operation};
 use crate::element::Sealed;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::reduction::Reduction;
 
 /// Memory of a CUDA device; the call is enqueued on the stream of a [`Handle`].
@@ -191,14 +190,14 @@ impl<'a, Op: Operation, T: StorageElement> Call<'a, Op, Device, T> {
         self.grad_scale.host()
     }
 
-    /// The kernel's parameters that all operations have in common.
+    /// The kernel's parameters that all operations have in common, whose buffers join `prepared`.
     pub(crate) fn prepare<'s, 'b: 's>(
         &'s mut self,
         loss_weight: f64,
         loss: Option<&'s mut (dyn DevicePtrMut<f32> + 'b)>,
-    ) -> Result<Prepared<'s>> {
+        prepared: &mut Prepared<'s>,
+    ) -> Result<Scaling> {
         let (stream, rows) = (self.backend.stream(), self.shape[0]);
-        let mut prepared = Prepared { scaling: Scaling::default(), guards: Vec::new() };
         let (factor, avg_factor, (epsilon, minimum)) = match self.reduction {
             Reduction::MeanBy { avg_factor: Scalar::Device(buffer), policy } => {
                 policy.check()?;
@@ -213,7 +212,7 @@ impl<'a, Op: Operation, T: StorageElement> Call<'a, Op, Device, T> {
         let loss_factor = loss_weight * factor;
         let status =
             self.status.as_deref_mut().map(|status| status.buffer_mut() as &mut dyn DevicePtrMut<u64>);
-        prepared.scaling = Scaling {
+        Ok(Scaling {
             weight: prepared.read("weight", self.weight, stream)?,
             upstream: prepared.read("upstream", self.upstream, stream)?,
             avg_factor,
@@ -228,78 +227,9 @@ impl<'a, Op: Operation, T: StorageElement> Call<'a, Op, Device, T> {
             avg_minimum: minimum as f32,
             per_row: self.reduction.is_none().into(),
             lanes: 0, // the launch sets it
-        };
-        Ok(prepared)
+        })
     }
 }
 
 type Lengths2 = [(&'static str, Option<usize>); 2];
 type Lengths3 = [(&'static str, Option<usize>); 3];
-
-/// Addresses of buffers, and what orders their use on other streams: that must live until the
-/// launch is enqueued.
-pub(crate) struct Prepared<'s> {
-    pub scaling: Scaling,
-    guards: Vec<SyncOnDrop<'s>>,
-}
-
-impl<'s> Prepared<'s> {
-    /// Nothing prepared yet.
-    pub fn empty() -> Self {
-        Prepared { scaling: Scaling::default(), guards: Vec::new() }
-    }
-
-    /// The address of a buffer to read, 0 without one, after the check that it is in the stream's
-    /// context.
-    pub fn read<T>(
-        &mut self,
-        tensor: &'static str,
-        buffer: Option<&'s dyn DevicePtr<T>>,
-        stream: &'s Arc<CudaStream>,
-    ) -> Result<DeviceAddress> {
-        let Some(buffer) = buffer else { return Ok(0) };
-        check_context(tensor, buffer, stream)?;
-        let (address, guard) = buffer.device_ptr(stream);
-        self.guards.push(guard);
-        Ok(address)
-    }
-
-    /// The address of a buffer to write, 0 without one, after the same check.
-    pub fn write<'b: 's, T>(
-        &mut self,
-        tensor: &'static str,
-        buffer: Option<&'s mut (dyn DevicePtrMut<T> + 'b)>,
-        stream: &'s Arc<CudaStream>,
-    ) -> Result<DeviceAddress> {
-        let Some(buffer) = buffer else { return Ok(0) };
-        check_context(tensor, buffer, stream)?;
-        let (address, guard) = buffer.device_ptr_mut(stream);
-        self.guards.push(guard);
-        Ok(address)
-    }
-
-    /// The address of labels, and whether they are i64.
-    pub fn read_labels(
-        &mut self,
-        labels: LabelBuffer<'s>,
-        stream: &'s Arc<CudaStream>,
-    ) -> Result<(DeviceAddress, bool)> {
-        match labels {
-            LabelBuffer::I64(labels) => Ok((self.read("labels", Some(labels), stream)?, true)),
-            LabelBuffer::I32(labels) => Ok((self.read("labels", Some(labels), stream)?, false)),
-        }
-    }
-}
-
-fn check_context<T, B: DeviceSlice<T> + ?Sized>(
-    tensor: &'static str,
-    buffer: &B,
-    stream: &CudaStream,
-) -> Result<()> {
-    let (buffer, stream) = (buffer.stream().context(), stream.context());
-    if buffer == stream {
-        Ok(())
-    } else {
-        Err(Error::OtherContext { tensor, actual: buffer.ordinal(), expected: stream.ordinal() })
-    }
-}

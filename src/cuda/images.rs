@@ -1,50 +1,106 @@
-//! The kernels' PTX: what is built in, where it comes from, and which of it a device can take.
+//! The kernels' code: what is built in, and which of it a device can take.
 //!
 //! The table is written by the build script. It holds what NVRTC compiled during the build, if
 //! one was found, and the PTX committed in `kernels/ptx`, which every driver of CUDA 12.0 or later
 //! takes.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
 use std::fmt;
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// One translation unit, compiled for one storage type and compute capability.
 #[derive(Debug)]
-pub(crate) struct Image {
+pub(super) struct Image {
     /// The name of the source without its ending, as in `qfl`.
     pub unit: &'static str,
     /// `f32`, `f16` or `bf16`, as at the end of the kernels' names.
     pub storage: &'static str,
     /// The lowest compute capability that runs it, as in 75.
     pub compute_capability: u32,
-    /// The version of the PTX language, as in (8, 0).
-    pub ptx_version: (u32, u32),
-    /// The text, with a NUL at the end as the driver wants it.
-    pub ptx: &'static str,
+    /// Which language it is in.
+    pub code: Code,
     /// Where it comes from.
     pub origin: Origin,
+    /// How long it is once it is unpacked.
+    bytes: usize,
+    packed: &'static [u8],
+}
+
+/// The language of an image. The better one is first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Code {
+    /// Machine code, by a release of NVRTC, as in (12, 9). Nothing is left to be done at load.
+    #[allow(dead_code, reason = "a build makes it where GFOCAL_ARCHS asks for it")]
+    Machine((u32, u32)),
+    /// A version of PTX, as in (8, 0), which the driver assembles.
+    Ptx((u32, u32)),
 }
 
 /// Where an image comes from. The better one is first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Origin {
+pub(super) enum Origin {
     /// NVRTC compiled it when the library was built.
+    #[allow(dead_code, reason = "a build without NVRTC has none")]
     BuildScript,
     /// It is the PTX in `kernels/ptx`.
     Committed,
 }
 
+impl Image {
+    /// What the driver loads: PTX with a NUL at its end, or a cubin.
+    pub fn unpack(&self) -> Vec<u8> {
+        miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(self.packed, self.bytes)
+            .expect("the build script has packed as many bytes")
+    }
+
+    /// Whether a device runs it, and its driver takes it.
+    fn fits(&self, compute_capability: u32, driver_version: i32) -> bool {
+        let same_family = self.compute_capability / 10 == compute_capability / 10;
+        self.compute_capability <= compute_capability
+            && match self.code {
+                // It runs on the later members of a family, and on any driver of its CUDA's major release.
+                Code::Machine((major, _)) => same_family && driver_version >= 1000 * major as i32,
+                Code::Ptx(version) => driver_takes(driver_version, version),
+            }
+    }
+}
+
+impl fmt::Display for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.code {
+            Code::Machine(_) => write!(f, "machine code for sm_{}", self.compute_capability),
+            Code::Ptx((major, minor)) => {
+                write!(f, "PTX {major}.{minor} for sm_{}", self.compute_capability)
+            }
+        }?;
+        f.write_str(match self.origin {
+            Origin::BuildScript => ", compiled by the build script",
+            Origin::Committed => ", committed",
+        })
+    }
+}
+
 /// The images that a device and its driver can take, best first. `driver_version` is the number
 /// of `cuDriverGetVersion`: 12020 for CUDA 12.2.
-pub(crate) fn candidates(
+pub(super) fn candidates(
     unit: &str,
     storage: &str,
     compute_capability: u32,
     driver_version: i32,
 ) -> Vec<&'static Image> {
     choose(&IMAGES, unit, storage, compute_capability, driver_version)
+}
+
+/// All that is built in.
+pub(super) fn all() -> impl Iterator<Item = &'static Image> {
+    IMAGES.iter()
+}
+
+/// Which NVRTC compiled the kernels in this build, as release and path, or why none did; and which
+/// release made the committed PTX, if that belongs to the sources.
+pub(super) fn origins() -> (Result<(&'static str, &'static str), &'static str>, Option<&'static str>) {
+    (BUILT, COMMITTED)
 }
 
 fn choose<'a>(
@@ -57,10 +113,10 @@ fn choose<'a>(
     let mut candidates: Vec<&Image> = images
         .iter()
         .filter(|image| image.unit == unit && image.storage == storage)
-        .filter(|image| image.compute_capability <= compute_capability)
-        .filter(|image| driver_takes(driver_version, image.ptx_version))
+        .filter(|image| image.fits(compute_capability, driver_version))
         .collect();
-    candidates.sort_by_key(|image| (image.origin, Reverse(image.compute_capability)));
+    let is_ptx = |image: &Image| matches!(image.code, Code::Ptx(_));
+    candidates.sort_by_key(|image| (is_ptx(image), image.origin, Reverse(image.compute_capability)));
     candidates
 }
 
@@ -85,109 +141,26 @@ fn first_cuda_release(ptx_version: (u32, u32)) -> Option<(i32, i32)> {
     }
 }
 
-/// Where the kernels of this build come from: compiled by an NVRTC that the build found, or the
-/// PTX that is committed in the repository. [`Display`](fmt::Display) tells it in words.
-#[derive(Clone, Copy, Debug)]
-pub struct Provenance {
-    built: Result<(&'static str, &'static str), &'static str>,
-    committed: Option<&'static str>,
-}
-
-/// Where the kernels of this build come from.
-pub fn provenance() -> Provenance {
-    Provenance { built: BUILT, committed: COMMITTED }
-}
-
-impl Provenance {
-    /// Whether NVRTC compiled the kernels when the library was built. If not, they are the
-    /// committed PTX.
-    pub fn compiled_at_build_time(&self) -> bool {
-        self.built.is_ok()
-    }
-
-    /// The release of the NVRTC that made the kernels that are tried first, as in `12.0.76`.
-    pub fn nvrtc_release(&self) -> &'static str {
-        match self.built {
-            Ok((release, _)) => release,
-            Err(_) => self.committed.unwrap_or("unknown"),
-        }
-    }
-}
-
-impl fmt::Display for Provenance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.built {
-            Ok((release, library)) => {
-                write!(
-                    f,
-                    "compiled at build time by NVRTC {release} ({library}): {}",
-                    Summary(Origin::BuildScript)
-                )?;
-                match self.committed {
-                    Some(release) => write!(
-                        f,
-                        "; second choice: committed PTX, made by NVRTC {release}: {}",
-                        Summary(Origin::Committed)
-                    ),
-                    None => write!(f, "; no second choice: the committed PTX was out of date"),
-                }
-            }
-            Err(why) => write!(
-                f,
-                "committed PTX, made by NVRTC {}: {}; nothing was compiled at build time: NVRTC \
-                 was {why}",
-                self.nvrtc_release(),
-                Summary(Origin::Committed)
-            ),
-        }
-    }
-}
-
-/// The PTX versions and targets of the images of one origin.
-struct Summary(Origin);
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kinds: BTreeSet<_> = IMAGES
-            .iter()
-            .filter(|image| image.origin == self.0)
-            .map(|image| (image.ptx_version, image.compute_capability))
-            .collect();
-        let mut last_version = None;
-        for ((major, minor), compute_capability) in kinds {
-            if last_version != Some((major, minor)) {
-                let comma = if last_version.is_some() { ", " } else { "" };
-                write!(f, "{comma}PTX {major}.{minor} for sm_{compute_capability}")?;
-            } else {
-                write!(f, ", sm_{compute_capability}")?;
-            }
-            last_version = Some((major, minor));
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::cuda::raw::UNITS;
+    use std::collections::BTreeSet;
 
-    const fn image(
-        compute_capability: u32,
-        ptx_version: (u32, u32),
-        origin: Origin,
-        storage: &'static str,
-    ) -> Image {
-        Image { unit: "qfl", storage, compute_capability, ptx_version, ptx: "\0", origin }
+    use super::*;
+    use crate::cuda::units::UNITS;
+
+    const fn image(compute_capability: u32, code: Code, origin: Origin, storage: &'static str) -> Image {
+        Image { unit: "qfl", storage, compute_capability, code, origin, bytes: 0, packed: &[] }
     }
 
-    const TABLE: [Image; 6] = [
-        image(75, (8, 0), Origin::Committed, "bf16"),
-        image(80, (8, 0), Origin::Committed, "bf16"),
-        image(75, (9, 0), Origin::BuildScript, "bf16"),
-        image(80, (9, 0), Origin::BuildScript, "bf16"),
-        image(75, (8, 0), Origin::Committed, "f32"),
-        image(75, (9, 0), Origin::BuildScript, "f32"),
+    const TABLE: [Image; 8] = [
+        image(75, Code::Ptx((8, 0)), Origin::Committed, "bf16"),
+        image(80, Code::Ptx((8, 0)), Origin::Committed, "bf16"),
+        image(75, Code::Ptx((9, 0)), Origin::BuildScript, "bf16"),
+        image(80, Code::Ptx((9, 0)), Origin::BuildScript, "bf16"),
+        image(75, Code::Ptx((8, 0)), Origin::Committed, "f32"),
+        image(75, Code::Ptx((9, 0)), Origin::BuildScript, "f32"),
+        image(80, Code::Machine((12, 9)), Origin::BuildScript, "f32"),
+        image(86, Code::Machine((12, 9)), Origin::BuildScript, "f32"),
     ];
 
     fn chosen(storage: &str, compute_capability: u32, driver: i32) -> Vec<(Origin, u32)> {
@@ -204,6 +177,23 @@ mod tests {
         assert_eq!(chosen("bf16", 90, 13000), everything);
         assert_eq!(chosen("bf16", 80, 13010), everything);
         assert_eq!(chosen("f32", 120, 13000), [(BuildScript, 75), (Committed, 75)]);
+    }
+
+    /// It serves its own family of devices, from its own member on.
+    #[test]
+    fn machine_code_comes_before_ptx() {
+        use Origin::{BuildScript, Committed};
+        let ptx = [(BuildScript, 75), (Committed, 75)];
+        let after = |machine: &[u32]| -> Vec<(Origin, u32)> {
+            machine.iter().map(|&architecture| (BuildScript, architecture)).chain(ptx).collect()
+        };
+        assert_eq!(chosen("f32", 80, 13000), after(&[80]));
+        assert_eq!(chosen("f32", 86, 13000), after(&[86, 80]));
+        assert_eq!(chosen("f32", 89, 13000), after(&[86, 80]));
+        assert_eq!(chosen("f32", 90, 13000), after(&[]));
+        assert_eq!(chosen("f32", 75, 13000), after(&[]));
+        // CUDA 12.9's machine code on a driver of CUDA 12.0, which does not take PTX 9.0.
+        assert_eq!(chosen("f32", 80, 12000), [(BuildScript, 80), (Committed, 75)]);
     }
 
     #[test]
@@ -258,28 +248,11 @@ mod tests {
             }
         }
         for image in &IMAGES {
-            assert!(image.ptx.ends_with('\0'));
-            assert_eq!(image.ptx.matches('\0').count(), 1);
+            let code = image.unpack();
+            match image.code {
+                Code::Ptx(_) => assert_eq!(code.iter().position(|&byte| byte == 0), Some(code.len() - 1)),
+                Code::Machine(_) => assert!(code.starts_with(b"\x7fELF")),
+            }
         }
-    }
-
-    #[test]
-    fn the_provenance_says_which_it_is() {
-        let built = Provenance {
-            built: Ok(("13.0.88", "/usr/local/cuda/lib64/libnvrtc.so.13")),
-            committed: Some("12.0.76"),
-        };
-        let text = built.to_string();
-        assert!(text.starts_with("compiled at build time by NVRTC 13.0.88 (/usr/local/cuda"));
-        assert!(text.contains("second choice: committed PTX, made by NVRTC 12.0.76"));
-        assert!(built.compiled_at_build_time());
-        assert_eq!(built.nvrtc_release(), "13.0.88");
-
-        let committed = Provenance { built: Err("not found"), committed: Some("12.0.76") };
-        let text = committed.to_string();
-        assert!(text.starts_with("committed PTX, made by NVRTC 12.0.76"));
-        assert!(text.ends_with("nothing was compiled at build time: NVRTC was not found"));
-        assert!(!committed.compiled_at_build_time());
-        assert_eq!(committed.nvrtc_release(), "12.0.76");
     }
 }

@@ -2,9 +2,10 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::sys::{CUfunction, CUstream};
+use cudarc::driver::sys::CUstream;
 
 use super::check;
+use super::module::Function;
 use crate::element::Element;
 use crate::error::Result;
 
@@ -58,10 +59,10 @@ impl StorageElement for half::bf16 {
 }
 
 /// The blocks that a multiprocessor is given at most; scratch memory is made for them.
-const BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
+pub(super) const MOST_BLOCKS: u32 = 8;
 
 pub(super) fn max_blocks(multiprocessors: u32) -> u32 {
-    multiprocessors.max(1) * BLOCKS_PER_MULTIPROCESSOR
+    multiprocessors.max(1) * MOST_BLOCKS
 }
 
 /// A kernel's shape. The number of blocks depends on nothing but the size of the problem and the
@@ -82,14 +83,14 @@ impl Grid {
         multiprocessors: u32,
         per_multiprocessor: u32,
     ) -> Grid {
-        let most = u64::from(multiprocessors.max(1) * per_multiprocessor.min(BLOCKS_PER_MULTIPROCESSOR));
+        let most = u64::from(multiprocessors.max(1) * per_multiprocessor.min(MOST_BLOCKS));
         let blocks = rows.div_ceil(rows_per_block.max(1)).clamp(1, most);
         Grid { blocks: blocks as u32, threads }
     }
 
     /// For kernels in which `lanes` lanes share a row.
     pub fn rows(threads: u32, rows: u64, lanes: u32, multiprocessors: u32) -> Grid {
-        Grid::new(threads, rows, u64::from(threads / lanes), multiprocessors, BLOCKS_PER_MULTIPROCESSOR)
+        Grid::new(threads, rows, u64::from(threads / lanes), multiprocessors, MOST_BLOCKS)
     }
 }
 
@@ -104,13 +105,13 @@ pub(super) fn lanes(columns: u32, vector: usize, each: u32) -> u32 {
 /// # Safety
 /// `function` is a loaded kernel of the context that is current, `stream` is a stream of it, and
 /// `args` is the kernel's one parameter, which it may follow.
-pub(super) unsafe fn launch<A>(function: CUfunction, grid: Grid, args: &A, stream: CUstream) -> Result<()> {
+pub(super) unsafe fn launch<A>(function: Function, grid: Grid, args: &A, stream: CUstream) -> Result<()> {
     let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
     // SAFETY: the caller's promise; the driver copies the parameter before it returns, and does
     // not write to it.
     let result = unsafe {
         cudarc::driver::result::launch_kernel(
-            function,
+            function.handle,
             (grid.blocks, 1, 1),
             (grid.threads, 1, 1),
             0,

@@ -9,20 +9,17 @@ use std::ffi::c_void;
 
 mod gfl;
 mod head;
-mod units;
 
+use super::launch::{Grid, lanes, launch};
+use super::units::{Entry, Units, entry};
+use super::{Kernels, Storage};
+use crate::error::Result;
+pub(crate) use gfl::gfl_units;
 pub use gfl::{GflArgs, launch_gfl};
+pub(crate) use head::head_units;
 pub use head::{
     HeadArgs, HeadLevel, MAX_ANCHORS, Strides, head_partial_blocks, launch_head_losses, launch_head_positives,
 };
-pub(super) use units::UNITS;
-
-use units::{Entry, entry};
-
-use super::Storage;
-use super::handle::Kernels;
-use super::launch::{Grid, lanes, launch};
-use crate::error::{Error, Result};
 
 /// An address in device memory.
 pub type DeviceAddress = u64;
@@ -292,6 +289,31 @@ const BOXES: [Entry; 2] = [entry("boxes_forward"), entry("boxes_forward_backward
 /// One after the other.
 const ATSS: [Entry; 2] = [entry("atss_candidates"), entry("atss_targets")];
 
+/// What [`launch_qfl`] needs loaded.
+pub(crate) fn qfl_units(beta: f32, storage: Storage, pass: Pass) -> Units {
+    Units::of(QFL[usize::from(beta != 2.0)][0][pass.index()].unit, storage)
+}
+
+/// What [`launch_dfl`] needs loaded.
+pub(crate) fn dfl_units(storage: Storage, pass: Pass) -> Units {
+    Units::of(DFL[0][pass.index()].unit, storage)
+}
+
+/// What [`launch_integral`] needs loaded.
+pub(crate) fn integral_units(storage: Storage) -> Units {
+    Units::of(INTEGRAL[0].unit, storage)
+}
+
+/// What [`launch_boxes`] needs loaded.
+pub(crate) fn boxes_units() -> Units {
+    Units::of(BOXES[0].unit, Storage::F32)
+}
+
+/// What [`launch_atss`] needs loaded.
+pub(crate) fn atss_units() -> Units {
+    Units::of(ATSS[0].unit, Storage::F32)
+}
+
 /// How many bytes [`Scaling::scratch`] needs: the same for all calls on a device.
 pub fn scratch_bytes(kernels: &Kernels) -> usize {
     // A ticket and its padding, then one f64 for each block.
@@ -346,8 +368,7 @@ pub unsafe fn launch_qfl(
         args.scaling.lanes = lanes(args.classes, storage.vector(), 5);
         Grid::rows(QFL_ROWS_BLOCK, args.rows, args.scaling.lanes, multiprocessors)
     };
-    let function = kernels.function(entry.unit, storage, entry.index)?;
-    kernels.bind()?;
+    let function = kernels.function(entry, storage, stream.cast())?;
     // SAFETY: the function takes one QflArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, &args, stream.cast()) }
 }
@@ -388,8 +409,7 @@ pub unsafe fn launch_dfl(
         }
     };
     let entry = DFL[shape][pass.index()];
-    let function = kernels.function(entry.unit, storage, entry.index)?;
-    kernels.bind()?;
+    let function = kernels.function(entry, storage, stream.cast())?;
     // SAFETY: the function takes one DflArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, &args, stream.cast()) }
 }
@@ -415,8 +435,7 @@ pub unsafe fn launch_integral(
     args.lanes = lanes(args.bins, storage.vector(), 2);
     let grid = Grid::rows(INTEGRAL_BLOCK, args.rows, args.lanes, kernels.multiprocessors());
     let entry = INTEGRAL[pass.index()];
-    let function = kernels.function(entry.unit, storage, entry.index)?;
-    kernels.bind()?;
+    let function = kernels.function(entry, storage, stream.cast())?;
     // SAFETY: the function takes one IntegralArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, &args, stream.cast()) }
 }
@@ -439,8 +458,7 @@ pub unsafe fn launch_boxes(
     }
     let grid = Grid::new(BOXES_BLOCK, args.boxes, u64::from(BOXES_BLOCK), kernels.multiprocessors(), 8);
     let entry = BOXES[pass.index()];
-    let function = kernels.function(entry.unit, Storage::F32, entry.index)?;
-    kernels.bind()?;
+    let function = kernels.function(entry, Storage::F32, stream.cast())?;
     // SAFETY: the function takes one BoxesArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, args, stream.cast()) }
 }
@@ -458,9 +476,8 @@ pub unsafe fn launch_atss(kernels: &Kernels, args: &AtssArgs, stream: *mut c_voi
     }
     let multiprocessors = kernels.multiprocessors();
     let [candidates, targets] = ATSS;
-    let candidates = kernels.function(candidates.unit, Storage::F32, candidates.index)?;
-    let targets = kernels.function(targets.unit, Storage::F32, targets.index)?;
-    kernels.bind()?;
+    let candidates = kernels.function(candidates, Storage::F32, stream.cast())?;
+    let targets = kernels.function(targets, Storage::F32, stream.cast())?;
     if args.gts > 0 {
         let grid = Grid::new(ASSIGN_BLOCK, args.gts.into(), 1, multiprocessors, 8);
         // SAFETY: the function takes one AtssArgs; the rest is the caller's promise.
@@ -469,8 +486,4 @@ pub unsafe fn launch_atss(kernels: &Kernels, args: &AtssArgs, stream: *mut c_voi
     let grid = Grid::new(ASSIGN_BLOCK, args.anchors, u64::from(ASSIGN_BLOCK), multiprocessors, 8);
     // SAFETY: as above.
     unsafe { launch(targets, grid, args, stream.cast()) }
-}
-
-pub(super) fn not_loaded(storage: Storage) -> Error {
-    Error::NotLoaded { storage: storage.name() }
 }

@@ -4,8 +4,8 @@ use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 
 use super::{DistributionFocalLoss, Target};
 use crate::call::{Call, Lengths};
-use crate::cuda::raw::{DflArgs, Pass, launch_dfl};
-use crate::cuda::{Device, Handle, Prepared, StorageElement};
+use crate::cuda::raw::{DflArgs, dfl_units, launch_dfl};
+use crate::cuda::{Device, Handle, Pass, Prepared, Storage, StorageElement, Units};
 use crate::error::Result;
 
 impl DistributionFocalLoss {
@@ -21,6 +21,11 @@ impl DistributionFocalLoss {
         let (logits, target): (&dyn DevicePtr<T>, &dyn DevicePtr<f32>) = (logits, target);
         Call::new(self, handle, logits, shape, Target { target })
     }
+
+    /// The kernels that calls need, for [`Handle::prepare`].
+    pub fn units(&self, storage: Storage, pass: Pass) -> Units {
+        dfl_units(storage, pass)
+    }
 }
 
 pub(super) fn run<'s, T: StorageElement>(
@@ -30,19 +35,22 @@ pub(super) fn run<'s, T: StorageElement>(
 ) -> Result<()> {
     let handle = call.backend;
     let pass = if grad.is_some() { Pass::ForwardBackward } else { Pass::Forward };
-    let (args, _borrowed) = prepare(call, loss, grad)?;
-    // SAFETY: `prepare` has compared every length with the shape and every context with the stream's;
-    // what it returns keeps the buffers borrowed until the launch is enqueued, and cudarc orders what
-    // other streams do with them.
+    let mut prepared = Prepared::default();
+    let args = prepare(call, loss, grad, &mut prepared)?;
+    prepared.check_overlaps()?;
+    // SAFETY: `prepare` has compared every length with the shape, and Prepared every context with the
+    // stream's and the places of the buffers; it keeps them borrowed until the launch is enqueued, and
+    // cudarc orders what other streams do with them.
     unsafe { launch_dfl(handle.kernels(), T::STORAGE, pass, &args, handle.stream().cu_stream().cast()) }
 }
 
-/// The kernel's parameters, after all checks, and what keeps the buffers borrowed.
+/// The kernel's parameters, after the checks of lengths and options; the buffers join `prepared`.
 pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
     call: &'s mut Call<'_, DistributionFocalLoss, Device, T>,
     loss: Option<&'s mut (dyn DevicePtrMut<f32> + 'b)>,
     grad: Option<&'s mut (dyn DevicePtrMut<T> + 'b)>,
-) -> Result<(DflArgs, Prepared<'s>)> {
+    prepared: &mut Prepared<'s>,
+) -> Result<DflArgs> {
     let (dfl, handle, logits, Target { target }, [rows, bins]) =
         (call.operation, call.backend, call.logits, call.targets, call.shape);
     let ([weight, upstream], scalars) = call.option_lengths();
@@ -57,15 +65,13 @@ pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
     dfl.check(&lengths, &call.reduction, call.upstream.is_some(), call.host_grad_scale())?;
 
     let stream = handle.stream();
-    let mut prepared = call.prepare(dfl.loss_weight, loss)?;
-    let args = DflArgs {
-        scaling: prepared.scaling,
+    Ok(DflArgs {
+        scaling: call.prepare(dfl.loss_weight, loss, prepared)?,
         logits: prepared.read("logits", Some(logits), stream)?,
         target: prepared.read("target", Some(target), stream)?,
         grad: prepared.write("grad", grad, stream)?,
         rows: rows as u64,
         bins: bins as u32,
         target_max: dfl.target_max(bins),
-    };
-    Ok((args, prepared))
+    })
 }

@@ -3,10 +3,15 @@
 use cudarc::driver::DevicePtrMut;
 
 use super::Gfl;
-use crate::cuda::raw::{GflArgs, Pass, launch_gfl};
-use crate::cuda::{Device, Prepared, StorageElement};
+use crate::cuda::raw::{GflArgs, gfl_units, launch_gfl};
+use crate::cuda::{Device, Pass, Prepared, Storage, StorageElement, Units};
 use crate::error::{Error, Result};
 use crate::{dfl, qfl};
+
+/// The kernels that calls of a [`Gfl`] need, for [`Handle::prepare`](crate::cuda::Handle::prepare).
+pub fn units(storage: Storage, pass: Pass) -> Units {
+    gfl_units(storage, pass)
+}
 
 impl<T: StorageElement> Gfl<'_, Device, T> {
     /// Enqueues the losses `[3]`: QFL, DFL, their sum.
@@ -40,15 +45,15 @@ impl<T: StorageElement> Gfl<'_, Device, T> {
         let pass = if grads.is_some() { Pass::ForwardBackward } else { Pass::Forward };
         let (grad_qfl, grad_dfl) = grads.unzip();
         let stream = handle.stream();
-        let mut prepared = Prepared::empty();
+        let mut prepared = Prepared::default();
         let losses = prepared.write("losses", Some(losses), stream)?;
-        // What keeps the buffers of both borrowed until the launch is enqueued.
-        let (qfl, _qfl) = qfl::cuda::prepare(&mut self.qfl, None, grad_qfl)?;
-        let (dfl, _dfl) = dfl::cuda::prepare(&mut self.dfl, None, grad_dfl)?;
+        let qfl = qfl::cuda::prepare(&mut self.qfl, None, grad_qfl, &mut prepared)?;
+        let dfl = dfl::cuda::prepare(&mut self.dfl, None, grad_dfl, &mut prepared)?;
+        prepared.check_overlaps()?;
         let args = GflArgs { qfl, dfl, losses, scratch: qfl.scaling.scratch, ..GflArgs::default() };
         // SAFETY: the two `prepare` have compared every length with the shapes, `check` that of the
-        // losses, and Prepared every context with the stream's; all keep the buffers borrowed until the
-        // launch is enqueued, and cudarc orders what other streams do with them.
+        // losses, and Prepared every context with the stream's and the places of the buffers; it keeps
+        // them borrowed until the launch is enqueued, and cudarc orders what other streams do with them.
         unsafe { launch_gfl(handle.kernels(), T::STORAGE, pass, &args, stream.cu_stream().cast()) }
     }
 }

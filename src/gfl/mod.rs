@@ -37,6 +37,9 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 
+#[cfg(feature = "cuda")]
+pub use cuda::units;
+
 use crate::call::{Call, Memory};
 use crate::cpu::Host;
 use crate::element::Element;

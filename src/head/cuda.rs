@@ -10,10 +10,12 @@ use crate::Background;
 use crate::boxes::IouKind;
 use crate::call::check_options;
 use crate::cuda::raw::{
-    DeviceAddress, HeadArgs, HeadLevel, MAX_ANCHORS, Pass, Strides, head_partial_blocks, launch_head_losses,
-    launch_head_positives,
+    DeviceAddress, HeadArgs, HeadLevel, MAX_ANCHORS, Strides, head_partial_blocks, head_units,
+    launch_head_losses, launch_head_positives,
 };
-use crate::cuda::{Device, Handle, Prepared, Scalar, StatusBlock, StorageElement, check};
+use crate::cuda::{
+    Device, Handle, Pass, Prepared, Scalar, StatusBlock, Storage, StorageElement, Units, check,
+};
 use crate::error::{Error, Result};
 use crate::reduction::Reduction;
 
@@ -189,6 +191,11 @@ impl HeadLoss {
     ) -> HeadCall<'a, 'l, Device, T> {
         HeadCall::new(self, handle, workspace, batch, classes, levels)
     }
+
+    /// The kernels that calls need, for [`Handle::prepare`].
+    pub fn units(&self, storage: Storage, pass: Pass) -> Units {
+        head_units(self.qfl.beta as f32, storage, pass)
+    }
 }
 
 impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
@@ -258,7 +265,7 @@ impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
         let (handle, normalised) = (self.backend, self.normalisers);
         let pass = gradients.as_ref().map_or(Pass::Forward, |_| Pass::ForwardBackward);
         let (stream, phase_two) = (handle.stream(), losses.is_some());
-        let mut prepared = Prepared::empty();
+        let mut prepared = Prepared::default();
         let mut args = self.args();
         let (status, found_inf) = (self.status.as_deref_mut(), self.found_inf.as_deref_mut());
         args.grad_scale = match &self.grad_scale {
@@ -319,23 +326,24 @@ impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
             let at = |base: DeviceAddress, offset: usize| base + (offset * size_of::<T>()) as u64;
             let (cls, boxes) = match gradients {
                 Gradients::Separate { cls, boxes } => (
-                    prepared.write("cls_logits' gradient", Some(&mut **cls), stream)?,
-                    prepared.write("box_logits' gradient", Some(&mut **boxes), stream)?,
+                    prepared.write_of_level("cls_logits' gradient", &mut **cls, stream)?,
+                    prepared.write_of_level("box_logits' gradient", &mut **boxes, stream)?,
                 ),
                 Gradients::Joint(both) => {
-                    let both = prepared.write("the gradient", Some(&mut **both), stream)?;
+                    let both = prepared.write_of_level("the gradient", &mut **both, stream)?;
                     (both, both)
                 }
             };
             (to.grad_cls, to.grad_boxes) =
                 (at(cls, level.cls_layout.offset), at(boxes, level.box_layout.offset));
         }
+        prepared.check_overlaps()?;
 
         let raw = stream.cu_stream().cast();
         if !normalised {
             // SAFETY: HeadLoss::check has compared every length and every layout with the shapes,
-            // HeadWorkspace::check the workspace, and Prepared every context with the stream's;
-            // Prepared keeps the buffers borrowed until the launch is enqueued, and cudarc orders
+            // HeadWorkspace::check the workspace, and Prepared every context with the stream's and
+            // the places of the buffers; Prepared keeps the buffers borrowed until the launch is enqueued, and cudarc orders
             // what other streams do with them.
             unsafe { launch_head_positives(handle.kernels(), T::STORAGE, &args, raw)? };
         }

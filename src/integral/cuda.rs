@@ -3,9 +3,14 @@
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
 use super::check;
-use crate::cuda::raw::{IntegralArgs, Pass, launch_integral};
-use crate::cuda::{Handle, Prepared, StorageElement};
+use crate::cuda::raw::{IntegralArgs, integral_units, launch_integral};
+use crate::cuda::{Handle, Pass, Prepared, Storage, StorageElement, Units};
 use crate::error::Result;
+
+/// The kernels that both calls need, for [`Handle::prepare`].
+pub fn units(storage: Storage) -> Units {
+    integral_units(storage)
+}
 
 /// Enqueues the expectations `[rows]` of logits `[rows, bins]`, in units of bins.
 ///
@@ -19,7 +24,7 @@ pub fn forward_cuda<T: StorageElement>(
     expectation: &mut impl DevicePtrMut<f32>,
 ) -> Result<()> {
     check(shape, logits.len(), Some(expectation.len()), None, None)?;
-    let (stream, mut prepared) = (handle.stream(), Prepared::empty());
+    let (stream, mut prepared) = (handle.stream(), Prepared::default());
     let args = IntegralArgs {
         logits: prepared.read("logits", Some(logits), stream)?,
         expectation: prepared.write("expectation", Some(expectation), stream)?,
@@ -27,8 +32,9 @@ pub fn forward_cuda<T: StorageElement>(
         bins: shape[1] as u32,
         ..IntegralArgs::default()
     };
-    // SAFETY: `check` has compared every length with the shape, and Prepared every context with
-    // the stream's; Prepared keeps the buffers borrowed until the launch is enqueued.
+    prepared.check_overlaps()?;
+    // SAFETY: `check` has compared every length with the shape, and Prepared every context with the
+    // stream's and the places of the buffers; Prepared keeps them borrowed until the launch is enqueued.
     unsafe { launch_integral(handle.kernels(), T::STORAGE, Pass::Forward, &args, stream.cu_stream().cast()) }
 }
 
@@ -45,7 +51,7 @@ pub fn backward_cuda<T: StorageElement>(
     grad: &mut impl DevicePtrMut<T>,
 ) -> Result<()> {
     check(shape, logits.len(), None, Some(upstream.len()), Some(grad.len()))?;
-    let (stream, mut prepared) = (handle.stream(), Prepared::empty());
+    let (stream, mut prepared) = (handle.stream(), Prepared::default());
     let args = IntegralArgs {
         logits: prepared.read("logits", Some(logits), stream)?,
         upstream: prepared.read("upstream", Some(upstream), stream)?,
@@ -54,6 +60,7 @@ pub fn backward_cuda<T: StorageElement>(
         bins: shape[1] as u32,
         ..IntegralArgs::default()
     };
+    prepared.check_overlaps()?;
     // SAFETY: as in forward_cuda.
     unsafe {
         launch_integral(handle.kernels(), T::STORAGE, Pass::ForwardBackward, &args, stream.cu_stream().cast())

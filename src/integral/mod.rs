@@ -27,7 +27,7 @@ mod cuda;
 
 pub use cpu::{backward, forward};
 #[cfg(feature = "cuda")]
-pub use cuda::{backward_cuda, forward_cuda};
+pub use cuda::{backward_cuda, forward_cuda, units};
 
 use crate::call::{Lengths, check_lengths};
 use crate::error::Result;

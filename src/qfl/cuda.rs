@@ -4,8 +4,8 @@ use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 
 use super::{Background, QualityFocalLoss, Targets};
 use crate::call::{Call, Lengths};
-use crate::cuda::raw::{Pass, QflArgs, launch_qfl};
-use crate::cuda::{Device, Handle, Prepared, StorageElement};
+use crate::cuda::raw::{QflArgs, launch_qfl, qfl_units};
+use crate::cuda::{Device, Handle, Pass, Prepared, Storage, StorageElement, Units};
 use crate::element::Label;
 use crate::error::Result;
 
@@ -35,6 +35,11 @@ impl QualityFocalLoss {
         let (logits, target): (&dyn DevicePtr<T>, &dyn DevicePtr<f32>) = (logits, target);
         Call::new(self, handle, logits, shape, Targets::Dense { target })
     }
+
+    /// The kernels that calls need, for [`Handle::prepare`].
+    pub fn units(&self, storage: Storage, pass: Pass) -> Units {
+        qfl_units(self.beta as f32, storage, pass)
+    }
 }
 
 pub(super) fn run<'s, T: StorageElement>(
@@ -44,19 +49,22 @@ pub(super) fn run<'s, T: StorageElement>(
 ) -> Result<()> {
     let handle = call.backend;
     let pass = if grad.is_some() { Pass::ForwardBackward } else { Pass::Forward };
-    let (args, _borrowed) = prepare(call, loss, grad)?;
-    // SAFETY: `prepare` has compared every length with the shape and every context with the stream's;
-    // what it returns keeps the buffers borrowed until the launch is enqueued, and cudarc orders what
-    // other streams do with them.
+    let mut prepared = Prepared::default();
+    let args = prepare(call, loss, grad, &mut prepared)?;
+    prepared.check_overlaps()?;
+    // SAFETY: `prepare` has compared every length with the shape, and Prepared every context with the
+    // stream's and the places of the buffers; it keeps them borrowed until the launch is enqueued, and
+    // cudarc orders what other streams do with them.
     unsafe { launch_qfl(handle.kernels(), T::STORAGE, pass, &args, handle.stream().cu_stream().cast()) }
 }
 
-/// The kernel's parameters, after all checks, and what keeps the buffers borrowed.
+/// The kernel's parameters, after the checks of lengths and options; the buffers join `prepared`.
 pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
     call: &'s mut Call<'_, QualityFocalLoss, Device, T>,
     loss: Option<&'s mut (dyn DevicePtrMut<f32> + 'b)>,
     grad: Option<&'s mut (dyn DevicePtrMut<T> + 'b)>,
-) -> Result<(QflArgs, Prepared<'s>)> {
+    prepared: &mut Prepared<'s>,
+) -> Result<QflArgs> {
     let (qfl, handle, logits, targets, [rows, classes]) =
         (call.operation, call.backend, call.logits, call.targets, call.shape);
     let (labels, quality, target) = match targets {
@@ -75,9 +83,8 @@ pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
     super::check(&lengths, &call.reduction, call.upstream.is_some(), call.host_grad_scale())?;
 
     let stream = handle.stream();
-    let mut prepared = call.prepare(qfl.loss_weight, loss)?;
     let mut args = QflArgs {
-        scaling: prepared.scaling,
+        scaling: call.prepare(qfl.loss_weight, loss, prepared)?,
         logits: prepared.read("logits", Some(logits), stream)?,
         grad: prepared.write("grad", grad, stream)?,
         rows: rows as u64,
@@ -97,5 +104,5 @@ pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
         }
         Targets::Dense { target } => args.target = prepared.read("target", Some(target), stream)?,
     }
-    Ok((args, prepared))
+    Ok(args)
 }

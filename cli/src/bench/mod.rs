@@ -28,7 +28,7 @@ use report::Record;
 use timing::Samples;
 use workload::Workload;
 
-use crate::device::Device;
+use crate::device::{self, Device};
 use crate::error::{Error, Result};
 use crate::file::Output;
 use crate::floats::Dtype;
@@ -44,7 +44,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let cases = Case::all(args)?;
     let plot = args.plot.as_deref().map(|path| Output::new(path, None)).transpose()?;
     let dtypes: Vec<Dtype> = cases.iter().map(|case| case.dtype).collect();
-    let (device, note) = Device::open(args.device, &dtypes)?;
+    let (device, note) = Device::open(args.device, &dtypes, |_| device::smallest())?;
     let machine = Machine::new(&device, args.check_only)?;
     machine.check_memory(&cases, &device)?;
 

@@ -7,6 +7,8 @@ mod report;
 mod scene;
 
 use gfocal::Status;
+use gfocal::assign::Atss;
+use gfocal::cuda::Pass;
 use gfocal::head::{LOSSES, Normalisers};
 
 pub use args::{HeadArgs, SceneArgs};
@@ -37,7 +39,10 @@ pub fn run(args: &HeadArgs) -> Result<()> {
     let input = Input::read(&args.file)?;
     let output = args.output.as_deref().map(|path| Output::new(path, Some(&args.file))).transpose()?;
     let scene = Scene::read(&input, &args.scene, args.dtype)?;
-    let (device, note) = Device::open(args.device, &[scene.dtype])?;
+    let (device, note) = Device::open(args.device, &[scene.dtype], |storage| {
+        let loss = scene.head.units(storage, Pass::ForwardBackward);
+        if args.scene.assign { loss | Atss::units() } else { loss }
+    })?;
     let outcome = compute(&device, &scene, args.grad_scale)?;
 
     let report = HeadReport::new(&scene, &device, args.scene.assign, &outcome, args.grad_scale);

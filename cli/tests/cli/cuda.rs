@@ -116,7 +116,7 @@ fn auto_takes_it() {
     assert!(run.stderr.starts_with("gfocal: --device auto chose cuda:"), "{}", run.stderr);
     let run: Run = with_driver().unwrap().arg("info").output().unwrap().into();
     let text = run.ok().stdout;
-    assert!(text.contains("auto     chooses cuda:") && text.contains("loaded qfl f32: PTX"), "{text}");
+    assert!(text.contains("auto     chooses cuda:") && text.contains("loaded boxes f32: PTX"), "{text}");
     assert_eq!(text.contains("not a GPU"), emulated());
 }
 

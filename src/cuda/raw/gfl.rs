@@ -2,11 +2,10 @@
 
 use std::ffi::c_void;
 
-use super::units::{Entry, entry};
 use super::{DeviceAddress, DflArgs, Pass, QflArgs};
-use crate::cuda::Storage;
-use crate::cuda::handle::Kernels;
 use crate::cuda::launch::{Grid, lanes, launch};
+use crate::cuda::units::{Entry, Units, entry};
+use crate::cuda::{Kernels, Storage};
 use crate::error::Result;
 
 /// Twin of `GflArgs` in kernels/gfl.cuh.
@@ -32,6 +31,11 @@ const GFL_BLOCK: u32 = 256;
 
 /// The entry points, by pass.
 const GFL: [Entry; 2] = [entry("gfl_forward"), entry("gfl_forward_backward")];
+
+/// What [`launch_gfl`] needs loaded.
+pub(crate) fn gfl_units(storage: Storage, pass: Pass) -> Units {
+    Units::of(GFL[pass.index()].unit, storage)
+}
 
 /// Blocks on a multiprocessor for each of the two losses: half of what scratch memory is made for.
 const BLOCKS_EACH: u32 = 4;
@@ -60,8 +64,7 @@ pub unsafe fn launch_gfl(
     args.dfl_blocks = blocks(args.dfl.rows, args.dfl.scaling.lanes);
     let all = args.dfl_blocks + blocks(args.qfl.rows, args.qfl.scaling.lanes);
     let entry = GFL[pass.index()];
-    let function = kernels.function(entry.unit, storage, entry.index)?;
-    kernels.bind()?;
+    let function = kernels.function(entry, storage, stream.cast())?;
     // SAFETY: the function takes one GflArgs; the rest is the caller's promise.
     unsafe { launch(function, Grid { blocks: all, threads: GFL_BLOCK }, &args, stream.cast()) }
 }

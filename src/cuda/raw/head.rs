@@ -4,11 +4,10 @@ use std::ffi::c_void;
 
 mod plan;
 
-use super::units::{Entry, entry};
 use super::{DeviceAddress, Pass};
-use crate::cuda::Storage;
-use crate::cuda::handle::Kernels;
 use crate::cuda::launch::{Grid, launch};
+use crate::cuda::units::{Entry, Units, entry};
+use crate::cuda::{Kernels, Storage};
 use crate::error::Result;
 use crate::head::MAX_LEVELS;
 use plan::{HEAD_BLOCK, LOSSES_BLOCKS, POSITIVES_BLOCKS};
@@ -183,6 +182,16 @@ const LOSSES: [Entry; 4] = [
     entry("head_losses_forward_backward_any_beta"),
 ];
 
+/// The place of an entry point of phase two.
+fn kind(beta: f32, pass: Pass) -> usize {
+    usize::from(beta != 2.0) * 2 + pass.index()
+}
+
+/// What [`launch_head_positives`] and [`launch_head_losses`] need loaded.
+pub(crate) fn head_units(beta: f32, storage: Storage, pass: Pass) -> Units {
+    Units::of(POSITIVES.unit, storage) | Units::of(LOSSES[kind(beta, pass)].unit, storage)
+}
+
 /// The most anchors of a level, all images together.
 pub const MAX_ANCHORS: usize = i32::MAX as usize - 4096;
 
@@ -213,8 +222,7 @@ pub unsafe fn launch_head_positives(
 ) -> Result<()> {
     let mut args = *args;
     let blocks = args.plan_positives(most_blocks(kernels, POSITIVES_BLOCKS));
-    let function = kernels.function(POSITIVES.unit, storage, POSITIVES.index)?;
-    kernels.bind()?;
+    let function = kernels.function(POSITIVES, storage, stream.cast())?;
     // SAFETY: the function takes one HeadArgs; the rest is the caller's promise.
     unsafe { launch(function, Grid { blocks, threads: HEAD_BLOCK }, &args, stream.cast()) }
 }
@@ -235,11 +243,9 @@ pub unsafe fn launch_head_losses(
     stream: *mut c_void,
 ) -> Result<()> {
     let mut args = *args;
-    let kind = usize::from(args.beta != 2.0) * 2 + pass.index();
+    let kind = kind(args.beta, pass);
     let blocks = args.plan_losses(storage, pass, most_blocks(kernels, LOSSES_BLOCKS[kind]))?;
-    let entry = LOSSES[kind];
-    let function = kernels.function(entry.unit, storage, entry.index)?;
-    kernels.bind()?;
+    let function = kernels.function(LOSSES[kind], storage, stream.cast())?;
     // SAFETY: as above.
     unsafe { launch(function, Grid { blocks, threads: HEAD_BLOCK }, &args, stream.cast()) }
 }

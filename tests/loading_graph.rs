@@ -1,0 +1,61 @@
+//! Shows that nothing is loaded inside a capture, and that other threads may load meanwhile.
+//!
+//! In a binary of its own, as one test: a stream that is created while another one captures
+//! breaks the capture.
+
+mod support;
+
+use gfocal::boxes::BoxLoss;
+use gfocal::cuda::{Handle, Pass, Storage};
+use gfocal::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use gfocal::{Error, QualityFocalLoss};
+
+use support::gpu::{Buffer, gpu};
+
+#[test]
+fn nothing_is_loaded_inside_a_capture() {
+    let Some(gpu) = gpu() else { return };
+    // SAFETY: everything is on one stream, and no buffer has been allocated yet.
+    unsafe { gpu.context.disable_event_tracking() };
+    // Not the kernels that the tests of a process share.
+    let handle = Handle::new(&gpu.stream).expect("a handle");
+    let other = handle.on(&gpu.context.new_stream().expect("a stream")).expect("a handle");
+    let (logits, labels, quality) =
+        (Buffer::new(&gpu, &[0.0f32, 0.0], 0), Buffer::new(&gpu, &[2i64], 0), Buffer::new(&gpu, &[0.0], 0));
+    let (mut loss, mut grad) = (Buffer::poisoned(&gpu, 1, 0), Buffer::poisoned(&gpu, 2, 0));
+    let qfl = QualityFocalLoss::default();
+    let mut call = || {
+        qfl.cuda(&handle, &logits.view(), [1, 2], &labels.view(), &quality.view())
+            .forward_backward(&mut loss.view_mut(), &mut grad.view_mut())
+    };
+    let begin = || {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+        gpu.stream.begin_capture(mode).expect("a capture begins");
+    };
+    let end = || {
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        gpu.stream.end_capture(flags).expect("the capture is whole").expect("a graph")
+    };
+
+    begin();
+    let error = call().expect_err("it is not loaded");
+    assert!(matches!(error, Error::NotPrepared { .. }), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        "the kernels qfl in f32 are not loaded, and cannot be while the stream is captured: give what \
+         QualityFocalLoss::units says to Handle::prepare before the capture"
+    );
+    end();
+
+    handle.prepare(qfl.units(Storage::F32, Pass::ForwardBackward)).expect("they load");
+    begin();
+    call().expect("it is loaded");
+    // For a stream that nobody captures.
+    std::thread::scope(|scope| {
+        let load = || other.prepare(BoxLoss::units());
+        scope.spawn(load).join().expect("no panic").expect("they load");
+    });
+    end().launch().expect("a replay");
+    // -log(0.5) * 0.5^2 for each of two classes.
+    assert!((loss.read(&gpu)[0] - 2.0 * 0.25 * 2f32.ln()).abs() < 1e-6);
+}
