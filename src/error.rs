@@ -211,6 +211,17 @@ pub enum Error {
         reason: String,
     },
 
+    /// What the loader finds is the toolkit's stand-in for the driver's library, for linking only.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{library} is the CUDA toolkit's stub library, not the driver's; take its folder (it ends in stubs) out \
+         of LD_LIBRARY_PATH, or install NVIDIA's driver, version 525 or newer"
+    )]
+    StubDriver {
+        /// The name that was looked up.
+        library: &'static str,
+    },
+
     /// The CUDA driver is older than the oldest one supported.
     #[cfg(feature = "cuda")]
     #[error(

@@ -64,6 +64,14 @@ pub enum Error {
     Emulated { device: String, name: String },
 
     #[error(
+        "--kernels {} holds no PTX of a kernel, such as qfl.bf16.sm_80.ptx; name a folder that does", folder.display()
+    )]
+    NoKernels { folder: PathBuf },
+
+    #[error("--kernels is for a GPU, and {device} is timed; give --device cuda, or leave it out")]
+    KernelsOnCpu { device: String },
+
+    #[error(
         "none of --ops has one of --passes; integral has forward and backward, head forward and forward_backward, qfl and dfl all three"
     )]
     NoPass,

@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 
 const OLDEST: i32 = 12_000;
 const OLDEST_DEVICE: u32 = 75;
+/// CUDA_ERROR_STUB_LIBRARY.
+const STUB_LIBRARY: c_int = 34;
 
 #[cfg(windows)]
 const LIBRARIES: [&str; 1] = ["nvcuda.dll"];
@@ -24,7 +26,7 @@ const LIBRARIES: [&str; 2] = ["libcuda.so", "libcuda.so.1"];
 /// The CUDA version that the driver supports, as 1000 * major + 10 * minor.
 ///
 /// # Errors
-/// [`Error::NoDriver`] or [`Error::OldDriver`].
+/// [`Error::NoDriver`], [`Error::StubDriver`] or [`Error::OldDriver`].
 pub fn driver_version() -> Result<i32> {
     let mut reason = String::new();
     for name in LIBRARIES {
@@ -51,6 +53,10 @@ pub fn driver_version() -> Result<i32> {
         let mut version = 0;
         // SAFETY: the function may be called before cuInit, and writes one int.
         let code = unsafe { get_version(&raw mut version) };
+        if code == STUB_LIBRARY {
+            // cudarc takes the first that opens, and would get no further with it.
+            return Err(Error::StubDriver { library: name });
+        }
         if code != 0 {
             reason = format!("{name}: cuDriverGetVersion gave error {code}");
             continue;

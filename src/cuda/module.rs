@@ -30,7 +30,7 @@ pub(super) struct Target {
 pub(super) struct Module {
     handle: CUmodule,
     functions: Vec<Function>,
-    /// Which image it is, in words.
+    /// Which image it is, in words, and which better ones the driver has refused.
     image: String,
 }
 
@@ -69,7 +69,14 @@ impl Module {
     ) -> Result<Module, Refused> {
         let mut attempts = String::new();
         let mut attempt = |image: String, code: &[u8]| match Module::load_code(unit, storage, target, code) {
-            Ok((handle, functions)) => Ok(Some(Module { handle, functions, image })),
+            Ok((handle, functions)) => {
+                let image = if attempts.is_empty() {
+                    image
+                } else {
+                    format!("{image} (refused: {})", attempts.trim_end_matches("; "))
+                };
+                Ok(Some(Module { handle, functions, image }))
+            }
             Err((error, again)) => {
                 let _ = write!(attempts, "{image}: {error}; ");
                 if again && !patient { Err(Refused { error, again }) } else { Ok(None) }

@@ -85,6 +85,12 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE.svg", value_parser = svg)]
     pub plot: Option<PathBuf>,
 
+    /// Folder of PTX files named as those of kernels/ptx, such as qfl.bf16.sm_80.ptx, which take the
+    /// place of the kernels in this command: to compare changes of kernels. They must take the same
+    /// parameters
+    #[arg(long, value_name = "DIR")]
+    pub kernels: Option<PathBuf>,
+
     /// Check the results of calls and of replayed graphs, and time nothing; on an emulated GPU too
     #[arg(long, conflicts_with_all = ["plot", "seconds", "format"])]
     pub check_only: bool,

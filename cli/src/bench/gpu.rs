@@ -1,9 +1,10 @@
 //! A GPU: launches in a graph, timed by events.
 
 use std::cell::RefCell;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gfocal::cuda::{DeviceInfo, Handle, check, driver_version};
+use gfocal::cuda::{DeviceInfo, Handle, Kernels, check, driver_version};
 use gfocal::cudarc::driver::sys::{
     CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
@@ -34,11 +35,13 @@ pub struct Gpu {
     /// The kernel of the read ceiling, or why there is none.
     reader: RefCell<std::result::Result<Reader, String>>,
     most_sets: usize,
+    /// Where kernels are taken from before those of the command.
+    kernels: Option<PathBuf>,
 }
 
 impl Gpu {
     /// An emulator may be checked, but not timed.
-    pub fn new(cuda: &Cuda, check_only: bool) -> Result<Gpu> {
+    pub fn new(cuda: &Cuda, kernels: Option<&Path>, check_only: bool) -> Result<Gpu> {
         let context = cuda.stream().context();
         let failed = Error::cuda(cuda.ordinal);
         let info = DeviceInfo::of(context).map_err(&failed)?;
@@ -46,14 +49,23 @@ impl Gpu {
             return Err(Error::Emulated { device: format!("cuda:{}", cuda.ordinal), name: info.name });
         }
         let most_sets = if check_only { CHECKED_SETS } else { MOST_SETS };
-        Gpu::open(context, &cuda.handle, info, most_sets).map_err(&failed)
+        if let Some(folder) = kernels.filter(|folder| !holds_kernels(folder)) {
+            return Err(Error::NoKernels { folder: folder.to_owned() });
+        }
+        let shared = match kernels {
+            // SAFETY: that they are kernels of this release with changes inside is what `--kernels` asks for.
+            Some(folder) => Arc::new(unsafe { Kernels::with_folder(context, folder) }.map_err(&failed)?),
+            None => cuda.handle.kernels().clone(),
+        };
+        Gpu::open(context, shared, info, most_sets, kernels).map_err(&failed)
     }
 
     fn open(
         context: &Arc<CudaContext>,
-        handle: &Handle,
+        shared: Arc<Kernels>,
         info: DeviceInfo,
         most_sets: usize,
+        kernels: Option<&Path>,
     ) -> gfocal::Result<Gpu> {
         let l2 = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
         let l2 = check("cuDeviceGetAttribute", l2)?.unsigned_abs() as usize;
@@ -63,7 +75,8 @@ impl Gpu {
         let stream = check("cuStreamCreate", context.new_stream())?;
         let reader = RefCell::new(Reader::new(&stream, info.multiprocessors));
         let has_events = driver_version()? >= EVENTS;
-        Ok(Gpu { name: info.name, handle: handle.on(&stream)?, has_events, l2, reader, most_sets })
+        let (handle, kernels) = (Handle::with_kernels(&stream, shared)?, kernels.map(Path::to_owned));
+        Ok(Gpu { name: info.name, handle, has_events, l2, reader, most_sets, kernels })
     }
 
     pub fn name(&self) -> &str {
@@ -73,6 +86,16 @@ impl Gpu {
     /// What is not measured in the best way, and why.
     pub fn notes(&self, check_only: bool) -> Vec<String> {
         let mut notes = Vec::new();
+        if let Some(folder) = &self.kernels {
+            let (theirs, own): (Vec<_>, Vec<_>) = self
+                .handle
+                .kernels()
+                .images()
+                .into_iter()
+                .partition(|image| image.contains(&*folder.to_string_lossy()));
+            notes.push(format!("--kernels gave {}", theirs.join("; ")));
+            notes.push(format!("the command gave {}", own.join("; ")));
+        }
         if let Err(why) = &*self.reader.borrow() {
             notes.push(format!("there is no read ceiling: {why}"));
         }
@@ -174,6 +197,11 @@ impl Gpu {
         let end = record()?;
         Ok(f64::from(check("cuEventElapsedTime", start.elapsed_ms(&end))?) * 1e-3)
     }
+}
+
+fn holds_kernels(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.path().extension().is_some_and(|extension| extension == "ptx"))
 }
 
 /// The tensors of a call.

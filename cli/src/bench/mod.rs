@@ -45,7 +45,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let plot = args.plot.as_deref().map(|path| Output::new(path, None)).transpose()?;
     let dtypes: Vec<Dtype> = cases.iter().map(|case| case.dtype).collect();
     let (device, note) = Device::open(args.device, &dtypes, |_| device::smallest())?;
-    let machine = Machine::new(&device, args.check_only)?;
+    let machine = Machine::new(&device, args)?;
     machine.check_memory(&cases, &device)?;
 
     let bar = ProgressBar::new(cases.iter().map(|case| case.passes.len() as u64).sum());
@@ -84,11 +84,14 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 impl Machine {
-    fn new(device: &Device, check_only: bool) -> Result<Machine> {
-        Ok(match device {
-            Device::Cpu => Machine::Cpu,
-            Device::Cuda(cuda) => Machine::Gpu(Box::new(Gpu::new(cuda, check_only)?)),
-        })
+    fn new(device: &Device, args: &BenchArgs) -> Result<Machine> {
+        match device {
+            Device::Cpu if args.kernels.is_some() => Err(Error::KernelsOnCpu { device: device.name() }),
+            Device::Cpu => Ok(Machine::Cpu),
+            Device::Cuda(cuda) => {
+                Ok(Machine::Gpu(Box::new(Gpu::new(cuda, args.kernels.as_deref(), args.check_only)?)))
+            }
+        }
     }
 
     fn name(&self) -> String {
