@@ -3,16 +3,18 @@
 
 mod support;
 
-use gfocal::cuda::StatusBlock;
 use gfocal::{
     AvgPolicy, Background, DistributionFocalLoss, Element, Error, Gfl, QualityFocalLoss, Reduction,
 };
 use gfocal::{bf16, f16};
-use support::case::Loss;
-use support::gpu::OnDevice;
+use proptest::prelude::*;
+use support::cpu::{dfl_of, qfl_of};
+use support::cuda::{Buffers, Layout};
+use support::gpu::{OnDevice, Poison as _};
+use support::plan::{Kind, Plan, config, plan};
 use support::random::Random;
 use support::tolerance::{Stored, check_same_bits};
-use support::{Buffer, Case, Gpu, check_elements, check_reduced, expect, gpu};
+use support::{Buffer, Case, Gpu, Outcome, Pass, cpu, gpu};
 
 /// The two cases of a step.
 fn step(
@@ -55,154 +57,106 @@ fn step(
     ]
 }
 
-fn losses_of(qfl: &Case, dfl: &Case) -> (QualityFocalLoss, DistributionFocalLoss) {
-    let beta = match qfl.loss {
-        Loss::Sparse { beta, .. } | Loss::Dense { beta, .. } => beta,
-        Loss::Dfl { .. } => panic!("the first is QFL"),
+/// What each of the two gave, and the sum of their losses.
+type Both<T> = ([Outcome<T>; 2], <T as Element>::Loss);
+
+fn on_cpu<T: Stored>(qfl: &Case, dfl: &Case, pass: Pass) -> Both<T> {
+    let (logits, boxes, narrow) = (qfl.logits_as::<T>(), dfl.logits_as::<T>(), cpu::narrow_of(qfl));
+    let (loss, sides) = (qfl_of(qfl).expect("legal options"), dfl_of(dfl).expect("legal options"));
+    let mut flags = [[Outcome::<T>::FLAG_BEFORE]; 2];
+    let [flag, other_flag] = &mut flags;
+    let call = cpu::qfl_call(&loss, qfl, &logits, &narrow, flag);
+    let both = Gfl::new(call, cpu::dfl_call(&sides, dfl, &boxes, other_flag));
+    let mut losses = [T::Loss::from_f64(f64::NAN); 3];
+    let grad = |elements| vec![T::from_f64(f64::NAN); if pass == Pass::Forward { 0 } else { elements }];
+    let mut grads = [grad(logits.len()), grad(boxes.len())];
+    let [grad, grad_boxes] = &mut grads;
+    let status = if pass == Pass::Forward {
+        both.forward(&mut losses)
+    } else {
+        both.forward_backward(&mut losses, grad, grad_boxes)
     };
-    let of = |loss: gfocal::Result<QualityFocalLoss>| loss.expect("legal options");
-    (
-        of(of(QualityFocalLoss::new(beta)).with_loss_weight(qfl.options.loss_weight)),
-        DistributionFocalLoss::default().with_loss_weight(dfl.options.loss_weight).expect("a legal weight"),
-    )
+    let status = status.expect("a legal call");
+    let [grad, grad_boxes] = grads;
+    let outcome =
+        |i: usize, grad, status| Outcome { loss: vec![losses[i]], grad, status, found_inf: flags[i][0] };
+    ([outcome(0, grad, status.qfl), outcome(1, grad_boxes, status.dfl)], losses[2])
 }
 
-/// Losses and both gradients.
-type Outcome<T> = (Vec<<T as Element>::Loss>, Vec<T>, Vec<T>);
-
-fn on_cpu<T: Stored>(qfl: &Case, dfl: &Case) -> Outcome<T> {
-    let (loss, sides) = losses_of(qfl, dfl);
-    let (logits, boxes) = (qfl.logits_as::<T>(), dfl.logits_as::<T>());
-    let Loss::Dfl { target, .. } = &dfl.loss else { panic!("the second is DFL") };
-    let call = match &qfl.loss {
-        Loss::Sparse { labels, quality, .. } => loss.cpu(&logits, qfl.shape, labels, quality),
-        Loss::Dense { target, .. } => loss.cpu_dense(&logits, qfl.shape, target),
-        Loss::Dfl { .. } => panic!("the first is QFL"),
-    };
-    let call = call.weight(qfl.options.weight.as_ref().expect("a weight"));
-    let call = call.reduction(qfl.options.reduction).grad_scale(qfl.options.grad_scale);
-    let other = sides.cpu(&boxes, dfl.shape, target).weight(dfl.options.weight.as_ref().expect("a weight"));
-    let other = other.reduction(dfl.options.reduction).grad_scale(dfl.options.grad_scale);
-    let zero = T::from_f64(0.0);
-    let mut losses = vec![T::Loss::from_f64(0.0); 3];
-    let (mut grad, mut grad_boxes) = (vec![zero; logits.len()], vec![zero; boxes.len()]);
-    let status = Gfl::new(call, other).forward_backward(&mut losses, &mut grad, &mut grad_boxes);
-    assert!(status.expect("a legal call").qfl.is_ok());
-    (losses, grad, grad_boxes)
-}
-
-/// The buffers of a step; a call on them may be repeated.
-struct Buffers<T: OnDevice> {
-    logits: Buffer<T>,
-    boxes: Buffer<T>,
-    labels: Buffer<i64>,
-    quality: Buffer<f32>,
-    dense: Buffer<f32>,
-    target: Buffer<f32>,
-    weights: [Buffer<f32>; 2],
-    losses: Buffer<f32>,
-    grads: [Buffer<T>; 2],
-}
-
-impl<T: OnDevice> Buffers<T> {
-    fn new(gpu: &Gpu, qfl: &Case, dfl: &Case, offset: usize) -> Buffers<T> {
-        let (labels, quality, dense) = match &qfl.loss {
-            Loss::Sparse { labels, quality, .. } => (labels.clone(), quality.clone(), Vec::new()),
-            Loss::Dense { target, .. } => (Vec::new(), Vec::new(), target.clone()),
-            Loss::Dfl { .. } => panic!("the first is QFL"),
-        };
-        let Loss::Dfl { target, .. } = &dfl.loss else { panic!("the second is DFL") };
-        let weights =
-            [qfl, dfl].map(|case| Buffer::new(gpu, case.options.weight.as_ref().expect("a weight"), offset));
-        Buffers {
-            logits: Buffer::new(gpu, &qfl.logits_as::<T>(), offset),
-            boxes: Buffer::new(gpu, &dfl.logits_as::<T>(), offset),
-            labels: Buffer::new(gpu, &labels, offset),
-            quality: Buffer::new(gpu, &quality, offset),
-            dense: Buffer::new(gpu, &dense, offset),
-            target: Buffer::new(gpu, target, offset),
-            weights,
-            losses: Buffer::poisoned(gpu, 3, offset),
-            grads: [qfl, dfl].map(|case| Buffer::poisoned(gpu, case.logits.len(), offset)),
-        }
-    }
-
-    fn call(&mut self, gpu: &Gpu, qfl: &Case, dfl: &Case, status: &mut StatusBlock, backward: bool) {
-        let (loss, sides) = losses_of(qfl, dfl);
-        let (logits, boxes) = (self.logits.view(), self.boxes.view());
-        let (labels, quality, dense) = (self.labels.view(), self.quality.view(), self.dense.view());
-        let target = self.target.view();
-        let weights = self.weights.each_ref().map(Buffer::view);
-        let call = if matches!(qfl.loss, Loss::Dense { .. }) {
-            loss.cuda_dense(&gpu.handle, &logits, qfl.shape, &dense)
-        } else {
-            loss.cuda(&gpu.handle, &logits, qfl.shape, &labels, &quality)
-        };
-        let call = call.weight(&weights[0]).reduction(qfl.options.reduction.into());
-        let call = call.grad_scale(qfl.options.grad_scale).status(status);
-        let other = sides.cuda(&gpu.handle, &boxes, dfl.shape, &target).weight(&weights[1]);
-        let other = other.reduction(dfl.options.reduction.into()).grad_scale(dfl.options.grad_scale);
-        let both = Gfl::new(call, other);
-        let [grad, grad_boxes] = &mut self.grads;
-        let (mut losses, mut grad, mut grad_boxes) =
-            (self.losses.view_mut(), grad.view_mut(), grad_boxes.view_mut());
-        let done = if backward {
-            both.forward_backward(&mut losses, &mut grad, &mut grad_boxes)
-        } else {
-            both.forward(&mut losses)
-        };
-        done.expect("a legal call");
-    }
-}
-
-fn on_cuda<T: OnDevice>(gpu: &Gpu, qfl: &Case, dfl: &Case, offset: usize) -> (Vec<f32>, Vec<T>, Vec<T>) {
-    let mut buffers = Buffers::<T>::new(gpu, qfl, dfl, offset);
-    let mut status = StatusBlock::new(&gpu.stream).expect("device memory");
-    let mut bits: Option<(Vec<f32>, Vec<T>, Vec<T>)> = None;
-    for seed in 0..4 {
+/// In several orders: the same bits, of one launch that neither allocates nor waits.
+fn on_cuda<T: OnDevice>(gpu: &Gpu, [qfl, dfl]: [&Case; 2], layouts: [&Layout; 2], pass: Pass) -> Both<T> {
+    let mut first: Option<Both<T>> = None;
+    let (loss, sides) = (qfl_of(qfl).expect("legal options"), dfl_of(dfl).expect("legal options"));
+    for seed in 0..2 {
+        let mut of_qfl = Buffers::<T>::new(gpu, qfl, layouts[0]);
+        let mut of_dfl = Buffers::<T>::new(gpu, dfl, layouts[1]);
+        let mut losses = Buffer::poisoned(gpu, 3, layouts[0].loss);
         let before = gpu.emulator.map(|emulator| {
             emulator.set_seed(seed);
             emulator.counters()
         });
-        buffers.call(gpu, qfl, dfl, &mut status, true);
+        let ((mut views, _, mut grad), (mut other, _, mut grad_boxes)) = (of_qfl.views(), of_dfl.views());
+        let both = Gfl::new(views.qfl(gpu, qfl, &loss), other.dfl(gpu, dfl, &sides));
+        let done = if pass == Pass::Forward {
+            both.forward(&mut losses.view_mut())
+        } else {
+            both.forward_backward(&mut losses.view_mut(), &mut grad, &mut grad_boxes)
+        };
+        done.expect("a legal call");
         if let (Some(emulator), Some(before)) = (gpu.emulator, before) {
             let spent = emulator.counters().since(&before);
             let counts = (spent.allocations, spent.frees, spent.waits, spent.copies_to_host, spent.launches);
             assert_eq!(counts, (0, 0, 0, 0, 1), "allocations, frees, waits, copies, launches");
         }
-        let got = (buffers.losses.read(gpu), buffers.grads[0].read(gpu), buffers.grads[1].read(gpu));
-        if let Some((losses, grad, grad_boxes)) = &bits {
-            check_same_bits("losses", &got.0, losses);
-            check_same_bits("gradient", &got.1, grad);
-            check_same_bits("gradient of sides", &got.2, grad_boxes);
+        let losses = losses.read(gpu);
+        let mut outcomes = [of_qfl.outcome(gpu, pass), of_dfl.outcome(gpu, pass)];
+        for (outcome, &loss) in outcomes.iter_mut().zip(&losses) {
+            assert!(outcome.loss.iter().all(|loss| loss.is_poison()), "a loss of its own was written");
+            outcome.loss = vec![loss];
         }
-        bits = Some(got);
+        let (outcomes, sum) = first.get_or_insert((outcomes.clone(), losses[2])).clone();
+        check_same_bits("losses", &[outcomes[0].loss[0], outcomes[1].loss[0], sum], &losses);
+        for (got, want) in outcomes.iter().zip(&first.as_ref().expect("it is there").0) {
+            check_same_bits("gradient", &got.grad, &want.grad);
+        }
     }
-    let bits = bits.expect("it has run");
-    buffers.call(gpu, qfl, dfl, &mut status, false);
-    // Without gradients QFL is computed in another way.
-    for (alone, with) in buffers.losses.read(gpu).into_iter().zip(&bits.0) {
-        assert!((alone - with).abs() <= 4e-6 * with.abs(), "{alone} without gradients, {with} with them");
-    }
-    assert!(status.read(&gpu.stream).expect("a copy").is_ok());
-    bits
+    first.expect("it has run")
 }
 
 /// Against the reference of each of the two.
-fn check<T: Stored>(what: &str, [qfl, dfl]: [&Case; 2], (losses, grad, grad_boxes): &Outcome<T>) {
-    let want = [qfl, dfl].map(|case| expect(&case.stored_as::<T>()));
-    for (i, want) in want.iter().enumerate() {
-        check_reduced(
-            &format!("{what}, loss {i}"),
-            losses[i],
-            want.loss[0].as_ref().expect("a reduced loss"),
-        );
+#[track_caller]
+fn check<T: Stored>(what: &str, cases: [&Case; 2], pass: Pass, (outcomes, sum): &Both<T>) {
+    for (i, (case, outcome)) in cases.into_iter().zip(outcomes).enumerate() {
+        support::check(&format!("{what}, loss {i}"), case, pass, outcome);
     }
-    let sum = losses[0].to_f64() + losses[1].to_f64();
-    assert!((losses[2].to_f64() - sum).abs() <= 1e-6 * sum, "{what}: the sum");
-    check_elements(&format!("{what}, gradient"), grad, &want[0].grad);
-    check_elements(&format!("{what}, gradient of sides"), grad_boxes, &want[1].grad);
+    let want: f64 = outcomes.iter().map(|outcome| outcome.loss[0].to_f64()).sum();
+    let close =
+        (sum.to_f64() - want).abs() <= 1e-6 * outcomes.iter().map(|o| o.loss[0].to_f64().abs()).sum::<f64>();
+    assert!(close || !want.is_finite() && !sum.to_f64().is_finite(), "{what}: the sum {sum:?}, not {want}");
 }
+
+const PASSES: [Pass; 2] = [Pass::Forward, Pass::ForwardBackward];
+
+fn check_cpu<T: Stored>(what: &str, cases: [&Case; 2]) {
+    for pass in PASSES {
+        check::<T>(what, cases, pass, &on_cpu(cases[0], cases[1], pass));
+    }
+}
+
+fn check_cuda<T: OnDevice>(gpu: &Gpu, what: &str, cases: [&Case; 2], layouts: [&Layout; 2]) {
+    for pass in PASSES {
+        check::<T>(&format!("{what}, on CUDA"), cases, pass, &on_cuda(gpu, cases, layouts, pass));
+    }
+}
+
+/// On CUDA, in every storage type.
+fn check_types(gpu: &Gpu, what: &str, cases: [&Case; 2], layouts: [&Layout; 2]) {
+    check_cuda::<f32>(gpu, what, cases, layouts);
+    check_cuda::<f16>(gpu, what, cases, layouts);
+    check_cuda::<bf16>(gpu, what, cases, layouts);
+}
+
+const KINDS: [(bool, f64); 4] = [(false, 2.0), (true, 2.0), (false, 1.5), (true, 0.0)];
 
 #[test]
 fn both_and_their_sum() {
@@ -213,22 +167,64 @@ fn both_and_their_sum() {
         ([300, 20], [400, 16]),
         ([37, 3], [5, 2]),
         ([1, 1203], [1, 33]),
+        // So wide that every lane goes round its loops several times.
+        ([2, 2568], [2, 1100]),
         ([0, 80], [12, 17]),
         ([64, 80], [0, 17]),
         ([5000, 4], [3000, 8]),
     ] {
-        for (dense, beta) in [(false, 2.0), (true, 2.0), (false, 1.5), (true, 0.0)] {
+        for (dense, beta) in KINDS {
             let [qfl, dfl] = step(&mut random, of_qfl, of_dfl, dense);
             let (qfl, what) =
                 (qfl.with_beta(beta), format!("{of_qfl:?}, {of_dfl:?}, dense {dense}, beta {beta}"));
-            check::<f64>(&what, [&qfl, &dfl], &on_cpu(&qfl, &dfl));
-            check::<f32>(&what, [&qfl, &dfl], &on_cpu(&qfl, &dfl));
-            check::<f16>(&what, [&qfl, &dfl], &on_cpu(&qfl, &dfl));
+            check_cpu::<f64>(&what, [&qfl, &dfl]);
+            check_cpu::<f32>(&what, [&qfl, &dfl]);
+            check_cpu::<f16>(&what, [&qfl, &dfl]);
             let Some(gpu) = &gpu else { continue };
-            let what = format!("{what}, on CUDA");
-            check::<f32>(&what, [&qfl, &dfl], &on_cuda(gpu, &qfl, &dfl, 0));
-            check::<f16>(&what, [&qfl, &dfl], &on_cuda(gpu, &qfl, &dfl, 1));
-            check::<bf16>(&what, [&qfl, &dfl], &on_cuda(gpu, &qfl, &dfl, 0));
+            let (of_qfl, of_dfl) = (Layout::ALIGNED, Layout::MISALIGNED);
+            check_cuda::<f32>(gpu, &what, [&qfl, &dfl], [&of_qfl, &of_dfl]);
+            check_cuda::<f16>(gpu, &what, [&qfl, &dfl], [&of_dfl, &of_qfl]);
+            check_cuda::<bf16>(gpu, &what, [&qfl, &dfl], [&of_qfl, &of_dfl]);
+        }
+    }
+}
+
+/// A plan for one of the two, which has to be reduced.
+fn reduced(plan: Plan, kind: Kind, least: usize) -> Plan {
+    let reduction = if plan.reduction == Reduction::None { Reduction::Sum } else { plan.reduction };
+    Plan { kind, reduction, columns: plan.columns.max(least), ..plan }
+}
+
+proptest! {
+    #![proptest_config(config(60))]
+
+    /// Whatever the two may be on their own: labels, qualities and targets of any value, logits that are
+    /// not finite, divisors and scales on the host and on the device, buffers anywhere.
+    #[test]
+    fn random_steps(of_qfl in plan(), of_dfl in plan()) {
+        let Some(gpu) = gpu() else { return Ok(()) };
+        let kind = if of_qfl.kind == Kind::Dense { Kind::Dense } else { Kind::Sparse };
+        let (of_qfl, of_dfl) = (reduced(of_qfl, kind, 1), reduced(of_dfl, Kind::Dfl, 2));
+        let (qfl, dfl) = (of_qfl.case(), of_dfl.case());
+        check_types(&gpu, "random", [&qfl, &dfl], [&of_qfl.layout, &of_dfl.layout]);
+    }
+}
+
+/// Ranges so narrow that a wrong digit of any formula is one of the sum, too: from easy negatives to logits
+/// that are far above; from flat rows to those with everything in one bin.
+#[test]
+fn sums_over_narrow_ranges() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(67);
+    let ranges = [(-88.0, -20.0), (-20.0, -2.0), (-2.0, 2.0), (2.0, 20.0), (20.0, 88.0)];
+    let spreads = [1.0, 0.1, 10.0, 40.0, 3.0];
+    for ((low, high), spread) in ranges.into_iter().zip(spreads) {
+        for (dense, beta) in KINDS {
+            let [mut qfl, mut dfl] = step(&mut random, [48, 16], [96, 17], dense);
+            qfl.logits = random.many(48 * 16, low, high);
+            dfl.logits = random.many(96 * 17, -spread, spread);
+            let (qfl, what) = (qfl.with_beta(beta), format!("{low} to {high}, dense {dense}, beta {beta}"));
+            check_types(&gpu, &what, [&qfl, &dfl], [&Layout::ALIGNED, &Layout::MISALIGNED]);
         }
     }
 }

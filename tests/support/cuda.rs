@@ -1,7 +1,8 @@
 //! Runs a case on CUDA.
 
-use gfocal::cuda::{Scalar, StatusBlock};
-use gfocal::{Reduction, Result, integral};
+use gfocal::cuda::{Device, Scalar, StatusBlock};
+use gfocal::cudarc::driver::{CudaView, CudaViewMut};
+use gfocal::{Call, DistributionFocalLoss, QualityFocalLoss, Reduction, Result, integral};
 
 use super::case::{Case, Loss, Outcome, Pass};
 use super::cpu::{dfl_of, narrowed, qfl_of};
@@ -101,58 +102,39 @@ impl<T: OnDevice> Buffers<T> {
         }
     }
 
+    /// What a call reads and counts in; and where its loss and its gradient go.
+    pub fn views(&mut self) -> (Views<'_, T>, CudaViewMut<'_, f32>, CudaViewMut<'_, T>) {
+        let views = Views {
+            logits: self.logits.view(),
+            labels: self.labels.view(),
+            narrow: self.narrow.view(),
+            quality: self.quality.view(),
+            target: self.target.view(),
+            weight: self.weight.as_ref().map(Buffer::view),
+            upstream: self.upstream.as_ref().map(Buffer::view),
+            avg_factor: self.avg_factor.as_ref().map(Buffer::view),
+            grad_scale: self.grad_scale.as_ref().map(Buffer::view),
+            found_inf: self.found_inf.view_mut(),
+            status: &mut self.status,
+        };
+        (views, self.loss.view_mut(), self.grad.view_mut())
+    }
+
     /// Enqueues the call.
     pub fn call(&mut self, gpu: &Gpu, case: &Case, pass: Pass) -> Result<()> {
-        let Buffers { loss, grad, status, found_inf, .. } = self;
-        let (mut found_inf, mut loss, mut grad) = (found_inf.view_mut(), loss.view_mut(), grad.view_mut());
-        let logits = self.logits.view();
-        let (labels, narrow) = (self.labels.view(), self.narrow.view());
-        let (quality, target) = (self.quality.view(), self.target.view());
-        let (weight, upstream) =
-            (self.weight.as_ref().map(Buffer::view), self.upstream.as_ref().map(Buffer::view));
-        let avg = self.avg_factor.as_ref().map(Buffer::view);
-        let scale = self.grad_scale.as_ref().map(Buffer::view);
-        let reduction = match (case.options.reduction, &avg) {
-            (Reduction::None, _) => Reduction::None,
-            (Reduction::Sum, _) => Reduction::Sum,
-            (Reduction::Mean, _) => Reduction::Mean,
-            (Reduction::MeanBy { policy, .. }, Some(avg)) => {
-                Reduction::MeanBy { avg_factor: avg.into(), policy }
-            }
-            (Reduction::MeanBy { avg_factor, policy }, None) => {
-                Reduction::MeanBy { avg_factor: Scalar::Host(avg_factor), policy }
-            }
-        };
-        let grad_scale = scale.as_ref().map_or(Scalar::Host(case.options.grad_scale), Scalar::from);
-        macro_rules! finish {
-            ($operation:expr, $method:ident($($argument:expr),*)) => {{
-                let operation = $operation;
-                let call = operation.$method($($argument),*);
-                let call = call.reduction(reduction).grad_scale(grad_scale).found_inf(&mut found_inf);
-                let mut call = call.status(status);
-                if let Some(weight) = &weight {
-                    call = call.weight(weight);
-                }
-                if let Some(upstream) = &upstream {
-                    call = call.upstream(upstream);
-                }
+        let (mut views, mut loss, mut grad) = self.views();
+        macro_rules! run {
+            ($call:expr) => {
                 match pass {
-                    Pass::Forward => call.forward(&mut loss),
-                    Pass::ForwardBackward => call.forward_backward(&mut loss, &mut grad),
-                    Pass::Backward => call.backward(&mut grad),
+                    Pass::Forward => $call.forward(&mut loss),
+                    Pass::ForwardBackward => $call.forward_backward(&mut loss, &mut grad),
+                    Pass::Backward => $call.backward(&mut grad),
                 }
-            }};
+            };
         }
-        let handle = &gpu.handle;
         match case.loss {
-            Loss::Sparse { narrow: false, .. } => {
-                finish!(qfl_of(case)?, cuda(handle, &logits, case.shape, &labels, &quality))
-            }
-            Loss::Sparse { narrow: true, .. } => {
-                finish!(qfl_of(case)?, cuda(handle, &logits, case.shape, &narrow, &quality))
-            }
-            Loss::Dense { .. } => finish!(qfl_of(case)?, cuda_dense(handle, &logits, case.shape, &target)),
-            Loss::Dfl { .. } => finish!(dfl_of(case)?, cuda(handle, &logits, case.shape, &target)),
+            Loss::Dfl { .. } => run!(views.dfl(gpu, case, &dfl_of(case)?)),
+            _ => run!(views.qfl(gpu, case, &qfl_of(case)?)),
         }
     }
 
@@ -168,6 +150,72 @@ impl<T: OnDevice> Buffers<T> {
         }
         let status = self.status.read(&gpu.stream).expect("the stream's work ends well");
         Outcome { loss, grad, status, found_inf: self.found_inf.read(gpu)[0] }
+    }
+}
+
+/// Views of a case's buffers, which a call borrows.
+pub struct Views<'a, T> {
+    logits: CudaView<'a, T>,
+    labels: CudaView<'a, i64>,
+    narrow: CudaView<'a, i32>,
+    quality: CudaView<'a, f32>,
+    target: CudaView<'a, f32>,
+    weight: Option<CudaView<'a, f32>>,
+    upstream: Option<CudaView<'a, f32>>,
+    avg_factor: Option<CudaView<'a, f32>>,
+    grad_scale: Option<CudaView<'a, f32>>,
+    found_inf: CudaViewMut<'a, f32>,
+    status: &'a mut StatusBlock,
+}
+
+/// A call with all options of a case.
+macro_rules! with_options {
+    ($views:ident, $case:ident, $call:expr) => {{
+        let options = &$case.options;
+        let reduction = match (options.reduction, &$views.avg_factor) {
+            (Reduction::MeanBy { policy, .. }, Some(on_device)) => {
+                Reduction::MeanBy { avg_factor: on_device.into(), policy }
+            }
+            (reduction, _) => reduction.into(),
+        };
+        let grad_scale = $views.grad_scale.as_ref().map_or(Scalar::Host(options.grad_scale), Scalar::from);
+        let call = $call.reduction(reduction).grad_scale(grad_scale);
+        let mut call = call.found_inf(&mut $views.found_inf).status($views.status);
+        if let Some(weight) = &$views.weight {
+            call = call.weight(weight);
+        }
+        if let Some(upstream) = &$views.upstream {
+            call = call.upstream(upstream);
+        }
+        call
+    }};
+}
+
+impl<T: OnDevice> Views<'_, T> {
+    pub fn qfl<'b>(
+        &'b mut self,
+        gpu: &'b Gpu,
+        case: &Case,
+        qfl: &'b QualityFocalLoss,
+    ) -> Call<'b, QualityFocalLoss, Device, T> {
+        let (handle, logits, shape) = (&gpu.handle, &self.logits, case.shape);
+        let call = match case.loss {
+            Loss::Sparse { narrow: false, .. } => {
+                qfl.cuda(handle, logits, shape, &self.labels, &self.quality)
+            }
+            Loss::Sparse { narrow: true, .. } => qfl.cuda(handle, logits, shape, &self.narrow, &self.quality),
+            _ => qfl.cuda_dense(handle, logits, shape, &self.target),
+        };
+        with_options!(self, case, call)
+    }
+
+    pub fn dfl<'b>(
+        &'b mut self,
+        gpu: &'b Gpu,
+        case: &Case,
+        dfl: &'b DistributionFocalLoss,
+    ) -> Call<'b, DistributionFocalLoss, Device, T> {
+        with_options!(self, case, dfl.cuda(&gpu.handle, &self.logits, case.shape, &self.target))
     }
 }
 
