@@ -20,8 +20,12 @@ const PASSES: [Pass; 2] = [Pass::Forward, Pass::ForwardBackward];
 
 /// A scene in all forms of memory, aligned and not, compared with the reference.
 fn compare<T: OnDevice>(gpu: &Gpu, what: &str, scene: &Scene) {
+    compare_in::<T>(gpu, what, scene, &Form::ALL);
+}
+
+fn compare_in<T: OnDevice>(gpu: &Gpu, what: &str, scene: &Scene, forms: &[Form]) {
     let want = expect(&scene.stored_as::<T>());
-    for form in Form::ALL {
+    for &form in forms {
         for offset in [0, 1] {
             for pass in PASSES {
                 let got = cuda::run::<T>(gpu, scene, form, offset, pass).expect("a legal call");
@@ -123,6 +127,42 @@ fn random_scenes() {
         compare::<f16>(&gpu, &what, &scene);
         compare::<bf16>(&gpu, &what, &scene);
     }
+}
+
+/// As many levels as an FPN has, and as many as there may be. The search for the level of a block goes in fours:
+/// these leave a rest of 0, 1 and 3, and the scenes above, of three levels, one of 2. The class logits of each
+/// level are of another range, so narrow that a wrong digit of any formula is one of the level's loss, too.
+#[test]
+fn pyramids() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(83);
+    let ranges = [(-2.0, 2.0), (-20.0, -2.0), (2.0, 20.0), (-88.0, -20.0), (20.0, 88.0)];
+    // With whole vectors of 8, of 4 and without.
+    let sizes = [(8, 12), (6, 8), (6, 6), (5, 5), (4, 4), (2, 3), (1, 2), (1, 1)];
+    for (levels, beta) in [(5, 2.0), (5, 1.5), (6, 2.0), (8, 2.0), (8, 0.5)] {
+        let settings = Settings { beta, ..Settings::of(Profile::Mmdetection) };
+        let sizes = sizes[..levels].iter().zip(3..).map(|(&(h, w), octave)| (h, w, f64::from(1 << octave)));
+        let recipe = Recipe { classes: 8, sizes: sizes.collect(), masks: true, ..Recipe::new(settings) };
+        let mut scene = recipe.scene(&mut random);
+        for (level, (low, high)) in scene.levels.iter_mut().zip(ranges.into_iter().cycle()) {
+            let finite = level.cls.iter_mut().filter(|x| x.is_finite());
+            finite.for_each(|x| *x = random.between(low, high));
+        }
+        let (what, forms) = (format!("{levels} levels, beta {beta}"), [Form::Nchw, Form::ChannelsLast]);
+        compare_in::<f32>(&gpu, &what, &scene, &forms);
+        compare_in::<f16>(&gpu, &what, &scene, &forms);
+        compare_in::<bf16>(&gpu, &what, &scene, &forms);
+    }
+}
+
+/// An image without positives counts as one, and the threads of a block, 256, add up the images.
+#[test]
+fn more_images_than_threads() {
+    let Some(gpu) = gpu() else { return };
+    let settings = Settings { bins: 2, ..Settings::of(Profile::Mmdetection) };
+    let recipe = Recipe { batch: 300, sizes: vec![(1, 2, 8.0)], ..Recipe::new(settings) };
+    let scene = recipe.scene(&mut Random::new(84));
+    compare_in::<f32>(&gpu, "300 images", &scene, &[Form::Nchw]);
 }
 
 /// Scenes of several blocks for each part, with and without whole vectors.
