@@ -45,13 +45,11 @@ fn step(
     [
         qfl.with(|options| {
             options.weight = of_qfl;
-            options.reduction = Reduction::MeanBy { avg_factor: 7.0, policy: AvgPolicy::AtLeast(1.0) };
             options.grad_scale = 64.0;
         }),
         dfl.with(|options| {
             options.weight = of_dfl;
             options.loss_weight = 0.25;
-            options.reduction = Reduction::Mean;
             options.grad_scale = 64.0;
         }),
     ]
@@ -162,6 +160,15 @@ const KINDS: [(bool, f64); 4] = [(false, 2.0), (true, 2.0), (false, 1.5), (true,
 fn both_and_their_sum() {
     let gpu = gpu();
     let mut random = Random::new(61);
+    let by = |avg_factor, policy| Reduction::MeanBy { avg_factor, policy };
+    // What a policy makes of a divisor, on the host and on the device.
+    let mut reductions = [
+        (by(7.0, AvgPolicy::AtLeast(1.0)), Reduction::Mean),
+        (by(0.25, AvgPolicy::AtLeast(0.75)), by(0.0, AvgPolicy::Eps)),
+        (by(0.0, AvgPolicy::Eps), by(0.25, AvgPolicy::Exact)),
+    ]
+    .into_iter()
+    .cycle();
     for (of_qfl, of_dfl) in [
         ([840, 80], [48, 17]),
         ([300, 20], [400, 16]),
@@ -175,8 +182,9 @@ fn both_and_their_sum() {
     ] {
         for (dense, beta) in KINDS {
             let [qfl, dfl] = step(&mut random, of_qfl, of_dfl, dense);
-            let (qfl, what) =
-                (qfl.with_beta(beta), format!("{of_qfl:?}, {of_dfl:?}, dense {dense}, beta {beta}"));
+            let (of_this, of_that) = reductions.next().expect("a cycle");
+            let (qfl, dfl) = (qfl.with_beta(beta).reduced(of_this), dfl.reduced(of_that));
+            let what = format!("{of_qfl:?} {of_this:?}, {of_dfl:?} {of_that:?}, dense {dense}, beta {beta}");
             check_cpu::<f64>(&what, [&qfl, &dfl]);
             check_cpu::<f32>(&what, [&qfl, &dfl]);
             check_cpu::<f16>(&what, [&qfl, &dfl]);
@@ -211,18 +219,25 @@ proptest! {
 }
 
 /// Ranges so narrow that a wrong digit of any formula is one of the sum, too: from easy negatives to logits
-/// that are far above; from flat rows to those with everything in one bin.
+/// that are far above; from flat rows to those with everything in one bin. All background, or with targets in
+/// all places: together the losses of targets would be nearly everything.
 #[test]
 fn sums_over_narrow_ranges() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(67);
-    let ranges = [(-88.0, -20.0), (-20.0, -2.0), (-2.0, 2.0), (2.0, 20.0), (20.0, 88.0)];
+    let ranges = [(-88.0, -20.0), (-4.0, -2.0), (-0.5, 0.5), (1.0, 20.0), (20.0, 88.0)];
     let spreads = [1.0, 0.1, 10.0, 40.0, 3.0];
     for ((low, high), spread) in ranges.into_iter().zip(spreads) {
         for (dense, beta) in KINDS {
-            let [mut qfl, mut dfl] = step(&mut random, [48, 16], [96, 17], dense);
-            qfl.logits = random.many(48 * 16, low, high);
-            dfl.logits = random.many(96 * 17, -spread, spread);
+            let (shape, logits) = ([48, 16], random.many(48 * 16, low, high));
+            let qfl = if dense {
+                let target: Vec<f32> = (0..48 * 16).map(|_| random.between(0.05, 1.0) as f32).collect();
+                Case::dense(shape, &logits, &target)
+            } else {
+                Case::sparse(shape, &logits, &[16; 48], &[0.0; 48])
+            };
+            let target: Vec<f32> = (0..96).map(|_| random.between(0.0, 16.0) as f32).collect();
+            let dfl = Case::dfl([96, 17], &random.many(96 * 17, -spread, spread), &target);
             let (qfl, what) = (qfl.with_beta(beta), format!("{low} to {high}, dense {dense}, beta {beta}"));
             check_types(&gpu, &what, [&qfl, &dfl], [&Layout::ALIGNED, &Layout::MISALIGNED]);
         }
