@@ -276,6 +276,27 @@ fn numbers_at_the_end_of_f32() {
     }
 }
 
+/// So many rows that on the emulator, of 4 multiprocessors and at most 8 blocks on each, warps have a second tile.
+/// Of their lanes a few have rows of the long way, and are behind the others when these go on.
+#[test]
+fn a_warp_has_a_second_tile_and_its_lanes_drift_apart() {
+    let Some(gpu) = gpu() else { return };
+    for bins in BINS {
+        let limit = 2f64.powi(14) * std::f64::consts::LN_2;
+        let case = |rows: usize| {
+            with_some(usual(rows, bins), 37, |count, logits, target| match count % 3 {
+                0 => *target = -1.0,
+                1 => logits.iter_mut().for_each(|logit| *logit += 2.0 * limit),
+                _ => logits[count % bins] = 55.0,
+            })
+        };
+        // 32 blocks of 128 rows, or of 256.
+        check_cuda::<f32>(&gpu, &case(6_000), &Layout::ALIGNED);
+        check_cuda::<f16>(&gpu, &case(10_500), &Layout::ALIGNED);
+        check_cuda::<bf16>(&gpu, &case(10_500), &Layout::ALIGNED);
+    }
+}
+
 /// The flag is set by any row, short way or long, and by none whose gradient is finite.
 #[test]
 fn overflow_sets_the_flag_wherever_it_is() {

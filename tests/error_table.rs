@@ -1,10 +1,11 @@
 //! The errors of each formulation against f64, with the GPU's special functions exact and as wrong as
 //! NVIDIA's manual allows, measured through the public CUDA calls on the emulator: kernels/errors.md
-//! is this table, and no number of it may be exceeded. After a change to the kernels
+//! is this table. It is made of the PTX, at both compute capabilities that there are variants for, and
+//! no PTX may exceed a number of it. The C++ sources, compiled for the host, are rounded at other places
+//! (NVRTC contracts products and sums, the host's compiler does not), so their numbers may be larger by
+//! [`CONTRACTION`]. The file says how it is made anew.
 //!
-//!     GFOCAL_WRITE_ERRORS=1 cargo test --test error_table
-//!
-//! writes it anew. In a test binary of its own: the setting of the special functions is the process's.
+//! In a test binary of its own: the setting of the special functions is the process's.
 
 mod support;
 
@@ -179,20 +180,23 @@ fn loss<T: OnDevice>(gpu: &Gpu, case: &Case, (low, high): (f64, f64)) -> Worst {
     let is_distribution = matches!(case.loss, support::case::Loss::Dfl { .. });
     let counts = |x: &f64| is_distribution || (low..=high).contains(x);
     let want = expect(&case.stored_as::<T>());
-    let got = cuda::run::<T>(gpu, case, Pass::ForwardBackward, &Layout::ALIGNED).expect("a legal call");
     let mut worst = Worst::default();
-    // A loss counts if all logits that it sums do.
-    let per_loss = case.logits.len() / got.loss.len();
-    for ((logits, got), want) in case.logits.chunks(per_loss).zip(&got.loss).zip(&want.loss) {
-        if logits.iter().all(counts) {
-            let error = want.expect("it is specified").error(*got);
-            let is_sum = case.options.reduction == Reduction::Sum;
-            raise(if is_sum { &mut worst.sum } else { &mut worst.loss }, error);
+    // The loss alone is computed by other kernels.
+    for pass in [Pass::Forward, Pass::ForwardBackward] {
+        let got = cuda::run::<T>(gpu, case, pass, &Layout::ALIGNED).expect("a legal call");
+        // A loss counts if all logits that it sums do.
+        let per_loss = case.logits.len() / got.loss.len();
+        for ((logits, got), want) in case.logits.chunks(per_loss).zip(&got.loss).zip(&want.loss) {
+            if logits.iter().all(counts) {
+                let error = want.expect("it is specified").error(*got);
+                let is_sum = case.options.reduction == Reduction::Sum;
+                raise(if is_sum { &mut worst.sum } else { &mut worst.loss }, error);
+            }
         }
-    }
-    for ((_, got), want) in case.logits.iter().zip(&got.grad).zip(&want.grad).filter(|((x, _), _)| counts(x))
-    {
-        raise(&mut worst.grad, want.expect("it is specified").error(*got));
+        let elements = case.logits.iter().zip(&got.grad).zip(&want.grad);
+        for ((_, got), want) in elements.filter(|((x, _), _)| counts(x)) {
+            raise(&mut worst.grad, want.expect("it is specified").error(*got));
+        }
     }
     worst
 }
@@ -248,12 +252,15 @@ fn table(gpu: &Gpu) -> Vec<(String, [f64; COLUMNS])> {
 const ABOUT: &str = "\
 # Errors of the formulations
 
-Measured through the public CUDA calls on the emulator, against the same formulas in f64 on the same stored
-logits. `0`, `+` and `−`: with `ex2.approx`, `lg2.approx` and `rcp.approx` exact, all too large and all too
+Measured through the public CUDA calls on the emulator, which runs the committed PTX, against the same formulas
+in f64 on the same stored logits; the worse of compute capability 7.5 and 9.0, and of a loss alone and one with
+its gradient. `0`, `+` and `−`: with `ex2.approx`, `lg2.approx` and `rcp.approx` exact, all too large and all too
 small by what NVIDIA's manual allows (2 units in the last place, 2^-22, 1 unit); `worst` has their mixtures
-too. `tests/error_table.rs` makes this file and fails if a number is exceeded:
+too. `tests/error_table.rs` makes this file, and fails if the PTX exceeds a number:
 
-    GFOCAL_WRITE_ERRORS=1 cargo test --test error_table
+    export GFOCAL_EMULATOR_PTX=1
+    GFOCAL_WRITE_ERRORS=new GFOCAL_EMULATOR_CC=75 cargo test --test error_table
+    GFOCAL_WRITE_ERRORS=raise GFOCAL_EMULATOR_CC=90 cargo test --test error_table
 
 Loss (for the integral: expectation) and gradient in f32 are relative errors, beyond what the contract allows in
 absolute terms: 2e-7 where a target or an expectation is subtracted, 1e-36 for underflow. In 16 bits (the worse
@@ -270,13 +277,17 @@ in 16 bits it differs between the lanes of a vector, so that it averages out.
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 ";
 
-/// Two digits, rounded up.
+/// Two digits, rounded up; what has no more stays.
 fn up(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }
     let step = 10f64.powi(value.log10().floor() as i32 - 1);
-    format!("{:.1e}", (value / step).ceil() * step)
+    let rounded = [value, value + step].map(|value| format!("{value:.1e}"));
+    rounded
+        .into_iter()
+        .find(|text| text.parse().is_ok_and(|above: f64| above >= value))
+        .expect("one is above")
 }
 
 fn markdown(table: &[(String, [f64; COLUMNS])]) -> String {
@@ -302,29 +313,43 @@ fn parse(text: &str) -> Vec<(String, Vec<f64>)> {
     cells.map(|cells| (cells[..2].join(" | "), cells[2..].iter().map(number).collect())).collect()
 }
 
+/// What of a relative error the host's compiler may add, which contracts nothing: two units in the last place.
+const CONTRACTION: f64 = 2.4e-7;
+
+/// What the contract says of a column.
+fn contract(column: usize) -> f64 {
+    match column {
+        4 | 10 => 2e-6,
+        11 => 1.0,
+        _ => 1e-5,
+    }
+}
+
 #[test]
 fn the_table_is_not_exceeded() {
     let Some(gpu) = gpu() else { return };
     if gpu.emulator.is_none() {
         return eprintln!("a GPU has special functions of its own: nothing to set");
     }
-    let found = table(&gpu);
+    let on_ptx = std::env::var("GFOCAL_EMULATOR_PTX").is_ok_and(|value| !["", "0"].contains(&&*value));
+    let path: PathBuf = support::root().join("kernels/errors.md");
+    let read = || std::fs::read_to_string(&path).expect("kernels/errors.md is there");
+    let mut found = table(&gpu);
     for (name, numbers) in &found {
         for (i, &number) in numbers.iter().enumerate() {
-            let contract = match i {
-                4 | 10 => 2e-6,
-                11 => 1.0,
-                _ => 1e-5,
-            };
-            assert!(number <= contract, "{name}, column {i}: {number:e} breaks the contract");
+            assert!(number <= contract(i), "{name}, column {i}: {number:e} breaks the contract");
         }
     }
-    let path: PathBuf = support::root().join("kernels/errors.md");
-    if std::env::var_os("GFOCAL_WRITE_ERRORS").is_some_and(|value| value == "1") {
+    if let Ok(how) = std::env::var("GFOCAL_WRITE_ERRORS") {
+        assert!(on_ptx, "kernels/errors.md is about the PTX: set GFOCAL_EMULATOR_PTX=1, too");
+        assert!(["new", "raise"].contains(&&*how), "GFOCAL_WRITE_ERRORS is {how:?}, not new or raise");
+        for ((_, found), (_, written)) in found.iter_mut().zip(parse(&read())).filter(|_| how == "raise") {
+            found.iter_mut().zip(written).for_each(|(found, written)| raise(found, written));
+        }
         std::fs::write(&path, markdown(&found)).expect("kernels/errors.md can be written");
     }
-    let text = std::fs::read_to_string(&path).expect("kernels/errors.md is there");
-    let remedy = "if that is meant, run GFOCAL_WRITE_ERRORS=1 cargo test --test error_table";
+    let text = read();
+    let remedy = "if that is meant, make kernels/errors.md anew, as it says";
     assert!(text.starts_with(ABOUT), "the words of kernels/errors.md are not this test's; {remedy}");
     let written = parse(&text);
     let names = |table: Vec<&String>| table.into_iter().cloned().collect::<Vec<_>>();
@@ -335,8 +360,13 @@ fn the_table_is_not_exceeded() {
     );
     for ((name, found), (_, written)) in found.iter().zip(&written) {
         assert_eq!(written.len(), COLUMNS, "{name}");
-        for (i, (found, written)) in found.iter().zip(written).enumerate() {
-            assert!(found <= written, "{name}, column {i}: {found:e} is more than {written:e}; {remedy}");
+        for (i, (found, &written)) in found.iter().zip(written).enumerate() {
+            let most = match i {
+                _ if on_ptx => written,
+                11 => contract(i),
+                _ => written + CONTRACTION,
+            };
+            assert!(*found <= most, "{name}, column {i}: {found:e} is more than {most:e}; {remedy}");
         }
     }
 }
@@ -344,4 +374,5 @@ fn the_table_is_not_exceeded() {
 #[test]
 fn numbers_are_rounded_up() {
     assert_eq!([0.0, 1.0, 1.01e-7, 9.99e-8].map(up), ["0", "1.0e0", "1.1e-7", "1.0e-7"]);
+    assert_eq!([3.3e-7, 4.6e-7, 2.9e-7].map(up), ["3.3e-7", "4.6e-7", "2.9e-7"]);
 }

@@ -323,6 +323,28 @@ fn easy_negatives_keep_relative_accuracy() {
     }
 }
 
+/// A warp whose logits are all at most -2 takes a short way. Rows of 256, one warp's in 16 bits and two warps' in
+/// f32, in which one logit is none of that, or two: each at every place in a vector, and every pair of places.
+#[test]
+fn one_logit_among_confident_ones_that_is_not() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(9);
+    let (mut logits, mut rows) = (Vec::new(), 0);
+    for odd in support::NOT_CONFIDENT {
+        for (a, b) in (0..8).flat_map(|a| (0..=a).map(move |b| (a, b))) {
+            let mut row = random.many(256, -9.0, -2.5);
+            let vector = 8 * random.index(32);
+            (row[vector + a], row[vector + b]) = (odd, odd);
+            logits.extend(row);
+            rows += 1;
+        }
+    }
+    let case = Case::sparse([rows, 256], &logits, &vec![256; rows], &vec![0.0; rows]);
+    check_cuda::<f32>(&gpu, &case, &Layout::ALIGNED);
+    check_cuda::<f16>(&gpu, &case, &Layout::ALIGNED);
+    check_cuda::<bf16>(&gpu, &case, &Layout::ALIGNED);
+}
+
 /// Close to σ(x) = y, where |σ − y|^β changes fastest.
 #[test]
 fn near_sigma_equal_to_y() {

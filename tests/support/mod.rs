@@ -26,6 +26,10 @@ pub fn root() -> std::path::PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
 }
 
+/// Background logits that are not confident, which are from -2 down to where a 16-bit type's exponent has another
+/// bit: large, small of both signs, tiny, and very low.
+pub const NOT_CONFIDENT: [f64; 6] = [7.5, 0.75, -0.75, -1e-3, 1e-3, -600.0];
+
 /// Compares what a backend gave with the reference.
 #[track_caller]
 pub fn check<T: Stored>(what: &str, case: &Case, pass: Pass, got: &Outcome<T>) {
