@@ -329,20 +329,26 @@ fn easy_negatives_keep_relative_accuracy() {
 fn one_logit_among_confident_ones_that_is_not() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(9);
-    let (mut logits, mut rows) = (Vec::new(), 0);
-    for odd in support::NOT_CONFIDENT {
-        for (a, b) in (0..8).flat_map(|a| (0..=a).map(move |b| (a, b))) {
+    let mut check = |odd: &[f64], places: &[(usize, usize)]| {
+        let mut logits = Vec::new();
+        for (&odd, &(a, b)) in odd.iter().flat_map(|odd| places.iter().map(move |places| (odd, places))) {
             let mut row = random.many(256, -9.0, -2.5);
             let vector = 8 * random.index(32);
             (row[vector + a], row[vector + b]) = (odd, odd);
             logits.extend(row);
-            rows += 1;
         }
+        let rows = logits.len() / 256;
+        let case = Case::sparse([rows, 256], &logits, &vec![256; rows], &vec![0.0; rows]);
+        check_cuda::<f32>(&gpu, &case, &Layout::ALIGNED);
+        check_cuda::<f16>(&gpu, &case, &Layout::ALIGNED);
+        check_cuda::<bf16>(&gpu, &case, &Layout::ALIGNED);
+    };
+    let places: Vec<(usize, usize)> = (0..8).flat_map(|a| (0..=a).map(move |b| (a, b))).collect();
+    check(&support::NOT_CONFIDENT, &places);
+    // Alone, as one is enough to spoil the sum.
+    for places in places {
+        check(&[-INF], &[places]);
     }
-    let case = Case::sparse([rows, 256], &logits, &vec![256; rows], &vec![0.0; rows]);
-    check_cuda::<f32>(&gpu, &case, &Layout::ALIGNED);
-    check_cuda::<f16>(&gpu, &case, &Layout::ALIGNED);
-    check_cuda::<bf16>(&gpu, &case, &Layout::ALIGNED);
 }
 
 /// Close to σ(x) = y, where |σ − y|^β changes fastest.

@@ -1,0 +1,81 @@
+//! What needs another emulator than the usual one, each in a process of its own: a driver that is as old as is
+//! allowed, and a device that is as large as is usual.
+
+mod support;
+
+use std::process::Command;
+
+use gfocal::cuda;
+use gfocal::{Reduction, bf16, f16};
+use support::cuda::Layout;
+use support::gpu::OnDevice;
+use support::head::scenes::Recipe;
+use support::head::{self, Form, Profile, Settings};
+use support::random::Random;
+use support::{Case, Gpu, Pass, check_cuda, gpu};
+
+/// Whether this is the process with this setting. If not it is started, and runs the test of this name.
+fn has(test: &str, (variable, value): (&str, &str)) -> bool {
+    if std::env::var(variable).is_ok_and(|set| set == value) {
+        return true;
+    }
+    let Some(Gpu { emulator: Some(_), .. }) = gpu().as_ref() else { return false };
+    let own = std::env::current_exe().expect("a test is a program");
+    let mut command = Command::new(own);
+    command.args(["--exact", test]).env(variable, value).env("GFOCAL_FORCE_EMULATOR", "1");
+    let output = command.output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{variable}={value}: {text}");
+    false
+}
+
+fn cases() -> Vec<Case> {
+    let mut random = Random::new(95);
+    let labels: Vec<i64> = (0..70).map(|row| row % 17).collect();
+    let sparse = Case::sparse([70, 16], &random.many(70 * 16, -6.0, 4.0), &labels, &[0.5; 70]);
+    let dense = Case::dense([70, 7], &random.many(70 * 7, -6.0, 4.0), &[0.5; 70 * 7]).with_beta(1.5);
+    let dfl = Case::dfl([300, 17], &random.many(300 * 17, -4.0, 4.0), &[3.25; 300]);
+    vec![sparse.clone().reduced(Reduction::None), sparse, dense, dfl]
+}
+
+fn of_all_kinds<T: OnDevice>(gpu: &Gpu) {
+    for case in cases() {
+        check_cuda::<T>(gpu, &case, &Layout::MISALIGNED);
+        check_cuda::<T>(gpu, &case, &Layout::ALIGNED);
+    }
+    let recipe = Recipe::new(Settings::of(Profile::Mmdetection));
+    let scene = recipe.scene(&mut Random::new(96));
+    let got = head::cuda::run::<T>(gpu, &scene, Form::Nchw, 0, Pass::ForwardBackward).expect("a legal call");
+    head::check("a head", Pass::ForwardBackward, &got, &head::expect(&scene.stored_as::<T>()));
+}
+
+/// Driver 525 has CUDA 12.0, and none of the functions that came later.
+#[test]
+fn a_driver_of_cuda_12_0() {
+    if !has("a_driver_of_cuda_12_0", ("GFOCAL_EMULATOR_DRIVER", "12000")) {
+        return;
+    }
+    let Some(gpu) = gpu() else { return };
+    assert_eq!(cuda::driver_version(), Ok(12_000));
+    of_all_kinds::<f32>(&gpu);
+    of_all_kinds::<f16>(&gpu);
+    of_all_kinds::<bf16>(&gpu);
+}
+
+/// With 132 multiprocessors there are more blocks than a block has threads, which add up the blocks.
+#[test]
+fn more_blocks_than_threads() {
+    if !has("more_blocks_than_threads", ("GFOCAL_EMULATOR_SMS", "132")) {
+        return;
+    }
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(97);
+    // A row for each thread of 300 blocks of 256; the last tiles of 130 blocks of 128.
+    let rows = 300 * 256;
+    let labels: Vec<i64> = (0..rows).map(|row| row as i64 % 2).collect();
+    let qfl = Case::sparse([rows, 1], &random.many(rows, -6.0, 4.0), &labels, &vec![0.5; rows]);
+    check_cuda::<f32>(&gpu, &qfl, &Layout::ALIGNED);
+    let rows = 130 * 128;
+    let dfl = Case::dfl([rows, 16], &random.many(rows * 16, -4.0, 4.0), &vec![3.25; rows]);
+    check_cuda::<f32>(&gpu, &dfl, &Layout::ALIGNED);
+}
