@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use gfocal::assign::{AnchorGrid, Atss, AtssWorkspace, GroundTruth, LevelTargets};
 use gfocal::boxes::BoxLoss;
-use gfocal::cuda::{Handle, Storage};
+use gfocal::cuda::Handle;
 use gfocal::{Gfl, Reduction, bf16, f16, integral};
 use support::cpu::{dfl_of, qfl_of};
 use support::cuda::{Buffers, Layout};
@@ -199,8 +199,8 @@ fn rounds(gpu: &Gpu, backwards: bool, want: &[Vec<u64>]) {
 }
 
 /// `gpu`, with kernels that nothing else uses.
-fn with_own_kernels(mut gpu: Gpu, storages: &[Storage]) -> Gpu {
-    gpu.handle = Handle::with_storage(&gpu.stream, storages).expect("the kernels load");
+fn with_own_kernels(mut gpu: Gpu) -> Gpu {
+    gpu.handle = Handle::new(&gpu.stream).expect("a handle");
     gpu
 }
 
@@ -214,7 +214,7 @@ fn two_streams_and_a_third_that_makes_handles() {
     std::thread::scope(|scope| {
         let shared = scope.spawn(|| rounds(&gpu().expect("as above"), false, want));
         let own = scope.spawn(|| {
-            rounds(&with_own_kernels(gpu().expect("as above"), &Storage::ALL), true, want);
+            rounds(&with_own_kernels(gpu().expect("as above")), true, want);
         });
         let third = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
@@ -231,7 +231,7 @@ fn two_streams_and_a_third_that_makes_handles() {
 fn dropped_at_once(want: &[u64]) {
     let gpu = gpu().expect("there is a driver");
     let shared = gpu.handle.on(&gpu.stream).expect("a handle");
-    let mut own = with_own_kernels(gpu, &[Storage::F32]);
+    let mut own = with_own_kernels(gpu);
     let mut call = calls(&own).swap_remove(9);
     call.enqueue(&own);
     own.handle = shared;

@@ -22,7 +22,7 @@ fn has(test: &str, (variable, value): (&str, &str)) -> bool {
     let Some(Gpu { emulator: Some(_), .. }) = gpu().as_ref() else { return false };
     let own = std::env::current_exe().expect("a test is a program");
     let mut command = Command::new(own);
-    command.args(["--exact", test]).env(variable, value).env("GFOCAL_FORCE_EMULATOR", "1");
+    command.args(["--exact", test]).env(variable, value);
     let output = command.output().expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{variable}={value}: {text}");
