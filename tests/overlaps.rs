@@ -1,0 +1,256 @@
+//! Shows that a call whose outputs lie over another of its buffers is refused, with the names of both, and that one
+//! whose buffers touch is not. Slices of cudarc's are kept apart by their borrows; a framework's own tensors are not.
+
+mod support;
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use gfocal::assign::{Anchors, Atss, AtssWorkspace, GroundTruth, LevelTargets};
+use gfocal::boxes::BoxLoss;
+use gfocal::cuda::{Device, LabelBuffer};
+use gfocal::cudarc::driver::sys::CUdeviceptr;
+use gfocal::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
+use gfocal::head::{
+    Gradients, HeadLoss, HeadWorkspace, Layout, Level, Logits, Points, QualitySource, Targets,
+};
+use gfocal::{DistributionFocalLoss, Gfl, QualityFocalLoss, Reduction, Result, integral};
+use support::{Gpu, gpu};
+
+/// Elements of memory that somebody else owns.
+struct Places<T> {
+    stream: Arc<CudaStream>,
+    address: CUdeviceptr,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T> DeviceSlice<T> for Places<T> {
+    fn len(&self) -> usize {
+        self.len
+    }
+    fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+}
+
+impl<T> DevicePtr<T> for Places<T> {
+    fn device_ptr<'a>(&'a self, _: &'a CudaStream) -> (CUdeviceptr, SyncOnDrop<'a>) {
+        (self.address, SyncOnDrop::Sync(None))
+    }
+}
+
+impl<T> DevicePtrMut<T> for Places<T> {
+    fn device_ptr_mut<'a>(&'a mut self, _: &'a CudaStream) -> (CUdeviceptr, SyncOnDrop<'a>) {
+        (self.address, SyncOnDrop::Sync(None))
+    }
+}
+
+/// The buffers of a call, each at a place of its own.
+struct At<'a> {
+    gpu: &'a Gpu,
+    addresses: Vec<CUdeviceptr>,
+}
+
+impl At<'_> {
+    fn get<T>(&self, tensor: usize, len: usize) -> Places<T> {
+        Places { stream: self.gpu.stream.clone(), address: self.addresses[tensor], len, of: PhantomData }
+    }
+}
+
+/// A kind of call: the names of its buffers with their sizes in bytes, the written ones first; how many these are.
+struct Kind {
+    tensors: &'static [(&'static str, usize)],
+    written: usize,
+    call: fn(&At) -> Result<()>,
+}
+
+const KINDS: [Kind; 8] = [
+    Kind {
+        tensors: &[
+            ("loss", 4),
+            ("grad", 48),
+            ("found_inf", 4),
+            ("logits", 48),
+            ("labels", 32),
+            ("quality", 16),
+            ("weight", 16),
+        ],
+        written: 3,
+        call: |at| {
+            let (mut loss, mut grad, mut flag) = (at.get(0, 1), at.get::<f32>(1, 12), at.get(2, 1));
+            let (logits, labels, quality, weight) =
+                (at.get(3, 12), at.get::<i64>(4, 4), at.get(5, 4), at.get(6, 4));
+            let qfl = QualityFocalLoss::default();
+            let call = qfl.cuda(&at.gpu.handle, &logits, [4, 3], &labels, &quality).weight(&weight);
+            call.found_inf(&mut flag).forward_backward(&mut loss, &mut grad)
+        },
+    },
+    Kind {
+        tensors: &[
+            ("loss", 16),
+            ("grad", 48),
+            ("logits", 48),
+            ("target", 48),
+            ("upstream", 16),
+            ("grad_scale", 4),
+        ],
+        written: 2,
+        call: |at| {
+            let (mut loss, mut grad) = (at.get(0, 4), at.get::<f32>(1, 12));
+            let (logits, target, upstream, scale) =
+                (at.get(2, 12), at.get(3, 12), at.get(4, 4), at.get(5, 1));
+            let qfl = QualityFocalLoss::default();
+            let call = qfl.cuda_dense(&at.gpu.handle, &logits, [4, 3], &target).reduction(Reduction::None);
+            call.upstream(&upstream).grad_scale(&scale).forward_backward(&mut loss, &mut grad)
+        },
+    },
+    Kind {
+        tensors: &[("grad", 48), ("logits", 48), ("target", 16)],
+        written: 1,
+        call: |at| {
+            let (mut grad, logits, target) = (at.get::<f32>(0, 12), at.get(1, 12), at.get(2, 4));
+            DistributionFocalLoss::default()
+                .cuda(&at.gpu.handle, &logits, [4, 3], &target)
+                .backward(&mut grad)
+        },
+    },
+    Kind {
+        tensors: &[
+            ("losses", 12),
+            ("grad", 16),
+            ("grad", 24),
+            ("logits", 16),
+            ("target", 16),
+            ("logits", 24),
+            ("target", 8),
+        ],
+        written: 3,
+        call: |at| {
+            let (mut losses, mut grad, mut sides) = (at.get(0, 3), at.get::<f32>(1, 4), at.get(2, 6));
+            let (logits, dense, boxes, target) = (at.get(3, 4), at.get(4, 4), at.get(5, 6), at.get(6, 2));
+            let (qfl, dfl) = (QualityFocalLoss::default(), DistributionFocalLoss::default());
+            let call = qfl.cuda_dense(&at.gpu.handle, &logits, [2, 2], &dense);
+            let both = Gfl::new(call, dfl.cuda(&at.gpu.handle, &boxes, [2, 3], &target));
+            both.forward_backward(&mut losses, &mut grad, &mut sides)
+        },
+    },
+    Kind {
+        tensors: &[("grad", 24), ("logits", 24), ("upstream", 8)],
+        written: 1,
+        call: |at| {
+            let (mut grad, logits, upstream) = (at.get::<f32>(0, 6), at.get(1, 6), at.get(2, 2));
+            integral::backward_cuda(&at.gpu.handle, &logits, [2, 3], &upstream, &mut grad)
+        },
+    },
+    Kind {
+        tensors: &[("loss", 4), ("grad", 16), ("pred", 16), ("target", 16), ("upstream", 4)],
+        written: 2,
+        call: |at| {
+            let (mut loss, mut grad) = (at.get(0, 1), at.get(1, 4));
+            let (pred, target, upstream) = (at.get(2, 4), at.get(3, 4), at.get(4, 1));
+            let (handle, upstream) = (&at.gpu.handle, Some(&upstream as &dyn DevicePtr<f32>));
+            BoxLoss::default()
+                .forward_backward_cuda(handle, &pred, &target, 1, upstream, &mut loss, &mut grad)
+        },
+    },
+    Kind {
+        tensors: &[
+            ("labels", 16),
+            ("box targets", 32),
+            ("gt boxes", 16),
+            ("gt labels", 8),
+            ("gt image", 8),
+            ("anchors", 32),
+        ],
+        written: 2,
+        call: |at| {
+            let (mut labels, mut boxes) = (at.get::<i64>(0, 2), at.get(1, 8));
+            let (gt, gt_labels, image, anchors) =
+                (at.get(2, 4), at.get::<i64>(3, 1), at.get(4, 1), at.get(5, 8));
+            let mut workspace = AtssWorkspace::new(&at.gpu.stream, 1, 2).expect("device memory");
+            let mut targets = [LevelTargets::cuda(&mut labels, &mut boxes)];
+            let (anchors, gt) = ([Anchors::cuda(&anchors)], GroundTruth::cuda(&gt, &gt_labels, &image));
+            Atss::default().cuda(&at.gpu.handle, &anchors, gt, 1, 2, &mut targets, &mut workspace)
+        },
+    },
+    Kind {
+        tensors: &[
+            ("losses", 12),
+            ("cls_logits' gradient", 32),
+            ("found_inf", 4),
+            ("cls_logits", 32),
+            ("box_logits", 128),
+            ("labels", 32),
+            ("label_weights", 16),
+            ("boxes", 64),
+            ("quality", 16),
+            ("points", 32),
+            ("grad_scale", 4),
+        ],
+        written: 3,
+        call: head,
+    },
+];
+
+fn head(at: &At) -> Result<()> {
+    let (mut losses, mut grad_cls, mut flag) = (at.get(0, 3), at.get::<f32>(1, 8), at.get(2, 1));
+    let (cls, boxes, labels, weights) =
+        (at.get(3, 8), at.get(4, 32), at.get::<i64>(5, 4), at.get::<f32>(6, 4));
+    let (targets, quality, points, scale) =
+        (at.get(7, 16), at.get::<f32>(8, 4), at.get::<f32>(9, 8), at.get(10, 1));
+    let mut grad_boxes = at.gpu.stream.alloc_zeros::<f32>(32).expect("device memory");
+    let head = HeadLoss::nanodet().with_quality(QualitySource::Given).with_bins(2)?;
+    let mut workspace = HeadWorkspace::new(&at.gpu.handle, 1, 4)?;
+    let levels: [Level<Device, f32>; 1] = [Level {
+        height: 2,
+        width: 2,
+        stride: 8.0,
+        points: Points::Explicit(&points as &dyn DevicePtr<f32>),
+        logits: Logits::Separate { cls: &cls, boxes: &boxes },
+        cls_layout: Layout::nchw(2, 4),
+        box_layout: Layout::nchw(8, 4),
+        targets: Targets {
+            labels: LabelBuffer::I64(&labels),
+            label_weights: Some(&weights),
+            boxes: &targets,
+            quality: Some(&quality),
+        },
+    }];
+    let mut gradients: [Gradients<Device, f32>; 1] =
+        [Gradients::Separate { cls: &mut grad_cls, boxes: &mut grad_boxes }];
+    let call = head.cuda(&at.gpu.handle, &mut workspace, 1, 2, &levels).grad_scale(&scale);
+    call.found_inf(&mut flag).forward_backward(&mut losses, &mut gradients)
+}
+
+#[test]
+fn outputs_over_other_buffers_are_refused() {
+    let Some(gpu) = gpu() else { return };
+    let memory = gpu.stream.alloc_zeros::<u64>(1 << 10).expect("device memory");
+    let base = memory.device_ptr(&gpu.stream).0;
+    for Kind { tensors, written, call } in KINDS {
+        let apart: Vec<CUdeviceptr> = (1..=tensors.len()).map(|i| base + 256 * i as u64).collect();
+        let with = |tensor: usize, address: CUdeviceptr| {
+            let mut addresses = apart.clone();
+            addresses[tensor] = address;
+            call(&At { gpu: &gpu, addresses })
+        };
+        assert_eq!(with(0, apart[0]), Ok(()), "{tensors:?}: all apart");
+        for (i, (name, size)) in tensors.iter().enumerate().take(written) {
+            for (j, (other, other_size)) in tensors.iter().enumerate().filter(|&(j, _)| i != j) {
+                let (start, end) = (apart[j], apart[j] + *other_size as u64);
+                // Of i64 an address is a multiple of 8, and so is where it ends.
+                let common = if *name == "labels" && written == 2 { 8 } else { 4 };
+                for address in [end - common, start + common - *size as u64] {
+                    let text = with(i, address).expect_err("they overlap").to_string();
+                    let known = [(name, other), (other, name)].map(|(a, b)| format!("{a} overlaps {b}"));
+                    let known = &known[..if j < written { 2 } else { 1 }];
+                    assert!(known.iter().any(|known| text.starts_with(known)), "{name} over {other}: {text}");
+                }
+                for address in [end.next_multiple_of(8), start - *size as u64] {
+                    assert_eq!(with(i, address), Ok(()), "{name} beside {other}");
+                }
+            }
+        }
+    }
+}
