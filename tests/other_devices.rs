@@ -78,4 +78,11 @@ fn more_blocks_than_threads() {
     let rows = 130 * 128;
     let dfl = Case::dfl([rows, 16], &random.many(rows * 16, -4.0, 4.0), &vec![3.25; rows]);
     check_cuda::<f32>(&gpu, &dfl, &Layout::ALIGNED);
+    // A lane for each anchor of 257 blocks, in both phases.
+    let settings = Settings { bins: 2, ..Settings::of(Profile::Mmdetection) };
+    let sizes = vec![(257, 256, 8.0), (1, 1, 16.0)];
+    let recipe = Recipe { batch: 1, classes: 1, sizes, positives: 0.05, ..Recipe::new(settings) };
+    let scene = recipe.scene(&mut random);
+    let got = head::cuda::run::<f32>(&gpu, &scene, Form::Scattered, 0, Pass::Forward).expect("a legal call");
+    head::check("a large head", Pass::Forward, &got, &head::expect(&scene));
 }

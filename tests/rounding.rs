@@ -13,9 +13,11 @@ use gfocal::{Gfl, Reduction, bf16, f16};
 use support::cpu::{dfl_of, qfl_of};
 use support::cuda::{Buffers, Layout};
 use support::gpu::OnDevice;
+use support::head::scenes::Recipe;
 use support::head::{self, Form, LevelScene, PointsAt, Profile, Scene, Settings};
-use support::tolerance::check_same_bits;
-use support::{Buffer, Case, Gpu, Pass, cuda, gpu};
+use support::random::Random;
+use support::tolerance::{check_nearest, check_same_bits};
+use support::{Buffer, Case, Gpu, Pass, cuda, expect, gpu};
 
 /// A 16-bit type: how many digits it has, its smallest and its largest number, and the nearest to one of f32
 /// (`half` rounds f64 by its upper half alone).
@@ -275,6 +277,44 @@ fn head_boxes<T: Half>(gpu: &Gpu) {
     }
 }
 
+/// Logits as usual, whose gradients are anywhere between two numbers; confident ones, in rows and places of
+/// their own, go another way.
+fn ordinary<T: Half>(gpu: &Gpu) {
+    let mut random = Random::new(71);
+    let mut cases = Vec::new();
+    for (shape @ [rows, classes], low, high) in
+        [([700, 16], -5.0, 3.0), ([700, 16], -5.0, -2.5), ([60, 19], -5.0, 3.0)]
+    {
+        let logits = random.many(rows * classes, low, high);
+        let labels: Vec<i64> = (0..rows).map(|row| (row % (classes + 9)) as i64).collect();
+        let sparse = Case::sparse(shape, &logits, &labels, &vec![0.4; rows]);
+        let dense = Case::dense(shape, &logits, &vec![0.3; rows * classes]);
+        cases.extend([1.5, 2.0].map(|beta| dense.clone().with_beta(beta)));
+        cases.extend([1.5, 2.0].map(|beta| sparse.clone().with_beta(beta)));
+    }
+    for bins in [16, 17, 33] {
+        cases.push(Case::dfl([300, bins], &random.many(300 * bins, -3.0, 3.0), &[3.3; 300]));
+    }
+    // So that no gradient is among the smallest, which have few digits.
+    for case in cases.into_iter().map(|case| case.with(|options| options.grad_scale = 1024.0)) {
+        let want = expect(&case.stored_as::<T>());
+        for layout in &LAYOUTS {
+            let got = cuda::run::<T>(gpu, &case, Pass::Backward, layout).expect("a legal call");
+            check_nearest(&format!("{:?} in {}", case.shape, T::NAME), &got.grad, &want.grad);
+        }
+    }
+    let recipe = Recipe { classes: 16, ..Recipe::new(Settings::of(Profile::Mmdetection)) };
+    let mut scene = recipe.scene(&mut random);
+    scene.grad_scale = 1024.0;
+    let want = head::expect(&scene.stored_as::<T>());
+    for form in Form::ALL {
+        let got = head::cuda::run::<T>(gpu, &scene, form, 0, Pass::ForwardBackward).expect("a legal call");
+        for (got, want) in got.grads.iter().flatten().zip(want.grads.iter().flatten()) {
+            check_nearest(&format!("head in {form:?} in {}", T::NAME), got, want);
+        }
+    }
+}
+
 fn all<T: Half>() {
     let Some(gpu) = gpu() else { return };
     losses::<T>(&gpu);
@@ -282,6 +322,7 @@ fn all<T: Half>() {
     integrals::<T>(&gpu);
     head_classes::<T>(&gpu);
     head_boxes::<T>(&gpu);
+    ordinary::<T>(&gpu);
 }
 
 #[test]

@@ -21,6 +21,8 @@ use gfocal::{Element, bf16, f16};
 
 const RELATIVE: f64 = 1e-5;
 const RELATIVE_REDUCED: f64 = 2e-6;
+/// Of gradients before they are rounded to 16 bits, for which the series of confident logits are good to 5e-5.
+const BEFORE_ROUNDING: f64 = 1e-4;
 const CANCELLATION: f64 = 2e-7;
 const UNDERFLOW: f64 = 1e-36;
 const DOUBLE: f64 = 1e-10;
@@ -200,6 +202,20 @@ fn check<T: Number>(what: &str, got: &[T], want: &[Option<Want>], relative: f64)
 #[track_caller]
 pub fn check_elements<T: Number>(what: &str, got: &[T], want: &[Option<Want>]) {
     check(what, got, want, RELATIVE);
+}
+
+/// Compares 16-bit gradients with the nearest to the truth, or to what f32 arithmetic may have made of it. Closer
+/// than [`check_elements`]: shows that they are rounded to nearest.
+#[track_caller]
+pub fn check_nearest<T: Number>(what: &str, got: &[T], want: &[Option<Want>]) {
+    assert_eq!(got.len(), want.len(), "{what}: number of elements");
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        let Some(want) = want.filter(|want| want.value.is_finite()) else { continue };
+        let slack = want.single(BEFORE_ROUNDING);
+        let [low, high] = [-slack, slack].map(|slack| T::from_f64(want.value + slack).to_f64());
+        let nearest = (low..=high).contains(&got.to_f64());
+        assert!(nearest, "{what} [{index}]: {got:?} is not from {low:e} to {high:e}, for {:e}", want.value);
+    }
 }
 
 /// Compares a sum or mean.
