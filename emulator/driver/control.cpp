@@ -40,7 +40,7 @@ Result fault(Context* context, int error, const std::string& message) {
 
 uint64_t next_seed() { return settings().seed * 0x9e3779b97f4a7c15ull + launches++; }
 
-CUDA unsigned gfocal_emulator_version() { return 1; }
+CUDA unsigned gfocal_emulator_version() { return 2; }
 
 CUDA void gfocal_emulator_counters(Counters* out) { *out = counters(); }
 
@@ -53,6 +53,12 @@ CUDA void gfocal_emulator_set_seed(uint64_t seed) {
     Hold hold;
     settings().seed = seed;
     launches = 0;
+}
+
+// Whether modules that are loaded from here on run as PTX; otherwise the sources run.
+CUDA void gfocal_emulator_set_ptx(int ptx) {
+    Hold hold;
+    settings().ptx = ptx != 0;
 }
 
 CUDA uint64_t gfocal_emulator_seed() {

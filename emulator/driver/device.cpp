@@ -77,6 +77,7 @@ Settings& settings() {
         s->devices = (int)from_environment("GFOCAL_EMULATOR_DEVICES", s->devices);
         s->devices = s->devices < 0 ? 0 : s->devices > 8 ? 8 : s->devices;
         s->tight_fences = from_environment("GFOCAL_EMULATOR_FENCES", 0) != 0;
+        s->ptx = from_environment("GFOCAL_EMULATOR_PTX", 0) != 0;
         s->seed = (uint64_t)from_environment("GFOCAL_EMULATOR_SEED", (long long)s->seed);
         s->memory = (uint64_t)from_environment("GFOCAL_EMULATOR_MEMORY", (long long)s->memory);
         return s;

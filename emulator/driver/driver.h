@@ -63,6 +63,7 @@ struct Settings {
     int driver_version = 13000;   // GFOCAL_EMULATOR_DRIVER
     int devices = 2;              // GFOCAL_EMULATOR_DEVICES
     bool tight_fences = false;    // GFOCAL_EMULATOR_FENCES
+    bool ptx = false;             // GFOCAL_EMULATOR_PTX: run the PTX, not the sources
     uint64_t seed = 1;            // GFOCAL_EMULATOR_SEED
     uint64_t memory = 4ull << 30; // bytes of each device: GFOCAL_EMULATOR_MEMORY
 };
@@ -204,6 +205,9 @@ double milliseconds();
 struct PtxEntry {
     std::string name;
     std::vector<emu::Parameter> parameters;
+    std::vector<std::string> parameter_names;
+    size_t body = 0;  // where its brace is in the text, and in which line
+    int line = 0;
     unsigned max_threads = 1024, min_blocks = 0;
     size_t shared = 0;
 };
@@ -212,6 +216,11 @@ struct Ptx {
     int target = 0;   // 75 is sm_75
     bool exact_target = false;  // sm_90a
     std::vector<PtxEntry> entries;
+    struct Variable {
+        size_t at;
+        int line;
+    };
+    std::vector<Variable> variables;  // of the module: where their declarations begin
 };
 // "" or what is wrong with the text.
 std::string parse_ptx(const char* text, Ptx& out);
@@ -226,6 +235,8 @@ struct Function {
 struct Module {
     Context* context;
     Ptx ptx;
+    std::string text;  // kept if it is what runs, and its hash
+    uint64_t hash;
     std::map<std::string, std::unique_ptr<Function>> functions;
 };
 bool is_function(const Function* function);

@@ -59,11 +59,13 @@ void* shared(SharedSite& site, Word bytes);
 struct Parameter {
     unsigned size, alignment;
 };
+struct Program;
 struct Kernel {
     const char* name;
     void (*call)(void** arguments);
     const Parameter* parameters;  // ends with {0, 0}
     Kernel* next;
+    const Program* program;  // what runs instead of `call`, in the mode that runs PTX
 };
 extern Kernel* kernels;
 

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "executor_state.h"
+#include "simt.h"
 
 namespace emu {
 
@@ -60,17 +61,7 @@ void release_the_due() {
 }
 
 Warp* draw_warp() {
-    uint64_t set = executor->runnable;
-    unsigned index;
-    uint64_t draw = executor->random();
-    if (executor->priority < 64 && draw % 16) {
-        uint64_t from = set >> executor->priority << executor->priority;
-        index = (unsigned)__builtin_ctzll(from ? from : set);
-    } else {
-        unsigned skip = (unsigned)(draw >> 4) % (unsigned)__builtin_popcountll(set);
-        while (skip--) set &= set - 1;
-        index = (unsigned)__builtin_ctzll(set);
-    }
+    unsigned index = draw_runnable();
     return &executor->blocks[index / 32]->warp[index % 32];
 }
 
@@ -212,6 +203,18 @@ void run() {
 
 }  // namespace
 
+unsigned draw_runnable() {
+    uint64_t set = executor->runnable;
+    uint64_t draw = executor->random();
+    if (executor->priority < 64 && draw % 16) {
+        uint64_t from = set >> executor->priority << executor->priority;
+        return (unsigned)__builtin_ctzll(from ? from : set);
+    }
+    unsigned skip = (unsigned)(draw >> 4) % (unsigned)__builtin_popcountll(set);
+    while (skip--) set &= set - 1;
+    return (unsigned)__builtin_ctzll(set);
+}
+
 const Word* exchange(Together what, unsigned mask, Word value, int line, const char* file) {
     Lane& lane = *static_cast<Lane*>(now);
     Warp& warp = *lane.warp;
@@ -313,7 +316,7 @@ void* shared(SharedSite& site, Word bytes) {
     block.used = (size_t)(base - block.arena) + total;
     start = base + GUARD;
     fill_shared_guard(base, start);
-    memset(start, 0xff, bytes);
+    memset(start, executor->fill, bytes);
     fill_shared_guard(start + bytes, base + total);
     block.arrays.push_back({&site, start, (size_t)bytes});
     return start;
@@ -326,7 +329,8 @@ Fault execute(const Launch& launch) {
     unsigned threads = launch.block.x * launch.block.y * launch.block.z;
     executor->launch = &launch;
     executor->fault = Fault();
-    if (!executor->stacks.reserve(SLOTS * (size_t)threads)) {
+    const Program* program = launch.kernel->program;
+    if (!executor->stacks.reserve(program ? 1 : SLOTS * (size_t)threads)) {
         executor->fault.error = LAUNCH_FAILED;
         executor->fault.what = "no memory for the stacks of the threads";
         return executor->fault;
@@ -338,6 +342,9 @@ Fault execute(const Launch& launch) {
     executor->runnable = 0;
     executor->held_count = 0;
     executor->hold_rate = 2u << (draw >> 8) % 3;
+    // NaN shows what reads too early, unless the kernel has a way of its own for NaN; then a number
+    // that could be one of its own does.
+    executor->fill = draw >> 16 & 1 ? 0xff : 0x3c;
     executor->turn = 0;
     executor->next_release = ~0ull;
     executor->next_block = 0;
@@ -350,11 +357,13 @@ Fault execute(const Launch& launch) {
         executor->order[j] = (unsigned)i;
     }
     inside = true;
-    run();
+    if (program) run_program(*program, launch);
+    else run();
     inside = false;
     Fault fault = executor->fault;
     if (fault.error && fault.what.empty() && !fault.access) fault.what = "stack overflow";
     if (fault.error && now && fault.where.empty()) fault.where = where(*static_cast<Lane*>(now));
+    if (fault.error && program) fault.where += " (" + place_in_ptx(*program) + ")";
     now = nullptr;
     return fault;
 }

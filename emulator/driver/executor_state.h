@@ -75,6 +75,7 @@ struct Executor {
     unsigned held_count, hold_rate;
     uint64_t turn, next_release;
     int finished;  // a slot, or -1
+    int fill;      // of the bytes of shared memory that nothing has been stored to
     Fault fault;
     char* arenas;
     unsigned shared_sites;
@@ -91,9 +92,14 @@ struct Executor {
 
 extern Executor* executor;
 
+// A bit of executor->runnable: mostly by the launch's order of warps, sometimes any.
+unsigned draw_runnable();
+
 // ---- report.cpp
 
 const char* base_name(const char* path);
+// "0-15, 31"
+std::string lanes_of(unsigned mask);
 // "kernel k, block 3, thread 17"
 std::string where(const Lane& lane);
 // "__shfl_sync (file.cu:12)"

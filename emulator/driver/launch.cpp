@@ -9,6 +9,7 @@ namespace {
 // The host compiler's idea of the parameters against the PTX's: they differ if the PTX was made
 // from another version of the source.
 std::string compare_parameters(const Function& function) {
+    if (function.kernel->program) return "";
     const auto& ptx = function.entry.parameters;
     const emu::Parameter* source = function.kernel->parameters;
     size_t count = 0;

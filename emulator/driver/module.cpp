@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "driver.h"
+#include "simt.h"
 
 namespace {
 
@@ -44,10 +45,35 @@ Result load(Module** out, const char* image) {
         return complain(NO_BINARY_FOR_GPU, "PTX for sm_" + std::to_string(ptx.target) +
                         (ptx.exact_target ? " alone" : "") + " on a device of capability " +
                         std::to_string(cc / 10) + "." + std::to_string(cc % 10));
-    auto* module = new Module{call.context, ptx, {}};
+    auto* module = new Module{call.context, ptx, settings().ptx ? image : "", 0, {}};
+    module->hash = emu::hash_of_text(module->text.data(), module->text.size());
     modules().insert(module);
     *out = module;
     return SUCCESS;
+}
+
+// The host code of the kernel of the same name.
+std::string find_source(const PtxEntry& entry, const emu::Kernel*& kernel) {
+    kernel = emu::kernels;
+    while (kernel && entry.name != kernel->name) kernel = kernel->next;
+    return kernel ? "" : "the PTX has an entry point " + entry.name + ", but no kernel source has";
+}
+
+// The code that the PTX itself has. Its shared memory is also what it uses of the module's.
+std::string decode(const Module& module, PtxEntry& entry, const emu::Kernel*& kernel) {
+    const char* text = module.text.c_str();
+    emu::EntryText source = {entry.name, module.ptx.target, module.hash, text + entry.body, entry.line,
+                             entry.parameters, entry.parameter_names, {}};
+    for (const Ptx::Variable& v : module.ptx.variables) source.variables.push_back({text + v.at, v.line});
+    std::string problem;
+    const emu::Program* program = emu::decode(source, problem);
+    if (!program) return "kernel " + entry.name + " cannot be run as PTX: " + problem;
+    entry.shared = emu::shared_bytes(*program);
+    if (entry.shared > SHARED_PER_BLOCK)
+        return "kernel " + entry.name + " has " + std::to_string(entry.shared) +
+               " bytes of static shared memory, " + std::to_string(SHARED_PER_BLOCK) + " are allowed";
+    kernel = emu::kernel_of(*program);
+    return "";
 }
 
 // Threads and blocks that fit one multiprocessor.
@@ -112,14 +138,15 @@ CUDA Result cuModuleGetFunction(Function** out, Module* module, const char* name
     if (!function) {
         for (const PtxEntry& entry : module->ptx.entries) {
             if (entry.name != name) continue;
-            const emu::Kernel* kernel = emu::kernels;
-            while (kernel && entry.name != kernel->name) kernel = kernel->next;
-            if (!kernel) {
+            const emu::Kernel* kernel = nullptr;
+            PtxEntry known = entry;
+            const bool ptx = !module->text.empty();
+            std::string problem = ptx ? decode(*module, known, kernel) : find_source(entry, kernel);
+            if (!problem.empty()) {
                 module->functions.erase(name);
-                return complain(NOT_FOUND, "the PTX has an entry point " + entry.name +
-                                               ", but no kernel source has");
+                return complain(ptx ? INVALID_PTX : NOT_FOUND, problem);
             }
-            function.reset(new Function{module, entry, kernel});
+            function.reset(new Function{module, known, kernel});
             functions().insert(function.get());
         }
     }

@@ -9,7 +9,7 @@ namespace {
 
 class Reader {
    public:
-    Reader(const char* text, Ptx& out) : text_(text), out_(out) { next(); }
+    Reader(const char* text, Ptx& out) : begin_(text), text_(text), out_(out) { next(); }
 
     std::string read() {
         if (!header()) return problem_;
@@ -18,10 +18,12 @@ class Reader {
     }
 
    private:
-    const char* text_;
+    const char *begin_, *text_;
     Ptx& out_;
     std::string token_, problem_;
     int line_ = 1;
+
+    size_t start_of_token() const { return (size_t)(text_ - begin_) - token_.size(); }
 
     void fail(const std::string& what) {
         if (problem_.empty()) problem_ = "line " + std::to_string(line_) + ": " + what;
@@ -110,6 +112,8 @@ class Reader {
                    token_ == ".shared" || token_ == ".section" || token_ == ".pragma" ||
                    token_ == ".file" || token_ == ".loc" || token_ == ".alias" ||
                    token_ == ".common") {
+            if (token_ == ".global" || token_ == ".const" || token_ == ".shared")
+                out_.variables.push_back({start_of_token(), line_});
             skip_statement();
         } else {
             fail("unexpected `" + token_ + "`");
@@ -143,7 +147,7 @@ class Reader {
         next();
         if (take("(")) {
             while (problem_.empty() && token_ != ")") {
-                entry.parameters.push_back(parameter());
+                entry.parameters.push_back(parameter(entry));
                 if (!take(",")) break;
             }
             expect(")");
@@ -163,6 +167,8 @@ class Reader {
                 fail("unexpected `" + token_ + "` before the body of " + entry.name);
             }
         }
+        entry.body = start_of_token();
+        entry.line = line_;
         if (problem_.empty()) body(&entry);
         out_.entries.push_back(entry);
     }
@@ -186,7 +192,7 @@ class Reader {
         return n;
     }
 
-    emu::Parameter parameter() {
+    emu::Parameter parameter(PtxEntry& entry) {
         expect(".param");
         unsigned alignment = take(".align") ? number() : 0;
         unsigned size = problem_.empty() ? size_of_type() : 1;
@@ -195,7 +201,8 @@ class Reader {
             if (token_ == ".global" || token_ == ".shared" || token_ == ".const") next();
             if (take(".align")) number();
         }
-        next();  // its name
+        entry.parameter_names.push_back(token_);
+        next();
         return {size * count(), alignment};
     }
 

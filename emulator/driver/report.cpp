@@ -34,8 +34,7 @@ std::string describe(const Place& place) {
            std::to_string(place.line) + ")";
 }
 
-// "0-15, 31"
-static std::string lanes_of(unsigned mask) {
+std::string lanes_of(unsigned mask) {
     std::string text;
     for (unsigned i = 0; i < 32; ++i) {
         if (!(mask >> i & 1)) continue;

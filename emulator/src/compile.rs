@@ -22,12 +22,22 @@ const COMMON: &[&str] =
     &["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-U_FORTIFY_SOURCE"];
 const DRIVER_FLAGS: &[&str] = &["-O1", "-Wall", "-Wextra"];
 const EXECUTOR_FLAGS: &[&str] = &["-O2", "-Wall", "-Wextra"];
-/// Of kernels. CUDA has no strict aliasing and no errno; contraction is off because the compiler
-/// would choose other places than NVRTC. The checks call handlers in driver/faults.cpp. -O2
+/// Of what runs PTX: its loops over 32 lanes become vector instructions. Bits count, so nothing
+/// is contracted.
+const SIMT_FLAGS: &[&str] = &[
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-Wall",
+    "-Wextra",
+];
+/// Of kernels. CUDA has no strict aliasing and no errno; contraction is off, unless it is asked for,
+/// because the compiler would choose other places than NVRTC. The checks call handlers in driver/faults.cpp. -O2
 /// compiles twice as long, and the switches between threads take most of the time anyway.
 const KERNEL_FLAGS: &[&str] = &[
     "-O1",
-    "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-strict-aliasing",
     "-fsanitize=alignment,bounds",
@@ -172,15 +182,22 @@ fn kernel_source(path: &Path, contents: &str, storage: &str) -> String {
     source + "}\n"
 }
 
-fn fma_flags() -> &'static [&'static str] {
+fn cpu_flags() -> Vec<&'static str> {
+    #[allow(unused_mut, reason = "not on other processors")]
+    let mut flags = Vec::new();
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("fma") {
-        return &["-mfma"];
+    {
+        if std::arch::is_x86_feature_detected!("fma") {
+            flags.push("-mfma");
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            flags.push("-mavx2");
+        }
     }
-    &[]
+    flags
 }
 
-fn units(compiler: &Compiler, kernels: &Path) -> Result<Vec<Unit>, Error> {
+fn units(compiler: &Compiler, kernels: Option<&Path>) -> Result<Vec<Unit>, Error> {
     let driver = Path::new(DRIVER);
     let mut base = Key::new();
     base.add(&compiler.version).add(compiler.arguments.join(" ")).add(COMMON.join(" "));
@@ -199,41 +216,50 @@ fn units(compiler: &Compiler, kernels: &Path) -> Result<Vec<Unit>, Error> {
 
     // Kernels first: they take longest.
     let mut units = Vec::new();
-    let mut kernel_base = Key(base.0.clone());
-    let mut folders = vec![kernels.to_owned()];
-    folders.extend(fs::canonicalize(KERNELS).ok().filter(|own| own != kernels));
-    for folder in &folders {
-        for (path, contents) in files(folder, &["cuh", "h"])? {
-            kernel_base.add(path.as_os_str().as_encoded_bytes()).add(contents);
+    if let Some(kernels) = kernels {
+        let mut kernel_base = Key(base.0.clone());
+        let mut folders = vec![kernels.to_owned()];
+        folders.extend(fs::canonicalize(KERNELS).ok().filter(|own| own != kernels));
+        for folder in &folders {
+            for (path, contents) in files(folder, &["cuh", "h"])? {
+                kernel_base.add(path.as_os_str().as_encoded_bytes()).add(contents);
+            }
+        }
+        let contract = if crate::set("GFOCAL_EMULATOR_CONTRACT") { "fast" } else { "off" };
+        for (path, contents) in files(kernels, &["cu"])? {
+            let text = String::from_utf8_lossy(&contents);
+            for storage in STORAGES {
+                let mut flags = strings(KERNEL_FLAGS);
+                flags.push(format!("-ffp-contract={contract}"));
+                flags.extend(strings(&cpu_flags()).into_iter().filter(|flag| flag == "-mfma"));
+                flags.push(format!("-DSTORAGE_{storage}"));
+                flags.extend(folders.iter().map(|folder| format!("-I{}", folder.display())));
+                flags.extend(["-include".to_owned(), format!("{DRIVER}/prelude.h")]);
+                let what = format!("{} for {}", path.display(), storage.to_lowercase());
+                let source = kernel_source(&path, &text, storage);
+                units.push(unit(&kernel_base, what, source, flags, &[&contents]));
+            }
         }
     }
-    for (path, contents) in files(kernels, &["cu"])? {
-        let text = String::from_utf8_lossy(&contents);
-        for storage in STORAGES {
-            let mut flags = strings(KERNEL_FLAGS);
-            flags.extend(strings(fma_flags()));
-            flags.push(format!("-DSTORAGE_{storage}"));
-            flags.extend(folders.iter().map(|folder| format!("-I{}", folder.display())));
-            flags.extend(["-include".to_owned(), format!("{DRIVER}/prelude.h")]);
-            let what = format!("{} for {}", path.display(), storage.to_lowercase());
-            let source = kernel_source(&path, &text, storage);
-            units.push(unit(&kernel_base, what, source, flags, &[&contents]));
-        }
-    }
+    let mut simt_flags = strings(SIMT_FLAGS);
+    simt_flags.extend(strings(&cpu_flags()));
     // Some files together: the C++ library's headers are most of the work.
-    let mut groups = [
-        (EXECUTOR_FLAGS, vec!["executor", "fibers", "faults", "report"]),
-        (DRIVER_FLAGS, Vec::new()),
-        (DRIVER_FLAGS, Vec::new()),
+    let mut groups = vec![
+        (simt_flags.clone(), vec!["simt_convert", "simt_float", "simt_compare"]),
+        (simt_flags.clone(), vec!["simt_integer", "simt_move", "simt_names", "simt_decode"]),
+        (simt_flags, vec!["simt_lanes", "simt_memory", "simt_run"]),
+        (strings(EXECUTOR_FLAGS), vec!["executor", "fibers", "faults", "report"]),
     ];
+    let mut rest = [Vec::new(), Vec::new()];
     let sources = files(driver, &["cpp"])?;
     for (path, _) in &sources {
         let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-        if !groups[0].1.contains(&stem) {
-            let group = if groups[1].1.len() <= groups[2].1.len() { 1 } else { 2 };
-            groups[group].1.push(stem);
+        if !groups.iter().any(|(_, stems)| stems.contains(&stem)) {
+            let half = usize::from(rest[0].len() > rest[1].len());
+            rest[half].push(stem);
         }
     }
+    groups.extend(rest.map(|stems| (strings(DRIVER_FLAGS), stems)));
     for (flags, stems) in groups {
         let mut source = String::new();
         let mut inputs: Vec<&[u8]> = Vec::new();
@@ -248,7 +274,7 @@ fn units(compiler: &Compiler, kernels: &Path) -> Result<Vec<Unit>, Error> {
             &base,
             format!("the driver ({})", stems.join(", ")),
             source,
-            strings(flags),
+            flags,
             &inputs,
         ));
     }
@@ -344,11 +370,11 @@ impl Lock {
     }
 }
 
-/// The folder of a `libcuda.so` with these kernels.
-pub(crate) fn library(kernels: &Path) -> Result<PathBuf, Error> {
-    let kernels = io(kernels, fs::canonicalize(kernels))?;
+/// The folder of a `libcuda.so` with these kernels; without any, for PTX alone.
+pub(crate) fn library(kernels: Option<&Path>) -> Result<PathBuf, Error> {
+    let kernels = kernels.map(|folder| io(folder, fs::canonicalize(folder))).transpose()?;
     let compiler = Compiler::find()?;
-    let units = units(&compiler, &kernels)?;
+    let units = units(&compiler, kernels.as_deref())?;
     let mut key = Key::new();
     for unit in &units {
         key.add(&unit.key);

@@ -42,6 +42,7 @@ impl Counters {
 pub struct Emulator {
     counters: unsafe extern "C" fn(*mut Counters),
     set_seed: unsafe extern "C" fn(u64),
+    set_ptx: unsafe extern "C" fn(c_int),
     set_special_errors: unsafe extern "C" fn(c_int, c_int, c_int),
     seed: unsafe extern "C" fn() -> u64,
     faults: unsafe extern "C" fn() -> u64,
@@ -51,7 +52,7 @@ pub struct Emulator {
 }
 
 /// Of the functions that [`Emulator`] calls.
-const INTERFACE: c_uint = 1;
+const INTERFACE: c_uint = 2;
 
 impl Emulator {
     /// `None` if the library is another driver.
@@ -66,6 +67,7 @@ impl Emulator {
             Some(Self {
                 counters: *library.get("gfocal_emulator_counters").ok()?,
                 set_seed: *library.get("gfocal_emulator_set_seed").ok()?,
+                set_ptx: *library.get("gfocal_emulator_set_ptx").ok()?,
                 set_special_errors: *library.get("gfocal_emulator_set_special_errors").ok()?,
                 seed: *library.get("gfocal_emulator_seed").ok()?,
                 faults: *library.get("gfocal_emulator_faults").ok()?,
@@ -149,21 +151,34 @@ fn opened(name: &str) -> Option<Library> {
     unsafe { Library::open(Some(name), RTLD_NOW | RTLD_NOLOAD) }.ok()
 }
 
-/// What this process has installed. `None` as kernels: it was there before, by a library path.
-static INSTALLED: Mutex<Option<(Option<PathBuf>, Emulator)>> = Mutex::new(None);
+/// What this process has installed.
+#[derive(Clone, PartialEq)]
+enum Installed {
+    /// It was there before, by a library path.
+    Found,
+    /// The sources of this folder run.
+    Sources(PathBuf),
+    /// PTX runs.
+    Ptx,
+}
 
-pub(crate) fn install(kernels: &Path) -> Result<Emulator, Error> {
+static INSTALLED: Mutex<Option<(Installed, Emulator)>> = Mutex::new(None);
+
+/// `None` as kernels: what runs is PTX.
+pub(crate) fn install(kernels: Option<&Path>) -> Result<Emulator, Error> {
+    let wanted = kernels.map_or(Installed::Ptx, |folder| Installed::Sources(folder.to_owned()));
     let mut installed = INSTALLED.lock().unwrap_or_else(|e| e.into_inner());
     if let Some((used, emulator)) = installed.as_ref() {
         return match used {
-            Some(used) if used != kernels => Err(Error::Installed(used.clone())),
+            Installed::Sources(folder) if *used != wanted => Err(Error::Installed(folder.clone())),
+            Installed::Ptx if *used != wanted => Err(Error::InstalledForPtx),
             _ => Ok(*emulator),
         };
     }
     if let Some(library) = opened("libcuda.so") {
         let emulator = Emulator::of(&library).ok_or(Error::OtherDriver)?;
         keep(library);
-        *installed = Some((None, emulator));
+        *installed = Some((Installed::Found, emulator));
         return Ok(emulator);
     }
     let folder = compile::library(kernels)?;
@@ -176,7 +191,9 @@ pub(crate) fn install(kernels: &Path) -> Result<Emulator, Error> {
     let emulator = Emulator::of(&library).ok_or(Error::OtherDriver)?;
     keep(library);
     keep(open("libcuda.so.1")?);
-    *installed = Some((Some(kernels.to_owned()), emulator));
+    // SAFETY: the function takes any value, on any thread.
+    unsafe { (emulator.set_ptx)((wanted == Installed::Ptx).into()) };
+    *installed = Some((wanted, emulator));
     Ok(emulator)
 }
 

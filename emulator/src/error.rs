@@ -40,6 +40,9 @@ pub enum Error {
     /// The process has an emulator with other kernels, which cannot be replaced.
     #[error("this process already uses the emulator with the kernels of {}", .0.display())]
     Installed(PathBuf),
+    /// The process has an emulator for PTX, which cannot be replaced.
+    #[error("this process already uses the emulator for PTX, which has no kernel's source")]
+    InstalledForPtx,
     /// Only Linux is supported.
     #[error("the emulator runs on Linux only")]
     Unsupported,

@@ -86,24 +86,30 @@ impl Driver {
     }
 }
 
-/// Makes the emulator the CUDA driver of this process, with the kernels of this repository.
+/// Makes the emulator the CUDA driver of this process, with the kernels of this repository: what
+/// runs is the PTX that is loaded if `GFOCAL_EMULATOR_PTX=1` is set, otherwise the sources.
 ///
 /// The first call in a tree compiles it, which takes some seconds. Later calls in the process
 /// return the same emulator. cudarc must not have been used before.
 pub fn install() -> Result<Emulator, Error> {
-    install_with(&default_kernels())
+    if set("GFOCAL_EMULATOR_PTX") { install_for_ptx() } else { install_with(&default_kernels()) }
 }
 
-/// [`install`], with the kernels of another folder. They may include the headers of this
-/// repository's.
+/// [`install`], with the sources of another folder, which run whatever the environment says. They
+/// may include the headers of this repository's.
 pub fn install_with(kernels: &Path) -> Result<Emulator, Error> {
-    emulator::install(kernels)
+    emulator::install(Some(kernels))
+}
+
+/// [`install`], for PTX alone, whatever the environment says. No kernel is compiled.
+pub fn install_for_ptx() -> Result<Emulator, Error> {
+    emulator::install(None)
 }
 
 /// The folder of the compiled driver, for a library path.
 pub fn library_folder() -> Result<PathBuf, Error> {
     #[cfg(target_os = "linux")]
-    return compile::library(&default_kernels());
+    return compile::library((!set("GFOCAL_EMULATOR_PTX")).then(default_kernels).as_deref());
     #[cfg(not(target_os = "linux"))]
     Err(Error::Unsupported)
 }

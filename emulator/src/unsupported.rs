@@ -73,6 +73,6 @@ impl Emulator {
     }
 }
 
-pub(crate) fn install(_kernels: &Path) -> Result<Emulator, Error> {
+pub(crate) fn install(_kernels: Option<&Path>) -> Result<Emulator, Error> {
     Err(Error::Unsupported)
 }
