@@ -28,6 +28,8 @@ std::set<Executable*>& executables() {
     return *all;
 }
 
+const Stream* running = nullptr;
+
 // What this thread has asked for with cuThreadExchangeStreamCaptureMode.
 thread_local int thread_mode = 0;
 
@@ -55,12 +57,17 @@ void end_capture(Stream* stream) {
 }
 
 Result enqueue(Stream* stream, const char* what, std::function<Result()> work) {
-    if (!stream->capture) return work();
+    if (!stream->capture) {
+        running = stream;
+        return work();
+    }
     if (stream->capture->invalid) return CAPTURE_INVALIDATED;
     ++stream->operations;
     stream->capture->graph->nodes.push_back({what, std::move(work)});
     return SUCCESS;
 }
+
+const Stream* running_on() { return running; }
 
 Result refuse_in_capture(const char* function) {
     if (thread_mode == 2) return SUCCESS;

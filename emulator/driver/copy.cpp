@@ -28,7 +28,10 @@ Result copy(const char* function, uint64_t to, Side to_side, uint64_t from, Side
     if (to_side == HOST && from_side == DEVICE && !stream->capture) {
         ++counters().copies_to_host;
         const Allocation* a = find_allocation(to);
-        if (!a || !a->host) ++counters().waits;  // pageable memory: the call waits for the copy
+        if (!a || !a->host) {  // pageable memory: the call waits for the copy
+            ++counters().waits;
+            note_wait(stream);
+        }
     }
     return enqueue(stream, function, [=]() -> Result {
         // A graph may be launched when what it was captured with has been freed.
@@ -59,6 +62,7 @@ Result copy_sync(const char* function, uint64_t to, Side to_side, uint64_t from,
     Stream* stream;
     if (Result error = find_stream(call.context, nullptr, stream)) return error;
     if (to_side == DEVICE) ++counters().waits;
+    note_wait(stream);
     return copy(function, to, to_side, from, from_side, bytes, stream);
 }
 

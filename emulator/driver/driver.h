@@ -155,6 +155,10 @@ struct Stream {
     std::shared_ptr<Capture> capture;
     uint64_t operations = 0;  // in this capture
     Clock seen;               // what of other streams is ordered before its next operation
+    // Launches, by their number: up to which one the host has waited for those of this stream,
+    // and what of other streams comes before whatever it is given next.
+    uint64_t settled = 0;
+    Clock after;
 };
 
 struct Node {
@@ -185,12 +189,15 @@ struct Event {
     std::weak_ptr<Capture> capture;
     bool captured = false;
     Clock clock;
+    Clock after;  // the launches before it, by stream
 };
 
 // A handle of the API: 0 and 1 are the legacy stream, 2 is this thread's own.
 Result find_stream(Context* current, void* handle, Stream*& out);
 // Does the work now, or records it if the stream captures.
 Result enqueue(Stream* stream, const char* what, std::function<Result()> work);
+// The stream whose work is being done.
+const Stream* running_on();
 // Functions that could wait for a capturing stream, or disturb it, begin with this.
 Result refuse_in_capture(const char* function);
 Result refuse_synchronize(const char* function, Context* context);
@@ -237,7 +244,21 @@ struct Module {
     Ptx ptx;
     std::string text;  // kept if it is what runs, and its hash
     uint64_t hash;
+    uint64_t number;  // no other module has had it
+    Clock launches;   // of its functions, the last one of each stream
     std::map<std::string, std::unique_ptr<Function>> functions;
 };
 bool is_function(const Function* function);
+bool is_module(const Module* module, uint64_t number);
+
+// ---- What the host cannot know to have ended (pending.cpp)
+
+void note_launch(Module* module, const Stream* stream);
+void note_wait(const Stream* stream);
+void note_wait(const Context* context);
+void note_wait(const Event* event);
+void note_record(Event* event, const Stream* stream);
+void note_order(Stream* stream, const Event* event);
+bool may_still_run(const Module* module);
+
 unsigned registers_of(const Function& function);

@@ -47,9 +47,13 @@ struct Arguments {
     std::vector<size_t> offsets;
 };
 
-Result run(const emu::Kernel* kernel, Context* context, emu::Index grid, emu::Index block,
-           Arguments arguments) {
+Result run(const emu::Kernel* kernel, Context* context, Module* module, uint64_t number, emu::Index grid,
+           emu::Index block, Arguments arguments) {
     if (context->error) return (Result)context->error;
+    if (!is_module(module, number))
+        return fault(context, ILLEGAL_ADDRESS, std::string("kernel ") + kernel->name +
+                                                   " runs in a graph, but its module has been unloaded");
+    note_launch(module, running_on());
     std::vector<void*> pointers;
     for (size_t offset : arguments.offsets) pointers.push_back(&arguments.words[offset]);
     emu::Launch launch = {kernel, pointers.data(), grid, block, next_seed(),
@@ -115,8 +119,11 @@ CUDA Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y,
     ++counters().launches;
     emu::Index grid = {grid_x, grid_y, grid_z}, block = {block_x, block_y, block_z};
     const emu::Kernel* kernel = function->kernel;  // a graph may outlive the function
+    Module* module = function->module;
+    uint64_t number = module->number;
     Context* context = stream->context;
-    return enqueue(stream, "kernel", [=] { return run(kernel, context, grid, block, arguments); });
+    return enqueue(stream, "kernel",
+                   [=] { return run(kernel, context, module, number, grid, block, arguments); });
 }
 
 // As it stands in cuda.h.

@@ -1,6 +1,7 @@
 // Modules: PTX in, functions out. The code of a function is the host code of the kernel of the
 // same name, linked into this library.
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "driver.h"
@@ -25,31 +26,101 @@ int newest_ptx(int driver) {
     return 10 * (major - 4) + minor;
 }
 
-Result load(Module** out, const char* image) {
+// What a test has asked the next loads to fail with, and how many of them.
+int wanted_failure = 0;
+unsigned failures_left = 0;
+
+// A changed line of a text, to see whether the tests notice: "HASH LINE TEXT" in the variable
+// GFOCAL_EMULATOR_MUTANT, with the text's hash in hexadecimal.
+void mutate(std::string& text) {
+    const char* mutant = getenv("GFOCAL_EMULATOR_MUTANT");
+    unsigned long long hash;
+    int line, start = 0;
+    if (!mutant || sscanf(mutant, "%llx %d %n", &hash, &line, &start) < 2 || !start) return;
+    if (hash != emu::hash_of_text(text.data(), text.size())) return;
+    size_t at = 0;
+    for (; line > 1; --line) {
+        at = text.find('\n', at);
+        if (at == std::string::npos) return;
+        ++at;
+    }
+    text.replace(at, text.find('\n', at) - at, mutant + start);
+}
+
+// What is wrong with the image: the reason goes to `why`.
+Result check(const char* image, Ptx& ptx, std::string& why) {
+    if (failures_left) {
+        --failures_left;
+        why = "a test has asked for this";
+        return (Result)wanted_failure;
+    }
+    if (strncmp(image, "\x7f" "ELF", 4) == 0 || strncmp(image, "\x50\xed\x55\xba", 4) == 0) {
+        why = "the emulator runs no machine code, only PTX";
+        return NO_BINARY_FOR_GPU;
+    }
+    std::string problem = parse_ptx(image, ptx);
+    if (!problem.empty()) {
+        why = "invalid PTX: " + problem;
+        return INVALID_PTX;
+    }
+    if (ptx.version > newest_ptx(settings().driver_version)) {
+        why = "PTX " + std::to_string(ptx.version / 10) + "." + std::to_string(ptx.version % 10) +
+              " is newer than driver " + std::to_string(settings().driver_version);
+        return UNSUPPORTED_PTX_VERSION;
+    }
+    int cc = settings().compute_capability;
+    if (ptx.target > cc || (ptx.exact_target && ptx.target != cc)) {
+        why = "PTX for sm_" + std::to_string(ptx.target) + (ptx.exact_target ? " alone" : "") +
+              " on a device of capability " + std::to_string(cc / 10) + "." + std::to_string(cc % 10);
+        return NO_BINARY_FOR_GPU;
+    }
+    return SUCCESS;
+}
+
+Result load(Module** out, const char* image, std::string* log = nullptr) {
     Call call(HEALTHY);
     if (call.error) return call.error;
     if (Result refused = refuse_in_capture("cuModuleLoad")) return refused;
     if (!out || !image) return INVALID_VALUE;
-    if (strncmp(image, "\x7f" "ELF", 4) == 0 || strncmp(image, "\x50\xed\x55\xba", 4) == 0)
-        return complain(NO_BINARY_FOR_GPU, "the emulator runs no machine code, only PTX");
-    Ptx ptx;
-    std::string problem = parse_ptx(image, ptx);
-    if (!problem.empty()) return complain(INVALID_PTX, "invalid PTX: " + problem);
-    int newest = newest_ptx(settings().driver_version);
-    if (ptx.version > newest)
-        return complain(UNSUPPORTED_PTX_VERSION, "PTX " + std::to_string(ptx.version / 10) + "." +
-                        std::to_string(ptx.version % 10) + " is newer than driver " +
-                        std::to_string(settings().driver_version));
-    int cc = settings().compute_capability;
-    if (ptx.target > cc || (ptx.exact_target && ptx.target != cc))
-        return complain(NO_BINARY_FOR_GPU, "PTX for sm_" + std::to_string(ptx.target) +
-                        (ptx.exact_target ? " alone" : "") + " on a device of capability " +
-                        std::to_string(cc / 10) + "." + std::to_string(cc % 10));
-    auto* module = new Module{call.context, ptx, settings().ptx ? image : "", 0, {}};
-    module->hash = emu::hash_of_text(module->text.data(), module->text.size());
-    modules().insert(module);
-    *out = module;
+    static uint64_t count = 0;
+    std::unique_ptr<Module> module(new Module{call.context, {}, "", 0, ++count, {}, {}});
+    if (settings().ptx && *image != '\x7f') {
+        module->text = image;
+        module->hash = emu::hash_of_text(module->text.data(), module->text.size());
+        mutate(module->text);
+        image = module->text.c_str();
+    }
+    std::string why;
+    if (Result error = check(image, module->ptx, why)) {
+        if (log) *log = why;
+        return complain(error, why);
+    }
+    *out = module.release();
+    modules().insert(*out);
     return SUCCESS;
+}
+
+// Options of cuModuleLoadDataEx, as in cuda.h.
+enum Option { INFO_LOG = 3, INFO_LOG_BYTES = 4, ERROR_LOG = 5, ERROR_LOG_BYTES = 6 };
+
+// Writes `text` to the buffer among the options, if there is one, and its length to the option of
+// the buffer's size.
+void write_log(const std::string& text, unsigned count, const int* options, void** values, Option buffer,
+               Option bytes) {
+    char* to = nullptr;
+    void** size = nullptr;
+    for (unsigned k = 0; k < count; ++k) {
+        if (options[k] == buffer) to = (char*)values[k];
+        if (options[k] == bytes) size = &values[k];
+    }
+    if (!to || !size) return;
+    size_t room = (size_t)(unsigned)(uintptr_t)*size;
+    size_t length = room == 0 ? 0 : text.size() < room - 1 ? text.size() : room - 1;
+    if (room) {
+        memcpy(to, text.data(), length);
+        to[length] = 0;
+    }
+    *size = (void*)(uintptr_t)length;
 }
 
 // The host code of the kernel of the same name.
@@ -91,6 +162,9 @@ int blocks_that_fit(const Function& function, int threads, size_t dynamic) {
 
 }  // namespace
 
+bool is_module(const Module* module, uint64_t number) {
+    return modules().count((Module*)module) && module->number == number;
+}
 bool is_function(const Function* function) { return functions().count(function) != 0; }
 
 // As many as its launch bounds leave, up to what a thread can have.
@@ -102,8 +176,13 @@ unsigned registers_of(const Function& function) {
 }
 
 CUDA Result cuModuleLoadData(Module** out, const void* image) { return load(out, (const char*)image); }
-CUDA Result cuModuleLoadDataEx(Module** out, const void* image, unsigned, int*, void**) {
-    return load(out, (const char*)image);
+CUDA Result cuModuleLoadDataEx(Module** out, const void* image, unsigned count, int* options, void** values) {
+    if (count && (!options || !values)) return INVALID_VALUE;
+    std::string log;
+    Result error = load(out, (const char*)image, &log);
+    write_log(error ? "" : "gfocal emulator: nothing to say\n", count, options, values, INFO_LOG, INFO_LOG_BYTES);
+    write_log(error ? "gfocal emulator: " + log : "", count, options, values, ERROR_LOG, ERROR_LOG_BYTES);
+    return error;
 }
 CUDA Result cuModuleLoadFatBinary(Module** out, const void* image) {
     return load(out, (const char*)image);
@@ -123,10 +202,21 @@ CUDA Result cuModuleUnload(Module* module) {
     Call call(CURRENT);
     if (call.error) return call.error;
     if (!modules().count(module)) return INVALID_HANDLE;
+    if (!call.context->error && may_still_run(module))
+        fault(nullptr, ILLEGAL_STATE,
+              "cuModuleUnload of a module with a function that may still run: nothing has waited for its "
+              "last launch");
     for (auto& entry : module->functions) functions().erase(entry.second.get());
     modules().erase(module);
     delete module;
     return (Result)call.context->error;
+}
+
+// The next `count` loads of a module fail with this code.
+CUDA void gfocal_emulator_fail_loads(int error, unsigned count) {
+    Call call(INITIALIZED);
+    wanted_failure = error;
+    failures_left = count;
 }
 
 CUDA Result cuModuleGetFunction(Function** out, Module* module, const char* name) {

@@ -42,8 +42,4 @@ void run_program(const Program& program, const Launch& launch);
 // "line 123 of its PTX for sm_75": what the program that runs does now.
 std::string place_in_ptx(const Program& program);
 
-// Which instructions of which entry points have run, appended to a file of this process in the
-// folder that GFOCAL_EMULATOR_COVERAGE names, when the process ends.
-void write_coverage();
-
 }  // namespace emu

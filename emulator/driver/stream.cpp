@@ -109,6 +109,7 @@ CUDA Result cuStreamSynchronize(void* handle) {
         return complain(CAPTURE_UNSUPPORTED, "cuStreamSynchronize of a capturing stream");
     }
     ++counters().waits;
+    note_wait(stream);
     return SUCCESS;
 }
 
@@ -117,6 +118,7 @@ CUDA Result cuCtxSynchronize() {
     if (call.error) return call.error;
     if (Result refused = refuse_synchronize("cuCtxSynchronize", call.context)) return refused;
     ++counters().waits;
+    note_wait(call.context);
     return SUCCESS;
 }
 
@@ -125,7 +127,10 @@ CUDA Result cuStreamQuery(void* handle) {
     if (call.error) return call.error;
     Stream* stream;
     if (Result error = find_stream(call.context, handle, stream)) return error;
-    if (!stream->capture) return SUCCESS;
+    if (!stream->capture) {
+        note_wait(stream);
+        return SUCCESS;
+    }
     invalidate(stream);
     return CAPTURE_UNSUPPORTED;
 }
@@ -208,6 +213,7 @@ CUDA Result cuEventRecordWithFlags(Event* event, void* handle, unsigned) {
     event->captured = stream->capture != nullptr;
     event->clock = stream->seen;
     event->clock[stream] = stream->operations;
+    if (!stream->capture) note_record(event, stream);
     return SUCCESS;
 }
 CUDA Result cuEventRecord(Event* event, void* handle) {
@@ -218,7 +224,9 @@ CUDA Result cuEventQuery(Event* event) {
     Call call(HEALTHY);
     if (call.error) return call.error;
     if (find_event(event)) return INVALID_HANDLE;
-    return captured(event);
+    if (Result error = captured(event)) return error;
+    note_wait(event);
+    return SUCCESS;
 }
 
 CUDA Result cuEventSynchronize(Event* event) {
@@ -227,6 +235,7 @@ CUDA Result cuEventSynchronize(Event* event) {
     if (find_event(event)) return INVALID_HANDLE;
     if (Result error = captured(event)) return error;
     if (event->recorded) ++counters().waits;
+    note_wait(event);
     return SUCCESS;
 }
 
@@ -254,7 +263,10 @@ CUDA Result cuStreamWaitEvent(void* handle, Event* event, unsigned) {
     if (Result error = find_stream(call.context, handle, stream)) return error;
     if (!event->recorded) return SUCCESS;
     if (!event->captured) {
-        if (!stream->capture) return SUCCESS;
+        if (!stream->capture) {
+            note_order(stream, event);
+            return SUCCESS;
+        }
         invalidate(stream);
         return complain(CAPTURE_ISOLATION,
                         "cuStreamWaitEvent: a capturing stream waits for work outside the capture");

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const DRIVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/driver");
 const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels");
+const DRIVER_12_0: &str = include_str!("../driver/symbols-12.0.txt");
 const CACHE: &str = concat!(env!("OUT_DIR"), "/driver");
 
 /// Of everything: no part may need the C++ runtime's exceptions, and all but the API is hidden.
@@ -322,7 +323,13 @@ fn compile_one(compiler: &Compiler, unit: &Unit, objects: &Path) -> Result<(), E
 
 /// `libcuda.so`, and `libcuda.so.1`, which is empty and needs the first: so both names lead to
 /// one library, also for `dlopen` of a bare name once they have been opened by their paths.
-fn link(compiler: &Compiler, units: &[Unit], objects: &Path, folder: &Path) -> Result<(), Error> {
+fn link(
+    compiler: &Compiler,
+    units: &[Unit],
+    objects: &Path,
+    folder: &Path,
+    exported: Option<&str>,
+) -> Result<(), Error> {
     let library = folder.join("libcuda.so");
     let mut arguments: Vec<OsString> =
         ["-shared", "-pthread", "-Wl,-soname,libcuda.so", "-Wl,-z,defs", "-Wl,-Bsymbolic", "-o"]
@@ -330,6 +337,13 @@ fn link(compiler: &Compiler, units: &[Unit], objects: &Path, folder: &Path) -> R
             .map(OsString::from)
             .collect();
     arguments.push(library.into());
+    if let Some(exported) = exported {
+        let script = folder.join("exported.map");
+        io(&script, fs::write(&script, exported))?;
+        let mut option = OsString::from("-Wl,--version-script=");
+        option.push(script);
+        arguments.push(option);
+    }
     arguments.extend(units.iter().map(|unit| object(objects, unit).into()));
     compiler.run("libcuda.so", &arguments)?;
     let empty = folder.join("empty.cpp");
@@ -345,6 +359,17 @@ fn link(compiler: &Compiler, units: &[Unit], objects: &Path, folder: &Path) -> R
     search.push(folder);
     arguments.extend([search, "-l:libcuda.so".into()]);
     compiler.run("libcuda.so.1", &arguments)
+}
+
+/// What the library exports, in the linker's words, if `GFOCAL_EMULATOR_DRIVER` is a driver for
+/// CUDA 12.0: the functions that it has, and those of the emulator itself. `None`: all.
+fn exported() -> Option<String> {
+    let version: u32 = std::env::var("GFOCAL_EMULATOR_DRIVER").ok()?.trim().parse().ok()?;
+    (version < 12_010).then(|| {
+        let names = DRIVER_12_0.lines().filter(|line| !line.starts_with('#'));
+        let names: String = names.map(|name| format!("{name}; ")).collect();
+        format!("{{ global: {names}gfocal_emulator_*; local: *; }};\n")
+    })
 }
 
 /// Holds the cache's lock as long as it lives.
@@ -379,6 +404,8 @@ pub(crate) fn library(kernels: Option<&Path>) -> Result<PathBuf, Error> {
     for unit in &units {
         key.add(&unit.key);
     }
+    let exported = exported();
+    key.add(exported.as_deref().unwrap_or_default());
     let cache = Path::new(CACHE);
     let folder = cache.join(key.text());
     if folder.exists() {
@@ -393,7 +420,7 @@ pub(crate) fn library(kernels: Option<&Path>) -> Result<PathBuf, Error> {
     compile(&compiler, &units, &objects)?;
     let unfinished = tempfile::Builder::new().prefix("link-").tempdir_in(cache);
     let unfinished = io(cache, unfinished)?;
-    link(&compiler, &units, &objects, unfinished.path())?;
+    link(&compiler, &units, &objects, unfinished.path(), exported.as_deref())?;
     io(&folder, fs::rename(unfinished.path(), &folder))?;
     Ok(folder)
 }

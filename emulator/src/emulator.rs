@@ -49,6 +49,7 @@ pub struct Emulator {
     last_fault: unsafe extern "C" fn(*mut c_char, usize) -> usize,
     set_fences: unsafe extern "C" fn(c_int),
     live_allocations: unsafe extern "C" fn() -> u64,
+    fail_loads: unsafe extern "C" fn(c_int, c_uint),
 }
 
 /// Of the functions that [`Emulator`] calls.
@@ -74,6 +75,7 @@ impl Emulator {
                 last_fault: *library.get("gfocal_emulator_last_fault").ok()?,
                 set_fences: *library.get("gfocal_emulator_set_fences").ok()?,
                 live_allocations: *library.get("gfocal_emulator_live_allocations").ok()?,
+                fail_loads: *library.get("gfocal_emulator_fail_loads").ok()?,
             })
         }
     }
@@ -130,6 +132,13 @@ impl Emulator {
     pub fn set_tight_fences(&self, tight: bool) {
         // SAFETY: the function takes any value, on any thread.
         unsafe { (self.set_fences)(tight.into()) }
+    }
+
+    /// The next `count` loads of a module, in whatever thread, fail with this code of the driver,
+    /// such as 209 (`CUDA_ERROR_NO_BINARY_FOR_GPU`).
+    pub fn fail_loads(&self, error: i32, count: u32) {
+        // SAFETY: the function takes any values, on any thread.
+        unsafe { (self.fail_loads)(error, count) }
     }
 
     /// Allocations of all contexts that have not been freed.

@@ -67,6 +67,11 @@ impl Emulator {
         match self.0 {}
     }
 
+    /// Makes loads of modules fail.
+    pub fn fail_loads(&self, _error: i32, _count: u32) {
+        match self.0 {}
+    }
+
     /// Allocations that have not been freed.
     pub fn live_allocations(&self) -> u64 {
         match self.0 {}

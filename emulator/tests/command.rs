@@ -53,11 +53,16 @@ fn no_compiler_is_one_sentence() {
     assert!(text.contains("GFOCAL_SKIP_EMULATOR=1"));
 }
 
-/// What another process sees of the device, with these variables. It is this test binary again.
+/// What another process sees of the device, with these variables.
 fn device(variables: &[(&str, &str)]) -> String {
+    seen("prints_the_device", variables)
+}
+
+/// What another process prints, with these variables. It is this test binary again.
+fn seen(test: &str, variables: &[(&str, &str)]) -> String {
     let own = std::env::current_exe().unwrap();
     let mut command =
-        emulator(&[own.to_str().unwrap(), "--exact", "prints_the_device", "--ignored", "--nocapture"]);
+        emulator(&[own.to_str().unwrap(), "--exact", test, "--ignored", "--nocapture"]);
     let output = command.envs(variables.iter().copied()).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -83,6 +88,29 @@ fn prints_the_device() {
         }
         Err(error) => println!("\nseen: {:?}", error.0),
     }
+}
+
+/// Which driver functions a process can find: one that a driver for CUDA 12.0 has, and one that it
+/// has not.
+#[test]
+#[ignore = "another test runs it in a process of its own"]
+fn prints_the_functions() {
+    gfocal_emulator::driver().unwrap();
+    // SAFETY: the library is the emulator's, which is open already.
+    let library = unsafe { libloading::Library::new("libcuda.so") }.unwrap();
+    // SAFETY: the symbols are only looked up.
+    let there = |name: &str| unsafe { library.get::<unsafe extern "C" fn()>(name) }.is_ok();
+    println!("\nseen: {} {}", there("cuEventElapsedTime"), there("cuEventElapsedTime_v2"));
+}
+
+#[test]
+fn an_old_driver_has_no_new_functions() {
+    if no_compiler() {
+        return;
+    }
+    assert_eq!(seen("prints_the_functions", &[]), "seen: true true");
+    assert_eq!(seen("prints_the_functions", &[("GFOCAL_EMULATOR_DRIVER", "12000")]), "seen: true false");
+    assert_eq!(seen("prints_the_functions", &[("GFOCAL_EMULATOR_DRIVER", "12080")]), "seen: true true");
 }
 
 #[test]

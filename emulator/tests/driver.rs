@@ -70,7 +70,6 @@ fn a_captured_graph_runs_again_and_again() {
     let graph = stream.end_capture(NO_FLAGS).unwrap().unwrap();
     assert_eq!(factor, 102.0);
     assert_eq!(stream.clone_dtoh(&x).unwrap(), [1.0; 8]);
-    drop(f);
     graph.upload().unwrap();
     for expected in [2.0, 4.0, 8.0] {
         graph.launch().unwrap();
@@ -287,6 +286,47 @@ fn modules_are_checked() {
     load(good.replace("sm_75", "sm_90a")).unwrap();
     let binary = cudarc::nvrtc::Ptx::from_binary(b"\x7fELF\x02\x01\x01\0".to_vec());
     refused(context.load_module(binary), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
+}
+
+/// What a test can make the next loads say, and where the words go.
+#[test]
+fn loads_fail_on_request() {
+    let _alone = alone();
+    let Some(emulator) = emulator() else { return };
+    let context = CudaContext::new(0).unwrap();
+    emulator.fail_loads(209, 2);
+    for _ in 0..2 {
+        refused(context.load_module(good().into()), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
+    }
+    load(&context, &good());
+
+    let load_with_log = |text: &str| {
+        let text = std::ffi::CString::new(text).unwrap();
+        let mut log = [0xffu8; 64];
+        let mut options = [
+            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        let mut values = [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(log.len())];
+        let mut module = std::ptr::null_mut();
+        // SAFETY: the text ends with NUL, and the options are a buffer and its length.
+        let result = unsafe {
+            sys::cuModuleLoadDataEx(
+                &mut module,
+                text.as_ptr().cast(),
+                2,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        (result, String::from_utf8(log[..values[1].addr()].to_vec()).unwrap())
+    };
+    assert_eq!(load_with_log(&good()), (CUresult::CUDA_SUCCESS, String::new()));
+    let (result, log) = load_with_log(&good().replace("sm_75", "sm_100"));
+    assert_eq!(result, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
+    assert_eq!(log, "gfocal emulator: PTX for sm_100 on a device of capability 9.0");
+    emulator.fail_loads(221, 1);
+    assert_eq!(load_with_log(&good()).1, "gfocal emulator: a test has asked for this");
 }
 
 #[test]

@@ -4,7 +4,8 @@ mod common;
 
 use common::{alone, emulator, entry, function, ptx, shape};
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, PushKernelArg, sys::CUresult,
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, PushKernelArg,
+    sys::{self, CUresult},
 };
 use gfocal_emulator::Emulator;
 use std::sync::Arc;
@@ -34,7 +35,8 @@ fn launch(
         builder.arg(word);
     }
     // SAFETY: not safe, on purpose; the emulator is to notice.
-    unsafe { builder.launch(shape(1, threads)) }.map(drop)
+    unsafe { builder.launch(shape(1, threads)) }?;
+    stream.synchronize() // before the module goes
 }
 
 fn address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
@@ -248,13 +250,73 @@ fn shared_memory() {
     expect(emulator, before + 1, result, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, &words);
     drop((f, stream, context));
 
-    let Some((_, context, stream)) = fresh() else { return };
+    // What nothing was stored to is NaN in some launches, and a number in others.
+    let Some((emulator, context, stream)) = fresh() else { return };
     let out = stream.alloc_zeros::<f64>(32).unwrap();
-    launch(&context, &stream, "uninitialised_f32", 32, &[".u64"], &[address(&out, &stream)]).unwrap();
-    assert!(stream.clone_dtoh(&out).unwrap().iter().all(|x| x.is_nan()));
+    let mut seen = Vec::new();
+    for seed in 0..20 {
+        emulator.set_seed(seed);
+        launch(&context, &stream, "uninitialised_f32", 32, &[".u64"], &[address(&out, &stream)]).unwrap();
+        let words = stream.clone_dtoh(&out).unwrap();
+        assert!(words.iter().all(|x| x.to_bits() == words[0].to_bits()));
+        seen.push(words[0].is_nan());
+    }
+    assert!(seen.contains(&true) && seen.contains(&false));
     // SAFETY: only read as bits.
     let fresh = unsafe { stream.alloc::<f32>(50) }.unwrap();
     assert!(stream.clone_dtoh(&fresh).unwrap().iter().all(|x| x.is_nan()));
+}
+
+/// A module whose kernel nobody has waited for goes.
+#[test]
+fn unloaded_too_early() {
+    let _alone = alone();
+    let Some((emulator, context, stream)) = fresh() else { return };
+    let before = emulator.faults();
+    let other = context.new_stream().unwrap();
+    let out = stream.alloc_zeros::<f64>(32).unwrap();
+    let early = |wait: &dyn Fn()| {
+        let f = function(&context, &ptx(&[entry("uninitialised_f32", &[".u64"], 32)]), "uninitialised_f32");
+        // SAFETY: `out` has the 32 words that the kernel writes.
+        unsafe { other.launch_builder(&f).arg(&out).launch(shape(1, 32)) }.unwrap();
+        wait();
+        drop(f);
+        emulator.faults() - before
+    };
+    assert_eq!(early(&|| other.synchronize().unwrap()), 0);
+    assert_eq!(early(&|| context.synchronize().unwrap()), 0);
+    assert_eq!(early(&|| other.record_event(None).unwrap().synchronize().unwrap()), 0);
+    let by_event = || {
+        stream.wait(&other.record_event(None).unwrap()).unwrap();
+        stream.synchronize().unwrap();
+    };
+    assert_eq!(early(&by_event), 0);
+    assert_eq!(early(&|| stream.synchronize().unwrap()), 1);
+    assert!(emulator.last_fault().unwrap().contains("cuModuleUnload"));
+    assert_eq!(early(&|| {}), 2);
+}
+
+/// A graph runs a kernel whose module is gone.
+#[test]
+fn unloaded_under_a_graph() {
+    let _alone = alone();
+    let Some((emulator, context, _)) = fresh() else { return };
+    // SAFETY: one stream is used, so nothing needs to be ordered by events.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().unwrap();
+    let before = emulator.faults();
+    let out = stream.alloc_zeros::<f64>(32).unwrap();
+    let f = function(&context, &ptx(&[entry("uninitialised_f32", &[".u64"], 32)]), "uninitialised_f32");
+    stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+    // SAFETY: as above.
+    unsafe { stream.launch_builder(&f).arg(&out).launch(shape(1, 32)) }.unwrap();
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).unwrap().unwrap();
+    graph.launch().unwrap();
+    stream.synchronize().unwrap();
+    drop(f);
+    assert_eq!(emulator.faults(), before);
+    let result = graph.launch();
+    expect(emulator, before, result, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, &["its module has been unloaded"]);
 }
 
 #[test]
