@@ -1,8 +1,12 @@
-//! `cargo xtask gpu-kit`: what a machine with a GPU needs to test and time gfocal, in one folder.
+//! `cargo xtask gpu-kit`: what a machine with a GPU needs to test and time gfocal, in one folder and in
+//! one file.
 //!
-//! That machine needs neither Rust nor a network: an x86-64 Linux with glibc 2.36 or newer and
+//! That machine needs neither Rust nor a network: an x86-64 Linux with bash 5, glibc 2.36 or newer and
 //! NVIDIA's driver, version 525 or newer. PyTorch, Triton, compute-sanitizer and ncu are used where
 //! they are.
+
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,14 +14,25 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::root;
+use crate::wheels::{cannot_write, run as run_tool};
 
-const SCRIPT: &str = include_str!("gpu_kit/run.sh");
-/// More than this does not travel everywhere.
-const MOST_BYTES: u64 = 60_000_000;
-/// As in the script.
-const STAGES: &str = "check|sanitize|bench|peers|profile|criterion";
-/// Folders of the checkout that the tests and the script read.
-const DATA: [&str; 4] = ["tests/golden", "tests/boxes", "benches/peers", "samples"];
+/// What runs there; the first of them is started, and has the others read.
+const SCRIPTS: [(&str, &str); 3] = [
+    ("run.sh", include_str!("gpu_kit/run.sh")),
+    ("items.sh", include_str!("gpu_kit/items.sh")),
+    ("summary.sh", include_str!("gpu_kit/summary.sh")),
+];
+/// More than this does not travel everywhere: unpacked, and packed.
+const MOST_BYTES: u64 = 45_000_000;
+const MOST_PACKED_BYTES: u64 = 12_000_000;
+/// Folders of the checkout that the tests and the script read, and what the kit calls them.
+const DATA: [(&str, &str); 5] = [
+    ("tests/golden", "tests/golden"),
+    ("tests/boxes", "tests/boxes"),
+    ("benches/peers", "benches/peers"),
+    ("benches/record/prediction", "prediction"),
+    ("samples", "samples"),
+];
 
 /// Builds everything and fills `folder`, which is emptied first.
 pub fn run(folder: &Path) -> Result<(), String> {
@@ -28,7 +43,6 @@ pub fn run(folder: &Path) -> Result<(), String> {
     let programs = [
         built(&["test", "--package", "gfocal", "--no-run", "--test", "kit"])?,
         built(&["build", "--package", "gfocal-cli"])?,
-        built(&["bench", "--package", "gfocal", "--bench", "losses", "--no-run"])?,
     ];
     let _ = fs::remove_dir_all(folder);
     let bin = folder.join("bin");
@@ -36,40 +50,49 @@ pub fn run(folder: &Path) -> Result<(), String> {
     for program in &programs {
         copy(program, &bin)?;
     }
-    for data in DATA {
-        let from = root().join(data);
-        if from.exists() {
-            copy_folder(&from, &folder.join(data))?;
-        }
+    for (from, to) in DATA {
+        copy_folder(&root().join(from), &folder.join(to))?;
     }
-    let script = folder.join("run.sh");
-    fs::write(&script, SCRIPT).map_err(|error| cannot_write(&script, &error))?;
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
-        .map_err(|error| cannot_write(&script, &error))?;
+    write_scripts(folder)?;
 
     let bytes = size(folder)?;
-    println!("{}: {:.1} MB; there: ./run.sh [{STAGES}]", folder.display(), bytes as f64 / 1e6);
-    if bytes > MOST_BYTES {
-        return Err(format!("the kit has {bytes} bytes, at most {MOST_BYTES} should travel"));
-    }
-    pack(folder)
+    println!("{}: {:.1} MB", folder.display(), bytes as f64 / 1e6);
+    at_most(bytes, MOST_BYTES, "unpacked")?;
+    let packed = pack(folder)?;
+    let bytes = packed.metadata().map_or(0, |data| data.len());
+    let name = folder.file_name().unwrap_or_default().display();
+    println!("{}: {:.1} MB; there: tar xf, then {name}/run.sh lease", packed.display(), bytes as f64 / 1e6);
+    at_most(bytes, MOST_PACKED_BYTES, "packed")
 }
 
-/// The same in one compressed file beside the folder, if there are tar and xz.
-fn pack(folder: &Path) -> Result<(), String> {
-    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else { return Ok(()) };
-    let packed = folder.with_extension("tar.xz");
-    let mut tar = Command::new("tar");
-    tar.args(["--create", "--xz", "--file"]).arg(&packed).arg("--directory");
-    tar.arg(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }).arg(name);
-    let done = tar.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
-    if done {
-        let bytes = packed.metadata().map_or(0, |data| data.len());
-        println!("{}: {:.1} MB, the same packed", packed.display(), bytes as f64 / 1e6);
-    } else {
-        println!("not packed: tar with xz does not run here");
+fn write_scripts(folder: &Path) -> Result<(), String> {
+    for (name, text) in SCRIPTS {
+        let script = folder.join(name);
+        fs::write(&script, text).map_err(|error| cannot_write(&script, &error))?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
+            .map_err(|error| cannot_write(&script, &error))?;
     }
     Ok(())
+}
+
+fn at_most(bytes: u64, most: u64, how: &str) -> Result<(), String> {
+    if bytes > most {
+        return Err(format!("the kit has {bytes} bytes {how}, and should have {most} at most to travel"));
+    }
+    Ok(())
+}
+
+/// The same in one compressed file beside the folder.
+fn pack(folder: &Path) -> Result<PathBuf, String> {
+    let folder = folder.canonicalize().map_err(|error| cannot_write(folder, &error))?;
+    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else {
+        return Err(format!("{} cannot be packed", folder.display()));
+    };
+    let packed = folder.with_extension("tar.xz");
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--xz", "--file"]).arg(&packed).arg("--directory").arg(parent).arg(name);
+    run_tool(&mut tar).map_err(|log| format!("tar with xz does not pack the kit: {log}"))?;
+    Ok(packed)
 }
 
 /// Runs cargo in release mode, small and without symbols; gives the programs that it made. They carry the
@@ -77,13 +100,10 @@ fn pack(folder: &Path) -> Result<(), String> {
 fn built(arguments: &[&str]) -> Result<Vec<PathBuf>, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(root()).args(arguments).args(["--message-format", "json-render-diagnostics"]);
-    command.args(["--config", "profile.release.strip=true", "--config", "profile.bench.strip=true"]);
+    command.current_dir(root()).args(arguments).args(["--release", "--config", "profile.release.strip=true"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
     if std::env::var_os("GFOCAL_NVRTC").is_none() {
         command.env("GFOCAL_NVRTC", "none");
-    }
-    if arguments[0] != "bench" {
-        command.arg("--release");
     }
     let output =
         command.stderr(Stdio::inherit()).output().map_err(|error| format!("cargo cannot run: {error}"))?;
@@ -148,8 +168,4 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, String> {
 
 fn is_empty(folder: &Path) -> bool {
     entries(folder).is_ok_and(|entries| entries.is_empty())
-}
-
-fn cannot_write(path: &Path, error: &std::io::Error) -> String {
-    format!("{} cannot be written: {error}", path.display())
 }

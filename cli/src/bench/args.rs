@@ -94,6 +94,10 @@ pub struct BenchArgs {
     /// Check the results of calls and of replayed graphs, and time nothing; on an emulated GPU too
     #[arg(long, conflicts_with_all = ["plot", "seconds", "format"])]
     pub check_only: bool,
+
+    /// Time without checking first: for profilers, under which a check takes long
+    #[arg(long, conflicts_with = "check_only")]
+    pub no_check: bool,
 }
 
 /// What `--format` may be.

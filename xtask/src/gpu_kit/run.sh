@@ -1,172 +1,201 @@
 #!/usr/bin/env bash
-# Tests and times gfocal on this machine's GPU: ./run.sh [STAGE]...
+# Tests and times gfocal on this machine's GPU.
 #
-#   check      what the device computes, against the references; every test of the CUDA path
-#   sanitize   the same under compute-sanitizer, as far as there is time
-#   bench      gfocal against a copy and a read: table, JSON and a plot
-#   peers      PyTorch eager, torch.compile and Triton on the same kind of data, beside gfocal
-#   profile    Nsight Compute on the main kernels
-#   criterion  the benches of `cargo bench`
+#   ./run.sh lease        for a machine that is lent for minutes: every stage, small, within 480 s in all
+#   ./run.sh [STAGE]...   these stages, or every one, with more to do and 480 s for each
 #
-# Each stage ends within 8 minutes and can be run alone; without arguments all run in this order. What they
-# print also goes to the folder $OUT (default: out beside this script), with the results as JSON. A tool
-# that is not there is named, and its stage left out.
+#   load      how long the driver takes for the kernels, the first time and the second
+#   check     every operation in every type, against its formula
+#   bench     gfocal against a copy and a read, beside what `cargo xtask model` foretold
+#   tests     every test of the CUDA path
+#   sanitize  races and accesses out of bounds, by compute-sanitizer
+#   profile   what bounds the main kernels, by Nsight Compute
+#   peers     PyTorch's operations, Triton and (not in a lease) torch.compile on the same kind of data
+#   variants  the kernels compiled in other ways, against those that ship
+#   repeat    the same bits, 1000 times
+#
+# Stages run in this order, the most telling first. After every item three files in $OUT (default: out
+# beside this script) are brought up to date: summary.txt for people, gfocal.json, and kit.tar.gz with all
+# logs. What cannot run here is named with the reason. On the emulator only what checks is run, smaller.
 set -uo pipefail
+export LC_ALL=C # a decimal point is a point
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 2
-here=$PWD
-export OUT=${OUT:-$here/out} CARGO_MANIFEST_DIR=$here RUST_BACKTRACE=1
-STAGES=(check sanitize bench peers profile criterion)
-STAGE_SECONDS=460
-failures=0
+readonly STAGES=(load check bench tests sanitize profile peers variants repeat)
+# What a lease gives each stage, in seconds; what one does not use, the later ones have.
+readonly -A SHARE=([load]=15 [check]=30 [bench]=80 [tests]=100 [sanitize]=75 [profile]=90 [peers]=60 [variants]=40 [repeat]=480)
+readonly MOST=${GFOCAL_KIT_SECONDS:-480} # seconds
+logs=$PWD/logs OUT=${OUT:-$PWD/out}
+export RUST_BACKTRACE=1 CARGO_MANIFEST_DIR=$PWD CUDA_CACHE_PATH=$PWD/cache CUDA_CACHE_MAXSIZE=1073741824
+for folder in /usr/local/cuda*/bin; do PATH+=:$folder; done
+source ./items.sh
+source ./summary.sh
 
-# run NAME SECONDS COMMAND...: within its limit and the stage's; what it prints goes to $OUT/NAME.log.
-run() {
-    local name=$1 limit=$2 start=$SECONDS status
-    local left=$((stage_end - SECONDS))
-    shift 2
-    if ((left < 5)); then
-        failures=$((failures + 1))
-        echo "$name: not run, the stage's $STAGE_SECONDS s are over"
-        return 1
+# The first time nothing is cached, so that the driver assembles the kernels.
+load() {
+    rm -rf cache
+    mkdir -p cache
+    item load-first 60 bin/gfocal info
+    item load-second 60 bin/gfocal info
+    info=$(<"$logs/load-first.log")
+    if [[ $info != *"chooses cuda:"* ]]; then
+        printf '%s\nthere is no GPU here that gfocal can use, so nothing else is run\n' "$info" >&2
+        exit 2
     fi
-    ((limit < left)) || limit=$left
-    timeout --kill-after 5 "$limit" "$@" >"$OUT/$name.log" 2>&1
-    status=$?
-    if ((status == 0)); then
-        echo "$name: good, $((SECONDS - start)) s"
-        return 0
+    [[ $info == *"not a GPU"* ]] && emulated="the emulator is no GPU"
+    foretell
+    if nvidia-smi -q -d CLOCK >"$logs/clock.log" 2>&1; then
+        nvidia-smi --query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv -lms 1000 \
+            >"$logs/clocks.csv" 2>&1 &
+        sampler=$!
+        disown "$sampler" # it ends with this script, and nobody waits for it
     fi
-    failures=$((failures + 1))
-    if ((status == 124 || status == 137)); then
-        echo "$name: FAILED, stopped after $limit s; $OUT/$name.log ends with"
-    else
-        echo "$name: FAILED with exit status $status; $OUT/$name.log ends with"
-    fi
-    tail -n 25 "$OUT/$name.log"
-    return 1
 }
 
-has() {
-    command -v "$1" >/dev/null 2>&1 && return 0
-    echo "$stage: left out, there is no $1 in PATH ($2)"
-    return 1
-}
-
-# One module of the tests in a process: 1000 bitwise equal repeats, fewer where the driver is emulated;
-# graph replays; every f16 and bf16 logit.
 check() {
-    local repeats=1000 module
-    [[ $info == *"not a GPU"* ]] && repeats=4
-    echo "$info"
-    run check-bench 60 bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16
-    run check-bench-head 120 bin/gfocal bench --device cuda --check-only --ops head --sizes 22300x80,8525x20,1021x3
-    for module in golden semantics dfl_tiles gfl graph errors gradcheck exhaustive head_classes head_cuda head_graph head_errors head head_golden head_gradcheck boxes assign assign_graph properties large determinism; do
-        # Those of graph without those of head_graph: a name is looked for anywhere in another.
-        GFOCAL_REPEATS=$repeats run "check-$module" 200 bin/kit "$module::" --skip "_$module::"
-    done
+    local rows=2100x80,4096x17,4096x16 head=22300x80,8525x20,1021x3
+    if [[ $emulated ]]; then rows=300x80,260x17,260x16 head=1021x3; fi
+    jobs=2
+    spawn check-rows 60 bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes $rows
+    spawn check-head 120 bin/gfocal bench --device cuda --check-only --ops head --sizes $head
+    finish
 }
 
-# Out-of-bounds and misaligned accesses, races in shared memory, reads of what was never written.
-sanitize() {
-    has compute-sanitizer "it comes with the CUDA toolkit" || return 0
-    local sanitizer=(compute-sanitizer --error-exitcode 1 --tool)
-    export GFOCAL_REPEATS=1
-    local rows=(bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes 2100x80,4096x17,4096x16)
-    local head=(bin/gfocal bench --device cuda --check-only --ops head --sizes 22300x80)
-    run sanitize-memcheck-bench 60 "${sanitizer[@]}" memcheck "${rows[@]}"
-    run sanitize-racecheck-bench 60 "${sanitizer[@]}" racecheck "${rows[@]}"
-    run sanitize-initcheck-bench 40 "${sanitizer[@]}" initcheck "${rows[@]}"
-    run sanitize-memcheck-head 50 "${sanitizer[@]}" memcheck "${head[@]}" --dtype f32,bf16
-    run sanitize-racecheck-head 50 "${sanitizer[@]}" racecheck "${head[@]}" --dtype f16
-    run sanitize-initcheck-head 30 "${sanitizer[@]}" initcheck "${head[@]}" --dtype f16
-    run sanitize-memcheck-golden 60 "${sanitizer[@]}" memcheck bin/kit golden:: --skip _golden::
-    run sanitize-memcheck-semantics 50 "${sanitizer[@]}" memcheck bin/kit semantics:: --skip _semantics::
-    run sanitize-memcheck-head_cuda 60 "${sanitizer[@]}" memcheck bin/kit head_cuda:: --skip _head_cuda::
-}
-
+# A process for each size: one that is stopped takes no other figures with it.
 bench() {
-    run bench-json 330 bash -c 'bin/gfocal bench --device cuda --format json --plot "$OUT/gfocal.svg" >"$OUT/gfocal.json"'
-    run bench-integral 100 bash -c 'bin/gfocal bench --device cuda --ops integral --seconds 0.3 >"$OUT/integral.txt"'
+    local without=$emulated case seconds=1
+    local cases=(qfl:134400x80 qfl:33600x80 qfl:8400x80 dfl:262144x17 dfl:4096x17 head:356800x80 head:22300x80)
+    if [[ $lease ]]; then seconds=0.2; else cases+=(dfl:33600x17 head:89200x80 integral:262144x17); fi
+    item spin 10 bin/gfocal bench --device cuda --no-check --ops qfl --sizes 134400x80 --dtype f32 --passes forward
+    for case in "${cases[@]}"; do
+        item "bench-${case/:/-}" 60 bin/gfocal bench --device cuda --format json --seconds $seconds \
+            --ops "${case%:*}" --sizes "${case#*:}"
+    done
 }
 
-# The largest sizes, since torch.compile takes its time for each.
-peers() {
-    has python3 "the peers need it, and PyTorch" || return 0
-    if ! python3 -c 'import torch' 2>/dev/null; then
-        echo "peers: left out, python3 has no torch (pip install torch)"
-        return 0
-    fi
-    run peers-qfl 170 bash -c 'python3 benches/peers/bench.py --device cuda --seconds 0.3 --budget 120 --ops qfl --sizes 134400x80,8400x80 >"$OUT/peers-qfl.json"'
-    run peers-dfl 130 bash -c 'python3 benches/peers/bench.py --device cuda --seconds 0.3 --budget 90 --ops dfl --sizes 262144x17,4096x17 >"$OUT/peers-dfl.json"'
-    run peers-head 150 bash -c 'python3 benches/peers/bench.py --device cuda --seconds 0.3 --budget 90 --ops head --sizes 356800x80,22300x80 --dtype f32,bf16 --passes forward_backward >"$OUT/peers-head.json"'
-    local results=("$OUT"/peers-*.json)
-    if [[ -s $OUT/gfocal.json ]]; then results+=("$OUT/gfocal.json"); else echo "peers: without gfocal, run the stage bench first"; fi
-    python3 benches/peers/join.py "${results[@]}" | tee "$OUT/bench.txt"
+# A process for each module: the names of `graph` without those of `head_graph`, for a name is looked for
+# anywhere in another.
+tests() {
+    local module repeats=1000
+    local modules=(graph head_graph golden semantics dfl_tiles gfl head_cuda head_classes head_golden head_errors head
+        assign assign_graph boxes errors exhaustive gradcheck head_gradcheck properties large)
+    [[ $lease ]] && repeats=50
+    jobs=4
+    if [[ $emulated ]]; then repeats=2 jobs=2; fi
+    for module in "${modules[@]}"; do
+        spawn "tests-$module" 100 env GFOCAL_REPEATS=$repeats bin/kit "$module::" --skip "_$module::"
+    done
+    finish
 }
 
-# profiled NAME COUNT KERNELS COMMAND...: the first COUNT launches of the kernels whose names match, within 40 s.
-profiled() {
-    local name=$1 count=$2 kernels=$3
-    shift 3
-    run "profile-$name" 40 ncu --clock-control none --set full --kernel-name-base function \
-        --kernel-name "regex:$kernels" --launch-count "$count" "$@"
-    if grep -q ERR_NVGPUCTRPERM "$OUT/profile-$name.log" 2>/dev/null; then
-        echo "profile: this driver gives its counters to root only: run as root, or load nvidia with NVreg_RestrictProfilingToAdminUsers=0"
-        return 1
-    fi
-    return 0
-}
-
-# What bounds the main kernels: the calls of forward, loss and gradient, and gradient alone; of the head both
-# launches of the first two, for 16 images of COCO. A check runs them in this order before anything else. The
-# assigner's are those of the tests, and small.
-profile() {
-    has ncu "it comes with the CUDA toolkit" || return 0
-    local op size dtype
-    for op in qfl dfl; do
-        if [[ $op == qfl ]]; then size=134400x80; else size=262144x17; fi
-        for dtype in f32 f16 bf16; do
-            profiled "$op-$dtype" 3 "^${op}_" \
-                bin/gfocal bench --device cuda --check-only --ops "$op" --sizes "$size" --dtype "$dtype" || return 0
+sanitize() {
+    local without=$emulated module sanitizer=(compute-sanitizer --error-exitcode 1 --tool)
+    local rows=(bin/gfocal bench --device cuda --check-only --sizes "2100x80,4096x17,4096x16" --ops)
+    local head=(bin/gfocal bench --device cuda --check-only --sizes 22300x80 --ops head --dtype)
+    [[ $without ]] || probe compute-sanitizer "${SMALL[@]}"
+    export GFOCAL_REPEATS=1
+    jobs=2
+    spawn memcheck-rows 60 "${sanitizer[@]}" memcheck "${rows[@]}" qfl,dfl,integral --dtype f32,bf16
+    spawn memcheck-head 60 "${sanitizer[@]}" memcheck "${head[@]}" bf16
+    spawn racecheck-dfl 40 "${sanitizer[@]}" racecheck "${rows[@]}" dfl --dtype f16
+    spawn racecheck-qfl 40 "${sanitizer[@]}" racecheck "${rows[@]}" qfl --dtype f32
+    spawn synccheck-head 40 "${sanitizer[@]}" synccheck "${head[@]}" f16
+    if [[ ! $lease ]]; then
+        spawn initcheck-rows 60 "${sanitizer[@]}" initcheck "${rows[@]}" qfl,dfl,integral
+        spawn initcheck-head 60 "${sanitizer[@]}" initcheck "${head[@]}" f16
+        spawn racecheck-head 60 "${sanitizer[@]}" racecheck "${head[@]}" f16
+        for module in golden semantics head_cuda; do
+            spawn "memcheck-$module" 90 "${sanitizer[@]}" memcheck bin/kit "$module::" --skip "_$module::"
         done
-    done
-    for dtype in f32 f16 bf16; do
-        profiled "head-$dtype" 4 "^head_" \
-            bin/gfocal bench --device cuda --check-only --ops head --sizes 356800x80 --dtype "$dtype" || return 0
-    done
-    profiled atss 2 "^atss_" bin/kit --test-threads 1 assign::as_mmdetection_does
+    fi
+    finish
 }
 
-criterion() {
-    run criterion 450 bin/losses --bench --warm-up-time 0.3 --measurement-time 1 /cuda/
+# profiled NAME COUNT OP SIZE DTYPE PASS: the first COUNT launches of it.
+profiled() {
+    local sections=(--set full)
+    [[ $lease ]] && sections=(--section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy
+        --section LaunchStats --section WarpStateStats)
+    item "ncu-$1" 60 ncu --clock-control none "${sections[@]}" --kernel-name-base function --kernel-name "regex:^$3_" \
+        --launch-count "$2" bin/gfocal bench --device cuda --no-check --seconds 0.001 \
+        --ops "$3" --sizes "$4" --dtype "$5" --passes "$6"
 }
 
-stages=("$@")
-((${#stages[@]})) || stages=("${STAGES[@]}")
+profile() {
+    local without=$emulated
+    [[ $without ]] || probe ncu --section SpeedOfLight --launch-count 1 "${SMALL[@]}"
+    profiled qfl-f32 1 qfl 134400x80 f32 forward_backward
+    profiled qfl-bf16 1 qfl 134400x80 bf16 forward_backward
+    profiled qfl-bf16-forward 1 qfl 134400x80 bf16 forward
+    profiled dfl-bf16 1 dfl 262144x17 bf16 forward_backward
+    profiled head-bf16 2 head 356800x80 bf16 forward_backward # both launches
+    [[ $lease ]] && return
+    profiled qfl-f32-forward 1 qfl 134400x80 f32 forward
+    profiled dfl-f32 1 dfl 262144x17 f32 forward_backward
+    profiled head-f32 2 head 356800x80 f32 forward_backward
+}
+
+peers() {
+    local without=$emulated impls=triton,copy,mmdet-eager case seconds=0.1
+    local cases=(qfl:134400x80 dfl:262144x17)
+    if [[ ! $lease ]]; then
+        impls+=,torch.compile seconds=0.3
+        cases+=(qfl:8400x80 dfl:4096x17 head:356800x80 head:22300x80)
+    fi
+    if [[ ! $without ]] && ! timeout 20 python3 -c 'import torch; torch.zeros(1).cuda()' >"$logs/probe-torch.log" 2>&1; then
+        without="python3 with PyTorch for CUDA does not work here: $(tail -n 1 "$logs/probe-torch.log")"
+    fi
+    for case in "${cases[@]}"; do
+        item "peers-${case/:/-}" 110 python3 benches/peers/bench.py --device cuda --impls $impls --seconds $seconds \
+            --budget 80 --ops "${case%:*}" --sizes "${case#*:}" --dtype f32,bf16
+    done
+}
+
+# A folder of variants holds PTX that takes the place of what ships under the same name; the names say
+# whose it is. Before and after them the kernels that ship, for the noise.
+variants() {
+    local without=$emulated case folder seconds=0.1
+    [[ $lease ]] || seconds=0.5
+    local timed=(bin/gfocal bench --device cuda --format json --seconds $seconds --dtype f32,bf16)
+    if ! compgen -G "variants/*/*.ptx" >/dev/null; then
+        verdict "left out" variants "the kit has none"
+    elif [[ ! $without ]] && [[ $(bin/gfocal bench --help 2>&1) != *--kernels* ]]; then
+        without="this gfocal has no --kernels"
+    fi
+    for case in qfl:134400x80 dfl:262144x17 head:356800x80; do
+        compgen -G "variants/*/${case%:*}*.ptx" >/dev/null || continue
+        item "variant-${case%:*}-shipped" 20 "${timed[@]}" --ops "${case%:*}" --sizes "${case#*:}"
+        for folder in variants/*/; do
+            compgen -G "$folder${case%:*}*.ptx" >/dev/null || continue
+            item "variant-${case%:*}-$(basename "$folder")" 20 \
+                "${timed[@]}" --ops "${case%:*}" --sizes "${case#*:}" --kernels "$folder"
+        done
+        item "variant-${case%:*}-shipped-again" 20 "${timed[@]}" --ops "${case%:*}" --sizes "${case#*:}"
+    done
+}
+
+repeat() {
+    local repeats=1000
+    [[ $emulated ]] && repeats=4
+    item repeat 300 env GFOCAL_REPEATS=$repeats bin/kit determinism:: --skip _determinism::
+}
+
+declare -A foretold=()
+lease='' emulated='' info='' prediction='' sampler='' stages=("$@")
+if [[ $* == lease ]]; then lease=1 stages=("${STAGES[@]}"); fi
 for stage in "${stages[@]}"; do
     if [[ " ${STAGES[*]} " != *" $stage "* ]]; then
-        echo "there is no stage $stage; there are: ${STAGES[*]}" >&2
+        echo "there is no stage $stage; there are: ${STAGES[*]}; and lease, for all of them in a hurry" >&2
         exit 2
     fi
 done
-if ! mkdir -p "$OUT"; then
-    echo "\$OUT cannot be made: set it to a folder that can be written" >&2
-    exit 2
-fi
-if ! info=$(bin/gfocal info 2>&1) || [[ $info != *"chooses cuda:"* ]]; then
-    printf '%s\nthere is no GPU here that gfocal can use, so nothing is run\n' "$info" >&2
-    exit 2
-fi
-echo "$info" >"$OUT/info.txt"
+[[ $lease ]] || stages=(load $(printf '%s\n' "${stages[@]:-${STAGES[@]}}" | grep -vx load))
+begin
 for stage in "${stages[@]}"; do
-    echo "== $stage"
-    stage_end=$((SECONDS + STAGE_SECONDS))
+    echo "== $stage, after $SECONDS s"
+    [[ $lease ]] || deadline=$((SECONDS + MOST))
+    stage_end=$((SECONDS + ${SHARE[$stage]}))
+    [[ $lease ]] && ((stage_end < deadline)) || stage_end=$deadline
+    jobs=1
     "$stage"
 done
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | tee "$OUT/machine.txt"
-date -u +%F >>"$OUT/machine.txt"
-if ((failures)); then
-    echo "$failures failed"
-    exit 1
-fi
-echo "all that was run is good"
+! grep -q '^FAILED' "$logs/verdicts"
