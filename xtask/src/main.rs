@@ -1,10 +1,11 @@
-//! The repository's chores: `cargo xtask ptx`, `cargo xtask sass` and `cargo xtask gpu-kit`.
+//! The repository's chores: `cargo xtask ptx`, `cargo xtask sass`, `cargo xtask model` and `cargo xtask gpu-kit`.
 
 #[cfg(unix)]
 mod gpu_kit;
 #[allow(dead_code)] // the build script wants more of it, and of the next one
 #[path = "../../build/manifest.rs"]
 mod manifest;
+mod model;
 #[allow(dead_code)]
 #[path = "../../build/nvrtc.rs"]
 mod nvrtc;
@@ -38,7 +39,9 @@ enum Chore {
     /// Assemble kernels/ptx for several GPUs and hold the machine code against kernels/budgets.toml;
     /// no GPU is needed
     Sass(sass::Options),
-    /// Put tests, benches, the command and a script into a folder for a machine with a GPU
+    /// Foretell how long the operations take on a GPU, by arithmetic on the machine code; no GPU is needed
+    Model(model::Options),
+    /// Put tests, the command and a script into a folder for a machine with a GPU
     #[cfg(unix)]
     GpuKit {
         /// Where to put it
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
         Chore::Ptx { check } => ptx::run(check),
         Chore::Sass(options) => sass::run(&options),
+        Chore::Model(options) => model::run(&options),
         #[cfg(unix)]
         Chore::GpuKit { folder } => gpu_kit::run(&folder),
     };

@@ -202,6 +202,11 @@ fn the_cpu_is_checked() {
     assert_eq!(run.stdout.matches("right").count(), 2, "{}", run.stdout);
     let line = bench("--device cpu --check-only --plot a.svg").mistake();
     assert!(line.contains("cannot be used with"), "{line}");
+    // Who does not want a check gets figures.
+    let run = bench("--device cpu --no-check --seconds 0.01 --sizes 9x5 --ops qfl --dtype f16").ok();
+    assert_eq!(run.stdout.matches("QFL forward").count(), 2, "{}", run.stdout);
+    let line = bench("--device cpu --check-only --no-check").mistake();
+    assert!(line.contains("cannot be used with"), "{line}");
 }
 
 /// From one anchor on, with every number of levels; two images at 22300 each.

@@ -33,22 +33,27 @@ verdict() {
     printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$logs/verdicts"
 }
 
+# left SECONDS: so many, or what is left of the stage for an item.
+left() {
+    local left=$((stage_end - SECONDS - RESERVE))
+    echo $(($1 < left ? $1 : left < 0 ? 0 : left))
+}
+
 # spawn NAME SECONDS COMMAND...: begins an item when fewer than $jobs are running. It ends within its limit and
 # what is left of the stage; what it prints goes to a log. Not, if $without says why.
 spawn() {
-    local name=$1 limit=$2 left
+    local name=$1 limit most=$2
     shift 2
     if [[ ${without:-} ]]; then
         verdict "left out" "$name" "$without"
         return
     fi
     while ((running >= jobs)); do reap; done
-    left=$((stage_end - SECONDS - RESERVE))
-    if ((left < 1)); then
+    limit=$(left "$most")
+    if ((limit == 0)); then
         verdict "left out" "$name" "the time is over"
         return
     fi
-    ((limit < left)) || limit=$left
     {
         start=${EPOCHREALTIME/./}
         timeout --kill-after 3 "$limit" "$@" >"$logs/$name.log" 2>&1 </dev/null
@@ -83,13 +88,16 @@ item() {
     finish
 }
 
-# probe TOOL ARGUMENTS...: whether a tool works here. If not, sets $without.
+# probe TOOL ARGUMENTS...: whether a tool works here, seen on something small. If not, sets $without.
 probe() {
-    local tool=$1 log=$logs/probe-$1.log
-    if ! command -v "$tool" >/dev/null; then
-        without="there is no $tool in PATH: it comes with the CUDA toolkit"
-    elif ! timeout --kill-after 2 10 "$@" >"$log" 2>&1 </dev/null || grep -q 'ERR_NVGPUCTRPERM\|^==ERROR==' "$log"; then
-        without="$tool does not work here: $(grep -m 1 'ERR\|rror' "$log" || tail -n 1 "$log")"
+    local limit log=$logs/probe-$1.log
+    limit=$(left 15)
+    if ((limit == 0)); then
+        return # the items of the stage will say that the time is over
+    elif ! command -v "$1" >/dev/null; then
+        without="there is no $1 in PATH"
+    elif ! timeout --kill-after 2 "$limit" "$@" >"$log" 2>&1 </dev/null || grep -q '^==ERROR==' "$log"; then
+        without="$1 does not work here: $(grep -m 1 'ERR\|rror' "$log" || tail -n 1 "$log")"
     fi
 }
 
@@ -97,6 +105,7 @@ probe() {
 update() {
     local file
     records "$logs"/bench-*.log >"$logs.fresh/gfocal.json"
+    records "$logs"/peers-*.log >"$logs/peers.json"
     summary >"$logs.fresh/summary.txt"
     # Another item may be writing its log: what is packed of it is what was there.
     tar --create --gzip --file "$logs.fresh/kit.tar.gz" --directory "${logs%/*}" "${logs##*/}" 2>/dev/null

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs;
 
 use serde::Deserialize;
 
 use super::device;
 use super::figures::{Assembled, Figures, MainLoop, is_wide_load};
+use crate::root;
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -138,6 +140,14 @@ pub struct Check {
 }
 
 impl Budgets {
+    /// Those of kernels/budgets.toml.
+    pub fn of_checkout() -> Result<Budgets, String> {
+        let file = root().join("kernels/budgets.toml");
+        let text = fs::read_to_string(&file)
+            .map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
+        Budgets::read(&text).map_err(|error| format!("kernels/budgets.toml: {error}"))
+    }
+
     /// Reads the file; what is misspelt in it is an error.
     pub fn read(text: &str) -> Result<Budgets, String> {
         let budgets: Budgets = toml::from_str(text).map_err(|error| error.to_string())?;
@@ -298,14 +308,25 @@ impl<'a> Budget<'a> {
         self.bounds.of_loop.as_ref().map_or(self.family.main_loop, |of| MainLoop::Loads(of.loads))
     }
 
-    fn figures(&self, assembled: &Assembled) -> Figures {
+    /// What the loop is called, where a kernel has several.
+    pub fn loop_name(&self) -> Option<&'a str> {
+        self.bounds.of_loop.as_ref().map(|of| of.name.as_str())
+    }
+
+    /// Whether the shortest way round does the work.
+    pub fn has_fast_way(&self) -> bool {
+        self.bounds.fast.is_some()
+    }
+
+    /// Those of its main loop.
+    pub fn figures(&self, assembled: &Assembled) -> Figures {
         let bits = self.bounds.of_loop.as_ref().map_or_else(vector_bits, |of| of.bits);
         assembled.figures(self.main_loop(), bits, self.bounds.elements, self.family.blocks_launched)
     }
 
     /// All figures of a kernel against their bounds, in the order of [`TITLES`].
     pub fn checks(&self, assembled: &Assembled) -> Vec<Check> {
-        let Figures { fast, general, loads_before_mufu, narrow_loads, narrow_stores, kib_in_flight } =
+        let Figures { fast, general, loads_before_mufu, narrow_loads, narrow_stores, kib_in_flight, .. } =
             self.figures(assembled);
         let bounds = self.bounds;
         let short = bounds.fast.as_ref();

@@ -47,6 +47,8 @@ pub struct Figures {
     pub general: Cost,
     /// Wide loads that stand before the first MUFU; in the loop that has the fewest.
     pub loads_before_mufu: usize,
+    /// The bytes of these.
+    pub bytes_of_thread: u32,
     /// Loads from global memory that are not wide.
     pub narrow_loads: usize,
     /// Stores to global memory that are not wide.
@@ -137,6 +139,7 @@ impl Assembled {
             fast: cost(Way::Shortest),
             general: cost(Way::Longest),
             loads_before_mufu,
+            bytes_of_thread,
             narrow_loads: narrow("LDG"),
             narrow_stores: narrow("STG"),
             kib_in_flight: f64::from(bytes) / 1024.0,

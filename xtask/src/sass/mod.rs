@@ -11,6 +11,7 @@ mod dump;
 mod figures;
 mod flow;
 mod listing;
+mod measured;
 mod resources;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,9 @@ use crate::wheels::{NVCC, NVDISASM, cannot_write, run as run_tool};
 use crate::{cache, root};
 use budgets::{Budgets, Entry, TITLES};
 use figures::Assembled;
+pub use figures::Cost;
 use flow::Flow;
+pub use measured::{Measured, measure};
 
 /// What `cargo xtask sass` takes.
 #[derive(Args)]
@@ -54,10 +57,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     let sources = Sources::read(&kernels)?;
     let committed =
         manifest::read(&kernels, &sources).map_err(|reason| format!("{reason}. Run `cargo xtask ptx`."))?;
-    let file = kernels.join("budgets.toml");
-    let text =
-        fs::read_to_string(&file).map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
-    let budgets = Budgets::read(&text).map_err(|error| format!("kernels/budgets.toml: {error}"))?;
+    let budgets = Budgets::of_checkout()?;
 
     let mut images = Vec::new();
     for (variant, ptx) in sources.variants().into_iter().zip(&committed.ptx) {
@@ -139,7 +139,7 @@ fn report(kernels: &[Assembled], budgets: &Budgets, verbose: bool) -> Result<(),
             }
         }
     }
-    print_aligned(&table);
+    print!("{}", aligned(&table));
     if verbose {
         for (reason, names) in reasons {
             println!("\n{}:\n{reason}", names.into_iter().collect::<Vec<_>>().join(", "));
@@ -159,18 +159,20 @@ fn report(kernels: &[Assembled], budgets: &Budgets, verbose: bool) -> Result<(),
     Err(format!("the machine code breaks kernels/budgets.toml:{list}"))
 }
 
-/// The first column to the left, the others to the right.
-fn print_aligned(table: &[Vec<String>]) {
+/// Lines of a table: the first column to the left, the others to the right.
+pub fn aligned(table: &[Vec<String>]) -> String {
     let columns = table.first().map_or(0, Vec::len);
     let width = |column: usize| table.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
     for row in table {
-        print!("{:width$}", row[0], width = widths[0]);
+        text += &format!("{:width$}", row[0], width = widths[0]);
         for (cell, width) in row.iter().zip(&widths).skip(1) {
-            print!("  {cell:>width$}");
+            text += &format!("  {cell:>width$}");
         }
-        println!();
+        text.push('\n');
     }
+    text
 }
 
 /// The assembler, the disassembler, and a folder for their files, which is removed at the end.
