@@ -5,6 +5,8 @@ mod cuda;
 mod formula;
 mod head;
 mod info;
+#[cfg(unix)]
+mod kit;
 mod losses;
 mod mistakes;
 mod options;

@@ -55,7 +55,7 @@ load() {
 
 check() {
     local rows=2100x80,4096x17,4096x16 head=22300x80,8525x20,1021x3
-    if [[ $emulated ]]; then rows=300x80,260x17,260x16 head=1021x3; fi
+    if [[ $emulated ]]; then rows=100x80,130x17,130x16 head=341x3; fi
     jobs=2
     spawn check-rows 60 bin/gfocal bench --device cuda --check-only --ops qfl,dfl,integral --sizes $rows
     spawn check-head 120 bin/gfocal bench --device cuda --check-only --ops head --sizes $head

@@ -132,6 +132,7 @@ impl Case {
             Launch {
                 share,
                 at_once,
+                under_way: 1,
                 bytes: bytes as f64,
                 instructions: elements * (instructions + rare),
                 mufu: elements * mufu,
@@ -169,6 +170,7 @@ impl Case {
                 let first = Launch {
                     share: grids::head_positives(images, &COCO, positives_slots),
                     at_once: 1.0,
+                    under_way: 1,
                     bytes: (rows * (8 + 4 + 8) + positives * ((columns + 4 * BINS) * element + 16)) as f64,
                     instructions: 0.0,
                     mufu: 0.0,

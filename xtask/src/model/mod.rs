@@ -34,6 +34,9 @@ pub struct Options {
     /// Print JSON, a record a line
     #[arg(long, conflicts_with = "write")]
     json: bool,
+    /// As if blocks asked for the logits of the next round before they compute this one
+    #[arg(long, conflicts_with = "write")]
+    prefetch: bool,
     /// Put table and JSON for every GPU into benches/record/prediction
     #[arg(long, conflicts_with = "device")]
     write: bool,
@@ -73,13 +76,16 @@ pub fn run(options: &Options) -> Result<(), String> {
     }
     let machine = MACHINES.iter().find(|machine| machine.key == options.device);
     let machine = machine.ok_or("there is no such GPU in xtask/src/model/machines.rs")?;
-    let predictions = predictions(machine)?;
+    let predictions = predictions(machine, options.prefetch)?;
+    if options.prefetch && !options.json {
+        println!("As if blocks asked for the next round before they compute, which they do not:");
+    }
     print!("{}", if options.json { json(&predictions) } else { text(machine, &predictions) });
     Ok(())
 }
 
 fn write(machine: &Machine) -> Result<(), String> {
-    let predictions = predictions(machine)?;
+    let predictions = predictions(machine, false)?;
     let folder = root().join(FOLDER);
     fs::create_dir_all(&folder).map_err(|error| cannot_write(&folder, &error))?;
     for (kind, content) in [("txt", text(machine, &predictions)), ("json", json(&predictions))] {
@@ -90,7 +96,7 @@ fn write(machine: &Machine) -> Result<(), String> {
     Ok(())
 }
 
-fn predictions(machine: &Machine) -> Result<Vec<Prediction>, String> {
+fn predictions(machine: &Machine, prefetch: bool) -> Result<Vec<Prediction>, String> {
     let cases = Case::all();
     let wanted: Vec<_> = cases.iter().flat_map(Case::kernels).collect();
     let measured = measure(machine.architecture, |name| wanted.iter().any(|(kernel, _)| kernel == name))?;
@@ -103,13 +109,16 @@ fn predictions(machine: &Machine) -> Result<Vec<Prediction>, String> {
                 format!("kernels/budgets.toml has no {kernel} {}", of_loop.unwrap_or_default())
             })
         });
-        Ok(predict(case, machine, &own.collect::<Result<Vec<_>, String>>()?))
+        Ok(predict(case, machine, &own.collect::<Result<Vec<_>, String>>()?, prefetch))
     };
     cases.iter().map(of_case).collect()
 }
 
-fn predict(case: &Case, machine: &Machine, figures: &[&Measured]) -> Prediction {
-    let launches = case.launches(machine, figures, Rule::Steps);
+fn predict(case: &Case, machine: &Machine, figures: &[&Measured], prefetch: bool) -> Prediction {
+    let mut launches = case.launches(machine, figures, Rule::Steps);
+    if prefetch {
+        launches.iter_mut().for_each(|launch| launch.under_way = 2);
+    }
     let tiled = case.launches(machine, figures, Rule::Tiles);
     let time = cases::time(&launches, machine);
     let (copy_us, main, figure) =

@@ -124,6 +124,18 @@ fn steps_are_no_slower_than_tiles() {
     }
 }
 
+/// Who asks before it computes waits less: most where instructions take nearly as long as bytes.
+#[test]
+fn prefetching_narrows_what_queues_may_cost() {
+    let figures = qfl("bf16", true);
+    let mut launches = case(672_000, "bf16", true).launches(h200(), &[&figures], Rule::Steps);
+    let before = launches[0].time(h200());
+    launches[0].under_way = 2;
+    let after = launches[0].time(h200());
+    assert!((after.least - before.least).abs() < 1e-9, "bytes bind: {before:?} {after:?}");
+    assert!(after.most < 0.92 * before.most, "{before:?} {after:?}");
+}
+
 /// As cli/src/bench/case.rs and cli/src/bench/head/mod.rs count them.
 #[test]
 fn bytes_are_those_of_the_bench() {

@@ -37,6 +37,8 @@ pub struct Launch {
     pub share: Share,
     /// Units that a block has asked for before it computes.
     pub at_once: f64,
+    /// How many rounds of loads a block has under way: 2, if it asks for the next one before it computes.
+    pub under_way: u32,
     /// That are read and written.
     pub bytes: f64,
     /// Of all threads.
@@ -90,12 +92,13 @@ impl Launch {
         let rounds_of_one = self.share.blocks as f64 * self.rounds() / self.active(machine);
         let (arithmetic_of_one, memory_of_one) = (arithmetic / rounds_of_one, memory / rounds_of_one);
         // At best everything overlaps, and a block only waits for itself.
-        let of_block = (self.share.most / self.at_once).ceil() * (latency + arithmetic_of_one);
+        let of_block = (self.share.most / self.at_once).ceil() * (latency + arithmetic_of_one)
+            / f64::from(self.under_way);
         let best = (memory + latency).max(arithmetic + latency).max(of_block);
         // At worst blocks queue for the memory and for the units, the last round takes as long as the others,
         // and what is computed of one round does not overlap with anything.
         let resident = (self.share.blocks as f64 / self.active(machine)).ceil() as u32;
-        let rate = throughput(resident, latency, &[memory_of_one, arithmetic_of_one]);
+        let rate = throughput(resident * self.under_way, latency, &[memory_of_one, arithmetic_of_one]);
         // What is all asked for at once has no last round.
         let efficiency = if self.share.most > self.at_once { self.share.efficiency() } else { 1.0 };
         let worst = latency + rounds_of_one / rate / efficiency + arithmetic / self.rounds();
