@@ -88,7 +88,7 @@ fn qfl<T: Half>([rows, classes]: [usize; 2], dense: bool, beta: f64) -> (Case, E
     let weight: Vec<f32> = between::<T>().into_iter().cycle().take(rows).collect();
     let exact = weight.iter().flat_map(|&x| vec![Some(x); classes]).collect();
     let logits = vec![100.0; rows * classes];
-    let label = |row: usize| if row % 3 == 0 { row % classes } else { classes } as i64;
+    let label = |row: usize| if row.is_multiple_of(3) { row % classes } else { classes } as i64;
     let labels: Vec<i64> = (0..rows).map(label).collect();
     let case = if dense {
         Case::dense([rows, classes], &logits, &vec![0.0; rows * classes])
