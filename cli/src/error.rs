@@ -68,8 +68,8 @@ pub enum Error {
     )]
     NoKernels { folder: PathBuf },
 
-    #[error("--kernels is for a GPU, and {device} is timed; give --device cuda, or leave it out")]
-    KernelsOnCpu { device: String },
+    #[error("{option} is for a GPU, and {device} is timed; give --device cuda, or leave it out")]
+    ForGpu { option: &'static str, device: String },
 
     #[error(
         "none of --ops has one of --passes; integral has forward and backward, head forward and forward_backward, qfl and dfl all three"

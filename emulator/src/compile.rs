@@ -37,13 +37,8 @@ const SIMT_FLAGS: &[&str] = &[
 /// Of kernels. CUDA has no strict aliasing and no errno; contraction is off, unless it is asked for,
 /// because the compiler would choose other places than NVRTC. The checks call handlers in driver/faults.cpp. -O2
 /// compiles twice as long, and the switches between threads take most of the time anyway.
-const KERNEL_FLAGS: &[&str] = &[
-    "-O1",
-    "-fno-math-errno",
-    "-fno-strict-aliasing",
-    "-fsanitize=alignment,bounds",
-    "-w",
-];
+const KERNEL_FLAGS: &[&str] =
+    &["-O1", "-fno-math-errno", "-fno-strict-aliasing", "-fsanitize=alignment,bounds", "-w"];
 const STORAGES: &[&str] = &["F32", "F16", "BF16"];
 
 fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T, Error> {
@@ -271,13 +266,7 @@ fn units(compiler: &Compiler, kernels: Option<&Path>) -> Result<Vec<Unit>, Error
                 inputs.push(contents);
             }
         }
-        units.push(unit(
-            &base,
-            format!("the driver ({})", stems.join(", ")),
-            source,
-            flags,
-            &inputs,
-        ));
+        units.push(unit(&base, format!("the driver ({})", stems.join(", ")), source, flags, &inputs));
     }
     Ok(units)
 }

@@ -61,8 +61,7 @@ fn device(variables: &[(&str, &str)]) -> String {
 /// What another process prints, with these variables. It is this test binary again.
 fn seen(test: &str, variables: &[(&str, &str)]) -> String {
     let own = std::env::current_exe().unwrap();
-    let mut command =
-        emulator(&[own.to_str().unwrap(), "--exact", test, "--ignored", "--nocapture"]);
+    let mut command = emulator(&[own.to_str().unwrap(), "--exact", test, "--ignored", "--nocapture"]);
     let output = command.envs(variables.iter().copied()).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

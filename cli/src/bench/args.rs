@@ -91,6 +91,11 @@ pub struct BenchArgs {
     #[arg(long, value_name = "DIR")]
     pub kernels: Option<PathBuf>,
 
+    /// On CUDA, time calls one after the other by the clock on the wall, as a program makes them, and not
+    /// replays of a graph; tracked: while cudarc orders the use of each buffer by events
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub calls: Option<Calls>,
+
     /// Check the results of calls and of replayed graphs, and time nothing; on an emulated GPU too
     #[arg(long, conflicts_with_all = ["plot", "seconds", "format"])]
     pub check_only: bool,
@@ -98,6 +103,15 @@ pub struct BenchArgs {
     /// Time without checking first: for profilers, under which a check takes long
     #[arg(long, conflicts_with = "check_only")]
     pub no_check: bool,
+}
+
+/// What `--calls` may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Calls {
+    /// Without events
+    Untracked,
+    /// With cudarc's event tracking, in a context of several streams
+    Tracked,
 }
 
 /// What `--format` may be.

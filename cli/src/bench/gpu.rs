@@ -11,6 +11,7 @@ use gfocal::cudarc::driver::sys::{
 use gfocal::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream};
 use gfocal::{Call, DistributionFocalLoss, Operation, QualityFocalLoss, Reduction, cuda, integral};
 
+use super::args::{BenchArgs, Calls};
 use super::case::{Case, Pass, RowOp};
 use super::ceiling::Reader;
 use super::data::{Inputs, Stored};
@@ -35,13 +36,15 @@ pub struct Gpu {
     /// The kernel of the read ceiling, or why there is none.
     reader: RefCell<std::result::Result<Reader, String>>,
     most_sets: usize,
+    calls: Option<Calls>,
     /// Where kernels are taken from before those of the command.
     kernels: Option<PathBuf>,
 }
 
 impl Gpu {
     /// An emulator may be checked, but not timed.
-    pub fn new(cuda: &Cuda, kernels: Option<&Path>, check_only: bool) -> Result<Gpu> {
+    pub fn new(cuda: &Cuda, args: &BenchArgs) -> Result<Gpu> {
+        let (kernels, check_only) = (args.kernels.as_deref(), args.check_only);
         let context = cuda.stream().context();
         let failed = Error::cuda(cuda.ordinal);
         let info = DeviceInfo::of(context).map_err(&failed)?;
@@ -57,7 +60,8 @@ impl Gpu {
             Some(folder) => Arc::new(unsafe { Kernels::with_folder(context, folder) }.map_err(&failed)?),
             None => cuda.handle.kernels().clone(),
         };
-        Gpu::open(context, shared, info, most_sets, kernels).map_err(&failed)
+        let gpu = Gpu::open(context, shared, info, most_sets, args.calls).map_err(&failed)?;
+        Ok(Gpu { kernels: kernels.map(Path::to_owned), ..gpu })
     }
 
     fn open(
@@ -65,18 +69,20 @@ impl Gpu {
         shared: Arc<Kernels>,
         info: DeviceInfo,
         most_sets: usize,
-        kernels: Option<&Path>,
+        calls: Option<Calls>,
     ) -> gfocal::Result<Gpu> {
         let l2 = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
         let l2 = check("cuDeviceGetAttribute", l2)?.unsigned_abs() as usize;
-        // SAFETY: all work from here on is on one stream, so that nothing needs to be ordered by events.
-        unsafe { context.disable_event_tracking() };
+        if calls != Some(Calls::Tracked) {
+            // SAFETY: all work from here on is on one stream, so that nothing needs to be ordered by events.
+            unsafe { context.disable_event_tracking() };
+        }
         // The legacy default stream cannot be captured.
         let stream = check("cuStreamCreate", context.new_stream())?;
         let reader = RefCell::new(Reader::new(&stream, info.multiprocessors));
         let has_events = driver_version()? >= EVENTS;
-        let (handle, kernels) = (Handle::with_kernels(&stream, shared)?, kernels.map(Path::to_owned));
-        Ok(Gpu { name: info.name, handle, has_events, l2, reader, most_sets, kernels })
+        let handle = Handle::with_kernels(&stream, shared)?;
+        Ok(Gpu { name: info.name, handle, has_events, l2, reader, most_sets, calls, kernels: None })
     }
 
     pub fn name(&self) -> &str {
@@ -93,13 +99,15 @@ impl Gpu {
                 .images()
                 .into_iter()
                 .partition(|image| image.contains(&*folder.to_string_lossy()));
-            notes.push(format!("--kernels gave {}", theirs.join("; ")));
-            notes.push(format!("the command gave {}", own.join("; ")));
+            for (giver, images) in [("--kernels", theirs), ("the command", own)] {
+                let images = if images.is_empty() { "nothing".to_owned() } else { images.join("; ") };
+                notes.push(format!("{giver} gave {images}"));
+            }
         }
         if let Err(why) = &*self.reader.borrow() {
             notes.push(format!("there is no read ceiling: {why}"));
         }
-        if !check_only && !self.has_events {
+        if !check_only && self.calls.is_none() && !self.has_events {
             let why = "the driver is older than CUDA 12.8";
             notes.push(format!("{why}, so times are by the wall clock around graph replays"));
         }
@@ -108,10 +116,11 @@ impl Gpu {
 
     /// How it is timed.
     pub fn method(&self) -> &'static str {
-        if self.has_events {
-            "CUDA events around replays of a graph"
-        } else {
-            "wall clock around replays of a graph"
+        match self.calls {
+            Some(Calls::Tracked) => "wall clock around calls with event tracking",
+            Some(Calls::Untracked) => "wall clock around calls",
+            None if self.has_events => "CUDA events around replays of a graph",
+            None => "wall clock around replays of a graph",
         }
     }
 
@@ -166,6 +175,13 @@ impl Gpu {
         // Once without a graph, so that what is made at the first call is there.
         (0..count).try_for_each(&mut launch)?;
         check("cuStreamSynchronize", self.stream().synchronize())?;
+        if self.calls.is_some() {
+            let mut calls = || {
+                (0..count).try_for_each(&mut launch)?;
+                Ok(check("cuStreamSynchronize", self.stream().synchronize())?)
+            };
+            return Samples::take(seconds, || Ok(wall_clock(&mut calls)? / count as f64));
+        }
         let graph = self.capture(|| (0..count).try_for_each(&mut launch))?;
         Samples::take(seconds, || Ok(self.once(&graph)? / count as f64))
     }

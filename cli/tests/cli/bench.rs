@@ -196,6 +196,36 @@ fn the_emulator_is_checked() {
     }
 }
 
+/// Kernels of a folder, and calls as a program makes them.
+#[test]
+fn kernels_and_calls_of_another_kind_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (name, small) = ("boxes.f32.sm_75.ptx", "--check-only --sizes 40x80 --ops qfl --dtype f32");
+    let missing = folder.path().display();
+    let Some(run) = on_device(&format!("--device cuda {small} --kernels {missing}")) else { return };
+    assert!(run.mistake().contains("holds no PTX of a kernel"));
+    fs::copy(format!("{}/../kernels/ptx/{name}", env!("CARGO_MANIFEST_DIR")), folder.path().join(name))
+        .unwrap();
+    // None of them is called.
+    let run = on_device(&format!("--device cuda {small} --kernels {missing} --calls tracked")).unwrap().ok();
+    assert_eq!(run.stdout.matches("right").count(), 2, "{}", run.stdout);
+    assert!(run.stderr.contains("--kernels gave nothing"), "{}", run.stderr);
+    for name in ["qfl.f32.sm_75.ptx", "qfl_forward.f32.sm_75.ptx"] {
+        let from = format!("{}/../kernels/ptx/{name}", env!("CARGO_MANIFEST_DIR"));
+        fs::copy(from, folder.path().join(name)).unwrap();
+    }
+    let run =
+        on_device(&format!("--device cuda {small} --kernels {missing} --calls untracked")).unwrap().ok();
+    assert_eq!(run.stdout.matches("right").count(), 2, "{}", run.stdout);
+    assert!(run.stderr.contains("--kernels gave qfl f32: "), "{}", run.stderr);
+    assert!(run.stderr.contains("the command gave nothing"), "{}", run.stderr);
+
+    for option in [format!("--kernels {missing}"), "--calls tracked".to_owned()] {
+        let line = bench(&format!("--device cpu {small} {option}")).mistake();
+        assert!(line.contains("is for a GPU, and cpu is timed"), "{line}");
+    }
+}
+
 #[test]
 fn the_cpu_is_checked() {
     let run = bench("--device cpu --check-only --sizes 9x5 --ops integral --dtype f16").ok();
