@@ -1,0 +1,203 @@
+//! Shows that one gradient that overflows sets the flag, wherever it is: each kernel looks at what it stores in
+//! several places. And that a factor that is inf makes a gradient of none that is masked.
+
+mod support;
+
+use gfocal::boxes::IouKind;
+use gfocal::head::{BoxWeight, Normaliser, QualitySource};
+use gfocal::{bf16, f16};
+use support::cuda::Layout;
+use support::gpu::OnDevice;
+use support::head::scenes::Recipe;
+use support::head::{self, Form, Profile, Scene, Settings};
+use support::random::Random;
+use support::{Case, Gpu, Pass, check_cuda, cuda, gpu};
+
+/// The largest number, but for a hundredth or less.
+fn most<T: OnDevice>() -> f64 {
+    if T::NAME == "f16" { 65000.0 } else { 3.38e38 }
+}
+
+/// A logit of a small gradient. Not a confident one, whose series has 3 times the scale on the way.
+const QUIET: f64 = -1.0;
+
+const LAYOUTS: [Layout; 2] = [Layout::ALIGNED, Layout::MISALIGNED];
+
+/// The reference says whether the flag is to be set; this, by how many.
+fn check<T: OnDevice>(gpu: &Gpu, case: Case, scale: f64, overflow: bool) {
+    let case = case.with(|options| options.grad_scale = scale);
+    let pass = Pass::ForwardBackward;
+    for layout in &LAYOUTS {
+        let got = cuda::run::<T>(gpu, &case, pass, layout).expect("a legal call");
+        let what = format!("{:?} at {}", case.shape, layout.grad);
+        support::check(&what, &case, pass, &got);
+        let count = got.grad.iter().filter(|grad| !grad.to_f64().is_finite()).count();
+        assert_eq!(count, usize::from(overflow), "{what} in {}", T::NAME);
+    }
+}
+
+/// Of background logits near 2 the gradient is largest, a little more than what it is multiplied by; of the same
+/// logit labelled with quality 0, too.
+fn losses<T: OnDevice>() {
+    let Some(gpu) = gpu() else { return };
+    // Whole tiles of rows and some left over, and vectors; vectors and ends.
+    for shape @ [rows, classes] in [[700, 16], [9, 19]] {
+        for beta in [2.0, 1.5] {
+            // A row of a whole tile, and the last.
+            for row in [rows / 2, rows - 1] {
+                for (column, labelled) in [(0, false), (9, false), (9, true), (classes - 1, false)] {
+                    let mut logits = vec![QUIET; rows * classes];
+                    logits[row * classes + column] = 2.0;
+                    let mut labels = vec![classes as i64; rows];
+                    if labelled {
+                        labels[row] = column as i64;
+                    }
+                    let case = Case::sparse(shape, &logits, &labels, &vec![0.0; rows]).with_beta(beta);
+                    check::<T>(&gpu, case, most::<T>(), true);
+                }
+            }
+            let quiet = Case::sparse(shape, &vec![QUIET; rows * classes], &vec![-1; rows], &vec![0.0; rows]);
+            check::<T>(&gpu, quiet.with_beta(beta), most::<T>(), false);
+        }
+    }
+    // Dense: a target of 0, and one above.
+    for classes in [16, 19] {
+        for (beta, column, target) in [(2.0, 9, 0.0), (1.5, 9, 0.0), (2.0, 18, 1e-4), (1.5, 3, 1e-4)] {
+            let at = 4 * classes + column % classes;
+            let (mut logits, mut targets) = (vec![QUIET; 9 * classes], vec![0.0; 9 * classes]);
+            (logits[at], targets[at]) = (2.0, target);
+            let case = Case::dense([9, classes], &logits, &targets).with_beta(beta);
+            check::<T>(&gpu, case, most::<T>(), true);
+        }
+    }
+    // DFL, where a gradient is at most what it is multiplied by: one of nearly all of that, others of half and less.
+    // Between the largest of bf16 and of f32 there is a number, but none is above that of f32.
+    let scale = if T::NAME == "f16" { 66000.0 } else { 3.402e38 };
+    for bins in [16, 17, 9] {
+        for row in [100, 299] {
+            let (mut logits, mut target) = (vec![0.0; 300 * bins], vec![3.5; 300]);
+            (logits[row * bins + 3], target[row]) = (-9.0, 3.0);
+            let weight = (0..300).map(|n| if n == row { 1.0 } else { 0.5 }).collect();
+            let case = Case::dfl([300, bins], &logits, &target).with(|options| options.weight = Some(weight));
+            check::<T>(&gpu, case, scale, T::NAME != "f32");
+        }
+    }
+}
+
+#[test]
+fn one_gradient_that_overflows() {
+    losses::<f32>();
+    losses::<f16>();
+    losses::<bf16>();
+}
+
+/// A head with one positive, whose quality is 1 and whose logit says so.
+fn scene(beta: f64) -> Scene {
+    let settings = Settings {
+        beta,
+        iou: IouKind::Giou,
+        weights: [1.0, 0.0, 4.0],
+        bins: 9,
+        quality: QualitySource::Given,
+        box_weight: BoxWeight::Quality,
+        normaliser: Normaliser::Nanodet,
+        ..Settings::of(Profile::Mmdetection)
+    };
+    let sizes = vec![(8, 8, 8.0), (3, 5, 16.0)];
+    let recipe = Recipe { batch: 1, classes: 8, sizes, positives: 0.0, ..Recipe::new(settings) };
+    let mut scene = recipe.scene(&mut Random::new(111));
+    for level in &mut scene.levels {
+        level.cls.fill(QUIET);
+        level.boxes.fill(0.0);
+        level.label_weights = None;
+        level.points = head::PointsAt::Grid(0.0);
+        level.quality = Some(vec![1.0; level.labels.len()]);
+        level.box_targets.fill(0.0);
+    }
+    scene
+}
+
+fn heads<T: OnDevice>() {
+    let Some(gpu) = gpu() else { return };
+    for (level, anchor) in [(0, 19), (1, 7)] {
+        for (beta, what) in
+            [(2.0, "plain"), (2.0, "labelled"), (2.0, "box"), (1.5, "plain"), (1.5, "labelled")]
+        {
+            let mut scene = scene(beta);
+            scene.grad_scale = most::<T>();
+            let of = &mut scene.levels[level];
+            let positions = of.positions();
+            // Half a stride to each side, so that two bins share the target; the logits say another.
+            let stride = of.stride as f32;
+            let [x, y] = [anchor % of.width, anchor / of.width].map(|at| at as f32 * stride);
+            let sides = [x - 1.5 * stride, y - 1.5 * stride, x + 1.5 * stride, y + 1.5 * stride];
+            match what {
+                "plain" => of.cls[5 * positions + anchor] = 2.0,
+                "labelled" => {
+                    of.labels[anchor] = 5;
+                    of.cls[5 * positions + anchor] = 2.0;
+                    of.quality.as_mut().expect("given")[anchor] = 0.0;
+                    of.box_targets[4 * anchor..4 * anchor + 4].copy_from_slice(&sides);
+                }
+                _ => {
+                    of.labels[anchor] = 5;
+                    of.cls[5 * positions + anchor] = 8.0;
+                    // One side's target is a bin of its own, which has next to nothing.
+                    of.boxes[2 * positions + anchor] = -9.0;
+                    of.box_targets[4 * anchor..4 * anchor + 4].copy_from_slice(&sides);
+                    of.box_targets[4 * anchor] = x - 2.0 * stride;
+                    scene.settings.weights[2] = 4.0 * 1.02;
+                }
+            }
+            let want = head::expect(&scene.stored_as::<T>());
+            for (form, offset) in Form::ALL.into_iter().flat_map(|form| [(form, 0), (form, 1)]) {
+                let pass = Pass::ForwardBackward;
+                let got = head::cuda::run::<T>(&gpu, &scene, form, offset, pass).expect("a legal call");
+                let what = format!("{what} of level {level}, beta {beta}, in {form:?}, {offset} off");
+                head::check(&what, pass, &got, &want);
+                let grads = got.grads.iter().flatten().flatten();
+                assert_eq!(grads.filter(|grad| !grad.to_f64().is_finite()).count(), 1, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_gradient_of_a_head_that_overflows() {
+    heads::<f32>();
+    heads::<f16>();
+    heads::<bf16>();
+}
+
+/// 0, and not 0 * inf; the other gradients are inf.
+fn masked<T: OnDevice>() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(112);
+    let mut cases = Vec::new();
+    for shape @ [rows, classes] in [[700, 16], [9, 19]] {
+        let logits = random.many(rows * classes, -3.0, 3.0);
+        let labels: Vec<i64> = (0..rows).map(|row| (row % (classes + 2)) as i64).collect();
+        let sparse = Case::sparse(shape, &logits, &labels, &vec![0.5; rows]);
+        let dense = Case::dense(shape, &logits, &vec![0.5; rows * classes]);
+        for beta in [2.0, 1.5] {
+            cases.extend([sparse.clone().with_beta(beta), dense.clone().with_beta(beta)]);
+        }
+    }
+    for bins in [16, 17, 9] {
+        cases.push(Case::dfl([300, bins], &random.many(300 * bins, -3.0, 3.0), &[3.25; 300]));
+    }
+    for case in cases {
+        let weight = (0..case.shape[0]).map(|row| if row % 3 == 0 { 0.0 } else { 1.0 }).collect();
+        let case = case.with(|options| (options.grad_scale, options.weight) = (1e60, Some(weight)));
+        for layout in &LAYOUTS {
+            check_cuda::<T>(&gpu, &case, layout);
+        }
+    }
+}
+
+#[test]
+fn masks_under_an_infinite_factor() {
+    masked::<f32>();
+    masked::<f16>();
+    masked::<bf16>();
+}

@@ -1,0 +1,77 @@
+//! Shows that rows of any width give what the formulas give: at each number of lanes that share one, where a lane
+//! goes round its loops several times, and on both sides of the widest row that the kernel for whole vectors takes.
+
+mod support;
+
+use gfocal::{Reduction, bf16, f16};
+use support::cuda::Layout;
+use support::gpu::OnDevice;
+use support::random::Random;
+use support::tolerance::{Want, check_elements};
+use support::{Case, Gpu, check_cuda, cuda, gpu, reference};
+
+/// 16 lanes of f32 and then of 16 bits, 32 of both; 320 vectors of f32 and more, 320 of 16 bits and more.
+const CLASSES: [usize; 6] = [170, 401, 1280, 1284, 2560, 2568];
+/// 32 lanes of f32, of 16 bits too, and more than four vectors for each.
+const BINS: [usize; 3] = [150, 301, 2100];
+
+const LAYOUTS: [Layout; 2] = [Layout::ALIGNED, Layout::MISALIGNED];
+
+fn check(gpu: &Gpu, case: &Case) {
+    for layout in &LAYOUTS {
+        check_cuda::<f32>(gpu, case, layout);
+        check_cuda::<f16>(gpu, case, layout);
+        check_cuda::<bf16>(gpu, case, layout);
+    }
+}
+
+#[test]
+fn wide_rows_of_classes() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(101);
+    for classes in CLASSES {
+        // Five: more than a thread of the kernel for whole vectors has in flight.
+        let logits = random.many(5 * classes, -6.0, 3.0);
+        let labels = [0, classes / 2, classes, classes - 1, classes].map(|label| label as i64);
+        let sparse = Case::sparse([5, classes], &logits, &labels, &[0.7; 5]);
+        let mut target = vec![0.0; 5 * classes];
+        target.iter_mut().step_by(7).for_each(|y| *y = random.unit() as f32);
+        let dense = Case::dense([5, classes], &logits, &target);
+        for beta in [2.0, 1.5] {
+            check(&gpu, &sparse.clone().with_beta(beta));
+            check(&gpu, &dense.clone().with_beta(beta).reduced(Reduction::None));
+        }
+    }
+}
+
+#[test]
+fn wide_rows_of_bins() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(102);
+    for bins in BINS {
+        let last = (bins - 1) as f32;
+        let case =
+            Case::dfl([4, bins], &random.many(4 * bins, -4.0, 4.0), &[0.0, last, 0.4 * last, last - 0.5]);
+        check(&gpu, &case);
+        integral::<f32>(&gpu, &case.logits, bins);
+        integral::<f16>(&gpu, &case.logits, bins);
+        integral::<bf16>(&gpu, &case.logits, bins);
+    }
+}
+
+fn integral<T: OnDevice>(gpu: &Gpu, logits: &[f64], bins: usize) {
+    let stored: Vec<T> = logits.iter().map(|&x| T::from_f64(x)).collect();
+    let exact: Vec<f64> = stored.iter().map(|x| x.to_f64()).collect();
+    let (mut expectations, mut grads) = (Vec::new(), Vec::new());
+    for row in exact.chunks(bins) {
+        let (expectation, grad) = reference::integral(row);
+        expectations.push(Some(Want::new(expectation, 1.0, true)));
+        grads.extend(grad.into_iter().map(|grad| Some(Want::new(grad, 1.0, true))));
+    }
+    for layout in &LAYOUTS {
+        let shape = [expectations.len(), bins];
+        let got = cuda::integral(gpu, &stored, shape, &vec![1.0; shape[0]], layout).expect("a legal call");
+        check_elements(&format!("expectations of {bins} bins"), &got.0, &expectations);
+        check_elements(&format!("gradients of {bins} bins"), &got.1, &grads);
+    }
+}
