@@ -191,8 +191,10 @@ fn huge<T: OnDevice>(gpu: &Gpu) {
             level.labels.iter_mut().for_each(|label| *label = if *label == 9 { 8 } else { *label });
         }
         let want = expect(&scene.stored_as::<T>());
-        let got = cuda::run::<T>(gpu, &scene, form, 0, Pass::Forward).expect("a legal call");
-        check(&format!("huge logits in {form:?}"), Pass::Forward, &got, &want);
+        for pass in PASSES {
+            let got = cuda::run::<T>(gpu, &scene, form, 0, pass).expect("a legal call");
+            check(&format!("huge logits in {form:?}"), pass, &got, &want);
+        }
     }
 }
 
@@ -204,29 +206,35 @@ fn huge_logits() {
 }
 
 /// What is masked has the gradient 0, and not 0 * inf, where the others' is too large for a float.
-#[test]
-fn masks_under_an_infinite_factor() {
+fn masks<T: OnDevice>(beta: f64) {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(51);
-    let mut scene = scene(&mut random, 24, 2, 2.0, &[(8, 12, 8.0), (5, 7, 16.0), (10, 10, 32.0)]);
+    let mut scene = scene(&mut random, 24, 2, beta, &[(8, 12, 8.0), (5, 7, 16.0), (10, 10, 32.0)]);
     scene.grad_scale = 1e60;
     for form in [Form::Nchw, Form::ChannelsLast, Form::JointLast] {
-        for level in 0..scene.levels.len() {
-            let got = cuda::run::<f16>(&gpu, &scene, form, 0, Pass::ForwardBackward).expect("a legal call");
-            let of = &scene.levels[level];
+        let got = cuda::run::<T>(&gpu, &scene, form, 0, Pass::ForwardBackward).expect("a legal call");
+        for (level, of) in scene.levels.iter().enumerate() {
             let (positions, weights) = (of.positions(), of.label_weights.as_ref().expect("weights"));
             let mut masked = 0;
-            for (i, grad) in got.grads[level][0].iter().enumerate() {
+            for (i, grad) in got.grads[level][0].iter().map(|grad| grad.to_f64()).enumerate() {
                 let anchor = i / (24 * positions) * positions + i % positions;
                 if weights[anchor] == 0.0 || of.labels[anchor] == -7 {
                     masked += 1;
-                    assert_eq!(grad.to_f32(), 0.0, "{form:?}, level {level}, element {i}");
+                    assert_eq!(grad, 0.0, "{form:?}, level {level}, element {i}");
                 } else {
-                    assert!(!grad.to_f32().is_finite(), "{form:?}, level {level}, element {i}: {grad}");
+                    assert!(!grad.is_finite(), "{form:?}, level {level}, element {i}: {grad}");
                 }
             }
             assert!(masked > 0, "{form:?}, level {level}");
-            assert_eq!(got.found_inf, 1.0);
         }
+        assert_eq!(got.found_inf, 1.0);
     }
+}
+
+#[test]
+fn masks_under_an_infinite_factor() {
+    masks::<f32>(2.0);
+    masks::<f16>(2.0);
+    masks::<bf16>(2.0);
+    masks::<f16>(1.5);
 }
