@@ -66,6 +66,8 @@ pub struct Buffers<T> {
     pub loss: Buffer<f32>,
     pub grad: Buffer<T>,
     pub status: StatusBlock,
+    /// Do without `found_inf` and `status`.
+    pub bare: bool,
 }
 
 impl<T: OnDevice> Buffers<T> {
@@ -99,6 +101,7 @@ impl<T: OnDevice> Buffers<T> {
             loss: Buffer::poisoned(gpu, case.losses(), layout.loss),
             grad: Buffer::poisoned(gpu, case.logits.len(), layout.grad),
             status: StatusBlock::new(&gpu.stream).expect("device memory"),
+            bare: false,
         }
     }
 
@@ -114,8 +117,7 @@ impl<T: OnDevice> Buffers<T> {
             upstream: self.upstream.as_ref().map(Buffer::view),
             avg_factor: self.avg_factor.as_ref().map(Buffer::view),
             grad_scale: self.grad_scale.as_ref().map(Buffer::view),
-            found_inf: self.found_inf.view_mut(),
-            status: &mut self.status,
+            reports: (!self.bare).then(|| (self.found_inf.view_mut(), &mut self.status)),
         };
         (views, self.loss.view_mut(), self.grad.view_mut())
     }
@@ -164,8 +166,7 @@ pub struct Views<'a, T> {
     upstream: Option<CudaView<'a, f32>>,
     avg_factor: Option<CudaView<'a, f32>>,
     grad_scale: Option<CudaView<'a, f32>>,
-    found_inf: CudaViewMut<'a, f32>,
-    status: &'a mut StatusBlock,
+    reports: Option<(CudaViewMut<'a, f32>, &'a mut StatusBlock)>,
 }
 
 /// A call with all options of a case.
@@ -179,8 +180,10 @@ macro_rules! with_options {
             (reduction, _) => reduction.into(),
         };
         let grad_scale = $views.grad_scale.as_ref().map_or(Scalar::Host(options.grad_scale), Scalar::from);
-        let call = $call.reduction(reduction).grad_scale(grad_scale);
-        let mut call = call.found_inf(&mut $views.found_inf).status($views.status);
+        let mut call = $call.reduction(reduction).grad_scale(grad_scale);
+        if let Some((found_inf, status)) = &mut $views.reports {
+            call = call.found_inf(found_inf).status(status);
+        }
         if let Some(weight) = &$views.weight {
             call = call.weight(weight);
         }

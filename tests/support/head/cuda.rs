@@ -43,6 +43,8 @@ pub struct OnCuda<T> {
     /// Give the gradient's scale by the device.
     device_scale: bool,
     status: StatusBlock,
+    /// Do without `found_inf` and `status`.
+    pub bare: bool,
     pub workspace: HeadWorkspace,
 }
 
@@ -156,6 +158,7 @@ impl<T: OnDevice> OnCuda<T> {
             grad_scale: Buffer::new(gpu, &[scene.grad_scale as f32], 0),
             device_scale: offset % 2 == 1,
             status: StatusBlock::new(&gpu.stream).expect("device memory"),
+            bare: false,
             workspace: workspace(gpu, scene),
         }
     }
@@ -218,8 +221,10 @@ impl<T: OnDevice> OnCuda<T> {
             .collect();
         let scale = self.grad_scale.view();
         let mut found_inf = self.found_inf.view_mut();
-        let call = head.cuda(&gpu.handle, &mut self.workspace, scene.batch, scene.classes, &levels);
-        let call = call.status(&mut self.status).found_inf(&mut found_inf);
+        let mut call = head.cuda(&gpu.handle, &mut self.workspace, scene.batch, scene.classes, &levels);
+        if !self.bare {
+            call = call.status(&mut self.status).found_inf(&mut found_inf);
+        }
         let call =
             if self.device_scale { call.grad_scale(&scale) } else { call.grad_scale(scene.grad_scale) };
         let call = match phases {

@@ -1,0 +1,173 @@
+//! Shows what only the layer of raw addresses can ask for: expectations with their gradients, a flag of the
+//! integral, gradients of boxes alone, and both losses of a step with upstream gradients.
+
+mod support;
+
+use gfocal::boxes::BoxLoss;
+use gfocal::cuda::raw::{self, BoxesArgs, DflArgs, GflArgs, IntegralArgs, Pass, QflArgs, Scaling};
+use gfocal::cudarc::driver::DevicePtr;
+use gfocal::{bf16, f16};
+use support::gpu::OnDevice;
+use support::random::Random;
+use support::tolerance::{check_elements, check_same_bits};
+use support::{Buffer, Case, Gpu, cuda, expect, gpu};
+
+/// Where a buffer is; it must outlive the launch.
+fn at<T: support::gpu::Poison>(gpu: &Gpu, buffer: &Buffer<T>) -> u64 {
+    buffer.view().device_ptr(&gpu.stream).0
+}
+
+fn integral<T: OnDevice>(gpu: &Gpu, spoilt: bool) {
+    let (rows, bins) = (70, 17);
+    let mut logits: Vec<T> =
+        Random::new(121).many(rows * bins, -4.0, 4.0).into_iter().map(T::from_f64).collect();
+    if spoilt {
+        logits[rows * bins - 1] = T::from_f64(f64::NAN);
+    }
+    let layout = cuda::Layout::ALIGNED;
+    let want = cuda::integral(gpu, &logits, [rows, bins], &vec![1.0; rows], &layout).expect("a legal call");
+    let logits = Buffer::new(gpu, &logits, 0);
+    let (expectation, flag) = (Buffer::poisoned(gpu, rows, 0), Buffer::new(gpu, &[0.375f32], 0));
+    let grad = Buffer::<T>::poisoned(gpu, rows * bins, 0);
+    let args = IntegralArgs {
+        logits: at(gpu, &logits),
+        expectation: at(gpu, &expectation),
+        grad: at(gpu, &grad),
+        found_inf: at(gpu, &flag),
+        rows: rows as u64,
+        bins: bins as u32,
+        ..IntegralArgs::default()
+    };
+    let (kernels, stream) = (gpu.handle.kernels(), gpu.stream.cu_stream().cast());
+    // SAFETY: the buffers hold as many elements as the fields say, and outlive the launch.
+    unsafe { raw::launch_integral(kernels, T::STORAGE, Pass::ForwardBackward, &args, stream) }
+        .expect("a launch");
+    check_same_bits("expectations", &expectation.read(gpu), &want.0);
+    check_same_bits("gradients", &grad.read(gpu), &want.1);
+    assert_eq!(flag.read(gpu), [if spoilt { 1.0 } else { 0.375 }], "the flag");
+}
+
+#[test]
+fn expectations_with_their_gradients_and_a_flag() {
+    let Some(gpu) = gpu() else { return };
+    for spoilt in [false, true] {
+        integral::<f32>(&gpu, spoilt);
+        integral::<f16>(&gpu, spoilt);
+        integral::<bf16>(&gpu, spoilt);
+    }
+}
+
+#[test]
+fn gradients_of_boxes_alone() {
+    let Some(gpu) = gpu() else { return };
+    // More than the emulator's 32 blocks have threads.
+    let count = 5000;
+    let mut random = Random::new(122);
+    let mut boxes = || -> Vec<f32> {
+        let corner = |i: usize, x: f64| (x + 30.0 * (i % 4 / 2) as f64) as f32;
+        random.many(4 * count, 0.0, 50.0).into_iter().enumerate().map(|(i, x)| corner(i, x)).collect()
+    };
+    let (pred, target) = (boxes(), boxes());
+    let (mut losses, mut want) = (vec![0.0; count], vec![0.0; 4 * count]);
+    BoxLoss::default()
+        .forward_backward(&pred, &target, count, None, &mut losses, &mut want)
+        .expect("a legal call");
+    let (pred, target) = (Buffer::new(&gpu, &pred, 0), Buffer::new(&gpu, &target, 0));
+    let grad = Buffer::<f32>::poisoned(&gpu, 4 * count, 0);
+    let args = BoxesArgs {
+        pred: at(&gpu, &pred),
+        target: at(&gpu, &target),
+        grad: at(&gpu, &grad),
+        boxes: count as u64,
+        eps: 1e-6,
+        kind: 1, // BoxLoss::default() is GIoU
+        ..BoxesArgs::default()
+    };
+    let (kernels, stream) = (gpu.handle.kernels(), gpu.stream.cu_stream().cast());
+    // SAFETY: as above.
+    unsafe { raw::launch_boxes(kernels, Pass::ForwardBackward, &args, stream) }.expect("a launch");
+    for (i, (got, want)) in grad.read(&gpu).into_iter().zip(want).enumerate() {
+        assert!((got - want).abs() <= 1e-6 * want.abs() + 1e-9, "{i}: {got}, on the CPU {want}");
+    }
+}
+
+/// The reference for sums multiplies their gradients, too.
+fn both<T: OnDevice>(gpu: &Gpu, dense: bool, beta: f64) {
+    let (rows, classes, bins) = (90, 19, 17);
+    let mut random = Random::new(123);
+    let logits = random.many(rows * classes, -5.0, 3.0);
+    let labels: Vec<i64> = (0..rows).map(|row| (row % (classes + 9)) as i64).collect();
+    let numbers = |random: &mut Random, count, most| -> Vec<f32> {
+        random.many(count, 0.0, most).into_iter().map(|x| x as f32).collect()
+    };
+    let quality = numbers(&mut random, rows, 1.0);
+    let targets = numbers(&mut random, rows * classes, 1.0);
+    let sides = numbers(&mut random, rows, 16.0);
+    let upstream = numbers(&mut random, rows, 2.0);
+    let qfl = if dense {
+        Case::dense([rows, classes], &logits, &targets)
+    } else {
+        Case::sparse([rows, classes], &logits, &labels, &quality)
+    };
+    let dfl = Case::dfl([rows, bins], &random.many(rows * bins, -4.0, 4.0), &sides);
+    let [qfl, dfl] =
+        [qfl.with_beta(beta), dfl].map(|case| case.with(|options| options.upstream = Some(upstream.clone())));
+    let (x, z) = (Buffer::new(gpu, &qfl.logits_as::<T>(), 0), Buffer::new(gpu, &dfl.logits_as::<T>(), 0));
+    let (labels, quality) = (Buffer::new(gpu, &labels, 0), Buffer::new(gpu, &quality, 0));
+    let (targets, sides) = (Buffer::new(gpu, &targets, 0), Buffer::new(gpu, &sides, 0));
+    let (upstream, losses) = (Buffer::new(gpu, &upstream, 0), Buffer::<f32>::poisoned(gpu, 3, 0));
+    let grads = [&qfl, &dfl].map(|case| Buffer::<T>::poisoned(gpu, case.logits.len(), 0));
+    let kernels = gpu.handle.kernels();
+    let scratch = gpu.stream.alloc_zeros::<u8>(raw::scratch_bytes(kernels)).expect("device memory");
+    let scratch = scratch.device_ptr(&gpu.stream).0;
+    let scaling = Scaling {
+        upstream: at(gpu, &upstream),
+        scratch,
+        loss_factor: 1.0,
+        grad_factor: 1.0,
+        ..Scaling::default()
+    };
+    let args = GflArgs {
+        qfl: QflArgs {
+            scaling,
+            logits: at(gpu, &x),
+            labels: if dense { 0 } else { at(gpu, &labels) },
+            quality: if dense { 0 } else { at(gpu, &quality) },
+            target: if dense { at(gpu, &targets) } else { 0 },
+            grad: at(gpu, &grads[0]),
+            rows: rows as u64,
+            classes: classes as u32,
+            beta: beta as f32,
+            labels_are_i64: 1,
+            ..QflArgs::default()
+        },
+        dfl: DflArgs {
+            scaling,
+            logits: at(gpu, &z),
+            target: at(gpu, &sides),
+            grad: at(gpu, &grads[1]),
+            rows: rows as u64,
+            bins: bins as u32,
+            target_max: (bins - 1) as f32,
+        },
+        losses: at(gpu, &losses),
+        scratch,
+        ..GflArgs::default()
+    };
+    let stream = gpu.stream.cu_stream().cast();
+    // SAFETY: as above.
+    unsafe { raw::launch_gfl(kernels, T::STORAGE, Pass::ForwardBackward, &args, stream) }.expect("a launch");
+    for (grad, case) in grads.iter().zip([&qfl, &dfl]) {
+        check_elements("with upstream gradients", &grad.read(gpu), &expect(&case.stored_as::<T>()).grad);
+    }
+}
+
+#[test]
+fn both_losses_with_upstream_gradients() {
+    let Some(gpu) = gpu() else { return };
+    for (dense, beta) in [(false, 2.0), (true, 2.0), (false, 1.5), (true, 1.5)] {
+        both::<f32>(&gpu, dense, beta);
+        both::<f16>(&gpu, dense, beta);
+        both::<bf16>(&gpu, dense, beta);
+    }
+}
