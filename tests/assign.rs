@@ -269,18 +269,19 @@ fn as_the_definition_says() {
     }
 }
 
-/// As many levels as there may be: a warp of the block for each.
+/// As many levels as there may be, a warp of the block for each; and more anchors than the emulator's 32 blocks have
+/// threads.
 #[test]
 fn eight_levels_as_the_definition_says() {
     let gpu = gpu();
     let sizes = [4.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0].map(|stride| {
         let cells = |pixels: f32| (pixels / stride).ceil() as usize;
-        (cells(128.0), cells(192.0), stride)
+        (cells(160.0), cells(224.0), stride)
     });
     let grids = sizes.map(|(height, width, stride)| Level::new(height, width, stride));
     let boxes = sizes.map(|(height, width, stride)| boxes_of(height, width, stride));
     let explicit = boxes.clone().map(Level::Boxes);
-    let scene = scene(&mut Random::new(44), 120);
+    let scene = scene(&mut Random::new(44), 250);
     for topk in [9, 16] {
         let atss = Atss::new(topk).expect("a legal number");
         let (what, want) = (format!("topk {topk}"), transcription(topk, Ties::Higher, &boxes, &scene));

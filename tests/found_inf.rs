@@ -52,6 +52,10 @@ fn losses<T: OnDevice>() {
                     if labelled {
                         labels[row] = column as i64;
                     }
+                    // Next to it a loss that doubles to more than f32 holds, after which a thread begins anew.
+                    if T::NAME != "f16" && beta == 2.0 && !labelled {
+                        logits[row * classes + (column ^ 1).min(classes - 2)] = 3e38;
+                    }
                     let case = Case::sparse(shape, &logits, &labels, &vec![0.0; rows]).with_beta(beta);
                     check::<T>(&gpu, case, most::<T>(), true);
                 }
