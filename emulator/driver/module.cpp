@@ -234,7 +234,7 @@ CUDA Result cuModuleGetFunction(Function** out, Module* module, const char* name
             std::string problem = ptx ? decode(*module, known, kernel) : find_source(entry, kernel);
             if (!problem.empty()) {
                 module->functions.erase(name);
-                return complain(ptx ? INVALID_PTX : NOT_FOUND, problem);
+                return ptx ? fault(nullptr, INVALID_PTX, problem) : complain(NOT_FOUND, problem);
             }
             function.reset(new Function{module, known, kernel});
             functions().insert(function.get());

@@ -21,6 +21,11 @@ pub fn emulator() -> Option<Emulator> {
     }
 }
 
+/// The compute capability that the environment gives the devices, as in 90.
+pub fn capability() -> i32 {
+    std::env::var("GFOCAL_EMULATOR_CC").map_or(90, |value| value.replace('.', "").parse().unwrap())
+}
+
 /// One test at a time: the seed and the faults are of the whole process.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
