@@ -208,3 +208,20 @@ fn a_kit_that_is_too_large_is_refused() {
     let error = at_most(MOST_PACKED_BYTES + 1, MOST_PACKED_BYTES, "packed").expect_err("a byte too many");
     assert!(error.contains("12000001 bytes packed"), "{error}");
 }
+
+#[test]
+fn every_module_of_the_tests_is_run() {
+    let path = root().join("tests/kit/main.rs");
+    let text = fs::read_to_string(&path).expect("the tests of the kit");
+    let modules: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';')).collect();
+    assert!(modules.len() > 15, "{modules:?}");
+    let script = SCRIPTS[0].1;
+    let start = script.find("local modules=(").expect("the list of modules");
+    let list = &script[start..start + script[start..].find(')').expect("its end")];
+    let words: Vec<&str> = list.split(['(', ' ', '\n']).chain(["determinism"]).collect();
+    for module in modules {
+        assert!(words.contains(&module), "run.sh does not run {module}, which is in {}", path.display());
+    }
+    assert!(script.contains("bin/kit determinism::"));
+}

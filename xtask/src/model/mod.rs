@@ -133,19 +133,24 @@ fn predict(case: &Case, machine: &Machine, figures: &[&Measured], prefetch: bool
         rows: case.rows,
         columns: case.columns,
         bytes: case.bytes(),
-        copy_us,
-        least_us: time.least,
-        most_us: time.most,
-        least_percent_of_copy: 100.0 * copy_us / time.most,
-        most_percent_of_copy: 100.0 * copy_us / time.least,
-        fixed_us: launches.iter().map(|launch| launch.fixed(machine)).sum(),
+        copy_us: rounded(copy_us),
+        least_us: rounded(time.least),
+        most_us: rounded(time.most),
+        least_percent_of_copy: rounded(100.0 * copy_us / time.most),
+        most_percent_of_copy: rounded(100.0 * copy_us / time.least),
+        fixed_us: rounded(launches.iter().map(|launch| launch.fixed(machine)).sum()),
         blocks: main.share.blocks,
-        filled_percent: 100.0 * main.share.filled(),
-        tiled_filled_percent: (case.op == cases::Op::Qfl).then(|| 100.0 * tiled[0].share.filled()),
-        kib_in_flight: resident * figure.bytes_of_block / 1024.0,
-        issue_percent: of_memory(issue),
-        mufu_percent: of_memory(mufu),
+        filled_percent: rounded(100.0 * main.share.filled()),
+        tiled_filled_percent: (case.op == cases::Op::Qfl).then(|| rounded(100.0 * tiled[0].share.filled())),
+        kib_in_flight: rounded(resident * figure.bytes_of_block / 1024.0),
+        issue_percent: rounded(of_memory(issue)),
+        mufu_percent: rounded(of_memory(mufu)),
     }
+}
+
+/// No more digits than mean something.
+fn rounded(figure: f64) -> f64 {
+    (figure * 100.0).round() / 100.0
 }
 
 fn json(predictions: &[Prediction]) -> String {
