@@ -79,6 +79,16 @@ inline u32 to_half(u32 x) {
     u32 h = magnitude >= 0x477ff000 ? 0x7c00 : magnitude < 0x38800000 ? small : normal;
     return magnitude > 0x7f800000 ? 0x7fffu : sign | h;
 }
+// Towards 0.
+inline u32 cut_to_half(u32 x) {
+    u32 sign = x >> 16 & 0x8000, magnitude = x & 0x7fffffff;
+    u32 small = (u32)(bits<f32>(magnitude < 0x38800000 ? magnitude : 0) * 0x1p24f);
+    u32 h = magnitude >= 0x47800000   ? (magnitude == 0x7f800000 ? 0x7c00 : 0x7bff)
+            : magnitude < 0x38800000 ? small
+                                     : (magnitude - 0x38000000) >> 13;
+    return magnitude > 0x7f800000 ? 0x7fffu : sign | h;
+}
+inline u32 cut_to_bfloat(u32 x) { return (x & 0x7fffffff) > 0x7f800000 ? 0x7fffu : x >> 16; }
 inline u32 to_bfloat(u32 x) {
     u32 rounded = (x + 0x7fff + (x >> 16 & 1)) >> 16;
     return (x & 0x7fffffff) > 0x7f800000 ? 0x7fffu : rounded;
@@ -116,6 +126,20 @@ struct FloatsToBfloats {
     typedef u32 A;
     typedef u32 B;
     static inline R f(A a, B b) { return to_bfloat(a) << 16 | to_bfloat(b); }
+};
+
+template <u32 (*CONVERT)(u32)>
+struct Cut {
+    typedef u16 R;
+    typedef u32 A;
+    static inline R f(A a) { return (u16)CONVERT(a); }
+};
+template <u32 (*CONVERT)(u32)>
+struct CutTwo {
+    typedef u32 R;
+    typedef u32 A;
+    typedef u32 B;
+    static inline R f(A a, B b) { return CONVERT(a) << 16 | CONVERT(b); }
 };
 
 struct Narrow {
@@ -164,6 +188,10 @@ const Row CONVERT_ROWS[] = {
     {"cvt.rn.bf16.f32", "hf", unary<FloatToBfloat>},
     {"cvt.rn.f16x2.f32", "wff", binary<FloatsToHalves>},
     {"cvt.rn.bf16x2.f32", "wff", binary<FloatsToBfloats>},
+    {"cvt.rz.f16.f32", "hf", unary<Cut<cut_to_half>>},
+    {"cvt.rz.bf16.f32", "hf", unary<Cut<cut_to_bfloat>>},
+    {"cvt.rz.f16x2.f32", "wff", binary<CutTwo<cut_to_half>>},
+    {"cvt.rz.bf16x2.f32", "wff", binary<CutTwo<cut_to_bfloat>>},
 };
 
 }  // namespace

@@ -174,6 +174,10 @@ fn instructions() {
         ("cvt.rn.f16x2.f32 %x1, %f0, 0f40000000;", one, 0x3c00_4000),
         ("cvt.rn.bf16x2.f32 %x1, %f0, 0f40000000;", 0x3f80_8000, 0x3f80_4000),
         ("cvt.rn.bf16x2.f32 %x1, %f0, 0f40000000;", 0x3f81_8000, 0x3f82_4000),
+        ("cvt.rz.f16.f32 %h0, %f0; cvt.u32.u16 %x1, %h0;", 70000f32.to_bits(), 0x7bff),
+        ("cvt.rz.f16.f32 %h0, %f0; cvt.u32.u16 %x1, %h0;", 1.999f32.to_bits(), 0x3fff),
+        ("cvt.rz.f16.f32 %h0, %f0; cvt.u32.u16 %x1, %h0;", (-1.1e-7f32).to_bits(), 0x8001),
+        ("cvt.rz.bf16x2.f32 %x1, %f0, 0f40000000;", 0x3f81_ffff, 0x3f81_4000),
         ("ex2.approx.ftz.f32 %f1, %f0;", 3f32.to_bits(), 8f32.to_bits()),
         ("ex2.approx.ftz.f32 %f1, %f0;", (-127f32).to_bits(), 0),
         ("rcp.approx.ftz.f32 %f1, %f0;", 4f32.to_bits(), 0.25f32.to_bits()),
@@ -309,7 +313,12 @@ fn faults_name_kernel_thread_and_line() {
 
     let Some(d) = device() else { return };
     let text = kernel("", "ld.global.v4.u32 {%x0, %x1, %x2, %x3}, [%lane];");
-    d.fails(&text, 32, CUresult::CUDA_ERROR_MISALIGNED_ADDRESS, &["thread 1 ", &at(&text, ".v4"), "16 bytes"]);
+    d.fails(
+        &text,
+        32,
+        CUresult::CUDA_ERROR_MISALIGNED_ADDRESS,
+        &["thread 1 ", &at(&text, ".v4"), "16 bytes"],
+    );
     drop(d);
 
     let Some(d) = device() else { return };
@@ -333,7 +342,8 @@ fn faults_name_kernel_thread_and_line() {
 
     // Half of the warp waits at a barrier, the other half for the warp; and the like.
     let Some(d) = device() else { return };
-    let apart = "setp.lt.u32 %p0, %t, 16;\n@%p0 bra other;\nbar.warp.sync -1;\nbra end;\nother:\nbar.sync 0;\nend:";
+    let apart =
+        "setp.lt.u32 %p0, %t, 16;\n@%p0 bra other;\nbar.warp.sync -1;\nbra end;\nother:\nbar.sync 0;\nend:";
     d.fails(&kernel("", apart), 64, failed, &["divergent warp", "lanes 0-15 wait at the barrier"]);
     drop(d);
     let Some(d) = device() else { return };

@@ -31,11 +31,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Chore {
     /// Compile the kernels to kernels/ptx with a pinned NVRTC from PyPI
-    Ptx {
-        /// Only compare: fail if kernels/ptx is not what the sources give
-        #[arg(long)]
-        check: bool,
-    },
+    Ptx(ptx::Options),
     /// Assemble kernels/ptx for several GPUs and hold the machine code against kernels/budgets.toml;
     /// no GPU is needed
     Sass(sass::Options),
@@ -52,7 +48,7 @@ enum Chore {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
-        Chore::Ptx { check } => ptx::run(check),
+        Chore::Ptx(options) => ptx::run(&options),
         Chore::Sass(options) => sass::run(&options),
         Chore::Model(options) => model::run(&options),
         #[cfg(unix)]

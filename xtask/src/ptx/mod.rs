@@ -1,8 +1,14 @@
-//! `cargo xtask ptx`: kernels/ptx and its manifest, made by a pinned NVRTC.
+//! `cargo xtask ptx`: kernels/ptx and its manifest, made by a pinned NVRTC; and what the tests see of it.
+
+mod change;
+mod coverage;
+mod mutants;
+mod tests;
+mod text;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::manifest;
 use crate::nvrtc::Nvrtc;
@@ -12,8 +18,53 @@ use crate::wheels::{NVRTC, cannot_write};
 
 const MANIFEST: &str = "MANIFEST";
 
+/// What to do with kernels/ptx.
+#[derive(clap::Args)]
+#[group(multiple = false)]
+pub struct Options {
+    /// Only compare: fail if kernels/ptx is not what the sources give
+    #[arg(long)]
+    check: bool,
+    /// Run every test on the PTX, and fail if they leave out too many of its instructions
+    #[arg(long)]
+    coverage: bool,
+    /// As --coverage, from files that tests have left in a folder (GFOCAL_EMULATOR_COVERAGE)
+    #[arg(long, value_name = "FOLDER")]
+    coverage_of: Option<PathBuf>,
+    /// Change single instructions, after --coverage, and fail if the tests do not notice
+    #[arg(long)]
+    mutants: bool,
+    #[command(flatten)]
+    draw: Draw,
+}
+
+/// Which mutants.
+#[derive(clap::Args)]
+#[group(multiple = true)]
+struct Draw {
+    /// How many mutants
+    #[arg(long, default_value_t = 60, requires = "mutants")]
+    count: usize,
+    /// What the mutants follow from
+    #[arg(long, default_value_t = 1, requires = "mutants")]
+    seed: u64,
+}
+
+/// Does what the options say.
+pub fn run(options: &Options) -> Result<(), String> {
+    if let Some(folder) = &options.coverage_of {
+        coverage::run(Some(folder))
+    } else if options.coverage {
+        coverage::run(None)
+    } else if options.mutants {
+        mutants::run(options.draw.count, options.draw.seed)
+    } else {
+        generate_or_check(options.check)
+    }
+}
+
 /// Brings kernels/ptx up to date, or only compares.
-pub fn run(check: bool) -> Result<(), String> {
+fn generate_or_check(check: bool) -> Result<(), String> {
     let kernels = root().join("kernels");
     let wanted = generate(&kernels)?;
     let folder = kernels.join("ptx");
