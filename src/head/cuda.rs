@@ -141,6 +141,9 @@ impl HeadLoss {
     /// In f16 and bf16 8 bytes at a time do nearly as well. Other levels, mostly small ones, go logit
     /// by logit, with as many on their way.
     ///
+    /// Boxes of positives are computed in f64, as on the CPU. GeForce GPUs do that at a 64th of their
+    /// rate: by arithmetic, not measured, 20 to 40 us for a batch of 16.
+    ///
     /// ```no_run
     /// use gfocal::HeadLoss;
     /// use gfocal::cuda::{self, Device, Handle, LabelBuffer};
