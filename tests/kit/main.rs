@@ -19,6 +19,8 @@ mod dfl_tiles;
 mod errors;
 #[path = "../exhaustive.rs"]
 mod exhaustive;
+#[path = "../found_inf.rs"]
+mod found_inf;
 #[path = "../gfl.rs"]
 mod gfl;
 #[path = "../golden.rs"]
@@ -27,6 +29,8 @@ mod golden;
 mod gradcheck;
 #[path = "../graph.rs"]
 mod graph;
+#[path = "../handles.rs"]
+mod handles;
 #[path = "../head.rs"]
 mod head;
 #[path = "../head_classes.rs"]
@@ -45,5 +49,11 @@ mod head_graph;
 mod large;
 #[path = "../properties.rs"]
 mod properties;
+#[path = "../raw.rs"]
+mod raw;
+#[path = "../rounding.rs"]
+mod rounding;
 #[path = "../semantics.rs"]
 mod semantics;
+#[path = "../shapes.rs"]
+mod shapes;
