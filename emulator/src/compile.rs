@@ -242,7 +242,7 @@ fn units(compiler: &Compiler, kernels: Option<&Path>) -> Result<Vec<Unit>, Error
     // Some files together: the C++ library's headers are most of the work.
     let mut groups = vec![
         (simt_flags.clone(), vec!["simt_convert", "simt_float", "simt_compare"]),
-        (simt_flags.clone(), vec!["simt_integer", "simt_move", "simt_names", "simt_decode"]),
+        (simt_flags.clone(), vec!["simt_integer", "simt_move", "simt_names", "simt_operands", "simt_decode"]),
         (simt_flags, vec!["simt_lanes", "simt_memory", "simt_run"]),
         (strings(EXECUTOR_FLAGS), vec!["executor", "fibers", "faults", "report"]),
     ];

@@ -1,10 +1,15 @@
 //! A CUDA driver in software, for tests.
 //!
 //! A shared library that answers to the name of libcuda, implements the part of the driver API
-//! that cudarc calls on host memory, and runs the kernels of this repository (`kernels/*.cu`),
-//! compiled by the system's C++ compiler: with fibers for threads, real shuffles, votes and
-//! barriers, shared memory and atomics. Once it is installed in a process, cudarc finds it as it
-//! would find the driver of a GPU.
+//! that cudarc calls on host memory, and runs kernels: with real shuffles, votes and barriers, shared
+//! memory and atomics. Once it is installed in a process, cudarc finds it as it would find the
+//! driver of a GPU.
+//!
+//! There are two modes. Usually the sources of this repository (`kernels/*.cu`) run, compiled by the
+//! system's C++ compiler, with a fiber for each thread: quick to change, with bounds of arrays and
+//! the names of lines. With `GFOCAL_EMULATOR_PTX=1` what runs is the PTX that is loaded, decoded and
+//! executed warp by warp: what NVRTC has made of the sources, and the inline PTX. An instruction that
+//! is not known is an error when its function is asked for, with its line.
 //!
 //! ```no_run
 //! match gfocal_emulator::driver() {
@@ -16,17 +21,27 @@
 //!
 //! It finds accesses outside of allocations and after a free, misaligned vector accesses,
 //! indices beyond shared arrays, divergent barriers and shuffles, missing barriers and missing
-//! order between blocks (by running them in many orders), uninitialised memory (it is NaN),
-//! kernel parameters that differ from the PTX's, and calls that a capture forbids. It cannot show
-//! what the PTX or the machine code does, how fast anything is, or what overlaps on a GPU: work
-//! is done when it is enqueued.
+//! order between blocks (by running them in many orders), uninitialised memory (it is NaN, or in some
+//! launches shared memory holds plausible numbers), kernel parameters that differ from the PTX's, calls
+//! that a capture forbids, and modules that are unloaded while a kernel may run. It cannot show what
+//! the machine code does, how fast anything is, or what overlaps on a GPU: work is done when it is
+//! enqueued.
 //!
-//! Environment, read at the first call: `GFOCAL_EMULATOR_CC` (compute capability, `90`),
-//! `GFOCAL_EMULATOR_SMS` (multiprocessors, `4`), `GFOCAL_EMULATOR_DRIVER` (driver version,
-//! `13000`), `GFOCAL_EMULATOR_DEVICES` (`2`), `GFOCAL_EMULATOR_MEMORY` (bytes of each, 4 GiB),
-//! `GFOCAL_EMULATOR_FENCES` (`1`: see [`Emulator::set_tight_fences`]), `GFOCAL_EMULATOR_SEED`
-//! (`1`: see [`Emulator::set_seed`]); and by [`driver`]: `GFOCAL_FORCE_EMULATOR=1`, to use the
-//! emulator although there is a GPU.
+//! Environment, read at the first call:
+//! - `GFOCAL_EMULATOR_PTX`: `1` for the second mode.
+//! - `GFOCAL_EMULATOR_CC`: the compute capability (`90`).
+//! - `GFOCAL_EMULATOR_SMS`: multiprocessors (`4`).
+//! - `GFOCAL_EMULATOR_DRIVER`: the driver's version (`13000`); below `12010` there are only the
+//!   functions of a driver for CUDA 12.0.
+//! - `GFOCAL_EMULATOR_DEVICES` (`2`), `GFOCAL_EMULATOR_MEMORY`: bytes of each (4 GiB).
+//! - `GFOCAL_EMULATOR_FENCES`: `1`, see [`Emulator::set_tight_fences`].
+//! - `GFOCAL_EMULATOR_SEED`: see [`Emulator::set_seed`] (`1`).
+//! - `GFOCAL_EMULATOR_CONTRACT`: `1`, and the host's compiler may contract products and sums of the
+//!   sources, which it does at other places than NVRTC.
+//! - `GFOCAL_EMULATOR_COVERAGE`: a folder to which each process adds which instructions of PTX have
+//!   run; `GFOCAL_EMULATOR_MUTANT`: a line of PTX to change. `cargo xtask ptx` has options that set
+//!   them.
+//! - `GFOCAL_FORCE_EMULATOR`: `1`, and [`driver`] takes the emulator although there is a GPU.
 
 mod error;
 
