@@ -36,11 +36,8 @@ const CONFIDENT: f64 = 0.995_339;
 /// are labelled.
 const RARE_OF_QFL: f64 = 2.4;
 const RARE_OF_HEAD: f64 = 0.6;
-/// Cycles from one instruction of a warp to the next that needs it, as it is alone: at least, at most.
-const DEPENDENT: [f64; 2] = [4.0, 8.0];
-/// How many positives a warp of phase one has one after the other, at least and at most: up to nine are
-/// neighbours, and a block of eight warps has their anchors.
-const POSITIVES_IN_TURN: [f64; 2] = [1.0, 4.0];
+/// Cycles from one instruction of a warp to the next, as it is alone: at least, at most.
+const DEPENDENT: [f64; 2] = [3.0, 6.0];
 
 impl Case {
     /// All of them.
@@ -163,19 +160,22 @@ impl Case {
                 let (images, positives) = (self.images(), self.positives());
                 let cycles = machine.cycles();
                 let positives_slots = u64::from(machine.multiprocessors * grids::POSITIVES_BLOCKS);
-                let alone = |at: usize| {
-                    let find = figures[0].general.instructions * DEPENDENT[at] / cycles + machine.latency;
-                    POSITIVES_IN_TURN[at] * find
-                };
+                let share = grids::head_positives(images, &COCO, positives_slots);
+                // Up to nine positives are neighbours, whose anchors a block of eight warps has: some warp has one
+                // at least, and two in each other round at most.
+                let in_turn = [1.0, 2.0 * (share.most / 2.0).max(1.0)];
+                let alone = [0, 1].map(|at| {
+                    in_turn[at] * (figures[0].general.instructions * DEPENDENT[at] / cycles + machine.latency)
+                });
                 let first = Launch {
-                    share: grids::head_positives(images, &COCO, positives_slots),
+                    share,
                     at_once: 1.0,
                     under_way: 1,
                     bytes: (rows * (8 + 4 + 8) + positives * ((columns + 4 * BINS) * element + 16)) as f64,
                     instructions: 0.0,
                     mufu: 0.0,
                     reduces: true,
-                    alone: [alone(0), alone(1)],
+                    alone,
                 };
                 // As benches/peers/head_bytes.py counts.
                 let writes = if self.backward { rows * (columns + 4 * BINS) * element } else { 0 };

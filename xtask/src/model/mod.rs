@@ -212,7 +212,8 @@ Assumptions
 - At best bytes, instructions, special functions and waiting overlap, and the slowest of them counts. At worst blocks wait
   {latency} us for each round of loads and then queue for memory and for issue (mean value analysis), the last round takes
   as long as the others, and the instructions of one round overlap with nothing.
-- Phase one of the head: a warp has 1 to 4 positives in turn, with 4 to 8 cycles an instruction.
+- Phase one of the head waits for labels in each round; a warp has one positive at least, and two in each other round at
+  most, with 3 to 6 cycles an instruction.
 Not in the model: caches (the bench goes past the L2 cache), the driver's choice of carve-out, conflicts in shared memory, rows
 of the head's small levels that are read scalar by scalar, and clocks that fall under load.
 

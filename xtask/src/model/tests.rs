@@ -158,11 +158,12 @@ fn the_head_shares_out_all_its_blocks() {
     assert!((260..=270).contains(&share.blocks) && share.most == 6.0, "{share:?}");
 }
 
-/// What this program has of src/cuda is what stands there.
+/// What this program has of src/cuda and of the kernels is what stands there.
 #[test]
 fn constants_are_those_of_the_library() {
     let mut sources = String::new();
     read_all(&root().join("src/cuda"), &mut sources);
+    read_all(&root().join("kernels"), &mut sources);
     for (name, value) in [
         ("QFL_BLOCK", grids::QFL_BLOCK),
         ("QFL_UNROLL", grids::QFL_UNROLL),
@@ -174,8 +175,9 @@ fn constants_are_those_of_the_library() {
         ("POSITIVES_BLOCKS", grids::POSITIVES_BLOCKS),
         ("BLOCKS_PER_MULTIPROCESSOR", grids::BLOCKS_PER_MULTIPROCESSOR),
     ] {
-        let found: Vec<_> = sources.split(&format!("const {name}: u32 = ")).skip(1).collect();
-        assert!(!found.is_empty(), "src/cuda has no {name}");
+        let [rust, cpp] = [format!("const {name}: u32 = "), format!("constexpr int {name} = ")];
+        let found: Vec<_> = sources.split(&rust).skip(1).chain(sources.split(&cpp).skip(1)).collect();
+        assert!(!found.is_empty(), "neither src/cuda nor the kernels have {name}");
         assert!(found.iter().all(|rest| rest.starts_with(&format!("{value};"))), "{name} is not {value}");
     }
 }
@@ -185,7 +187,7 @@ fn read_all(folder: &Path, text: &mut String) {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
             read_all(&path, text);
-        } else {
+        } else if path.extension().is_some_and(|extension| extension != "ptx") {
             *text += &fs::read_to_string(&path).expect("a source");
         }
     }
