@@ -33,7 +33,10 @@ fn step(
         let labels: Vec<i64> = (0..rows)
             .map(|_| if random.chance(0.3) { random.index(classes) } else { classes } as i64)
             .collect();
-        let quality: Vec<f32> = (0..rows).map(|_| random.unit() as f32).collect();
+        // Of nothing, of more than all, and of some.
+        let of_some = |random: &mut Random| random.unit() as f32;
+        let quality: Vec<f32> =
+            (0..rows).map(|row| [0.0, 1.5, of_some(random), of_some(random)][row % 4]).collect();
         Case::sparse([rows, classes], &logits, &labels, &quality)
     };
     let target: Vec<f32> = (0..sides).map(|_| random.between(0.0, bins as f64 - 1.0) as f32).collect();
