@@ -47,6 +47,12 @@ mod head_gradcheck;
 mod head_graph;
 #[path = "../large.rs"]
 mod large;
+#[path = "../loading.rs"]
+mod loading;
+#[path = "../loading_graph.rs"]
+mod loading_graph;
+#[path = "../overlaps.rs"]
+mod overlaps;
 #[path = "../properties.rs"]
 mod properties;
 #[path = "../raw.rs"]
