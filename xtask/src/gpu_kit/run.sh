@@ -158,25 +158,28 @@ peers() {
 }
 
 # A folder of variants holds PTX that takes the place of what ships under the same name; the names say
-# whose it is. Before and after them the kernels that ship, for the noise.
+# whose it is. Before and after them the kernels that ship, for the noise; a variant must be right, too.
 variants() {
-    local without=$emulated case folder seconds=0.1
+    local without=$emulated case op size small folder name seconds=0.1
     [[ $lease ]] || seconds=0.5
-    local timed=(bin/gfocal bench --device cuda --format json --seconds $seconds --dtype f32,bf16)
     if ! compgen -G "variants/*/*.ptx" >/dev/null; then
         verdict "left out" variants "the kit has none"
     elif [[ ! $without ]] && [[ $(bin/gfocal bench --help 2>&1) != *--kernels* ]]; then
         without="this gfocal has no --kernels"
     fi
-    for case in qfl:134400x80 dfl:262144x17 head:356800x80; do
-        compgen -G "variants/*/${case%:*}*.ptx" >/dev/null || continue
-        item "variant-${case%:*}-shipped" 20 "${timed[@]}" --ops "${case%:*}" --sizes "${case#*:}"
+    for case in qfl:134400x80:2100x80 dfl:262144x17:4096x17 head:356800x80:8525x20; do
+        IFS=: read -r op size small <<<"$case"
+        local timed=(bin/gfocal bench --device cuda --format json --no-check --seconds $seconds --ops "$op" --sizes "$size"
+            --dtype f32,bf16)
+        compgen -G "variants/*/$op*.ptx" >/dev/null || continue
+        item "variant-$op-shipped" 20 "${timed[@]}"
         for folder in variants/*/; do
-            compgen -G "$folder${case%:*}*.ptx" >/dev/null || continue
-            item "variant-${case%:*}-$(basename "$folder")" 20 \
-                "${timed[@]}" --ops "${case%:*}" --sizes "${case#*:}" --kernels "$folder"
+            compgen -G "$folder$op*.ptx" >/dev/null || continue
+            name=variant-$op-$(basename "$folder")
+            item "check-$name" 20 bin/gfocal bench --device cuda --check-only --ops "$op" --sizes "$small" --kernels "$folder"
+            item "$name" 20 "${timed[@]}" --kernels "$folder"
         done
-        item "variant-${case%:*}-shipped-again" 20 "${timed[@]}" --ops "${case%:*}" --sizes "${case#*:}"
+        item "variant-$op-shipped-again" 20 "${timed[@]}"
     done
 }
 

@@ -115,6 +115,7 @@ fn on_a_gpu_figures_stand_beside_the_prediction_and_peers() {
     assert!(output.status.success(), "{summary}");
     assert!(!summary.contains("left out"), "{summary}");
     assert_has_line(&summary, "qfl forward f32 134400x80", "18.0 to 23.0 us, 77 to 98 %");
+    assert_has_line(&summary, "check-variant-qfl-prefetch", " s");
     let of_variant = summary.split("variant-qfl-prefetch\n").nth(1).expect("a section");
     assert_has_line(of_variant, "qfl forward f32 134400x80", " 1.25 ");
     let of_peers = summary.split("== peers").nth(1).expect("a section");
