@@ -36,8 +36,8 @@ source ./summary.sh
 load() {
     rm -rf cache
     mkdir -p cache
-    item load-first 60 bin/gfocal info
-    item load-second 60 bin/gfocal info
+    item load-first 60 bin/gfocal info --load
+    item load-second 60 bin/gfocal info --load
     info=$(<"$logs/load-first.log")
     if [[ $info != *"chooses cuda:"* ]]; then
         printf '%s\nthere is no GPU here that gfocal can use, so nothing else is run\n' "$info" >&2
