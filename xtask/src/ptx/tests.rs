@@ -45,7 +45,9 @@ impl Test {
     ) -> Result<Outcome, String> {
         let cannot = |error: std::io::Error| format!("{} cannot run: {error}", self.name);
         let mut command = Command::new(&self.program);
-        command.current_dir(&self.folder).args(["--exact", self.own_name(), "--test-threads", "1"]);
+        // As cargo would: tests look for their files there.
+        command.env("CARGO_MANIFEST_DIR", &self.folder).current_dir(&self.folder);
+        command.args(["--exact", self.own_name(), "--test-threads", "1"]);
         command.env("GFOCAL_EMULATOR_PTX", "1").env("GFOCAL_EMULATOR_CC", capability.to_string());
         command.env("GFOCAL_FORCE_EMULATOR", "1").envs(variables.iter().copied()).stdin(Stdio::null());
         match log.map(File::create).transpose().map_err(cannot)? {
