@@ -175,7 +175,7 @@ fn instructions() {
         ("cvt.rn.bf16x2.f32 %x1, %f0, 0f40000000;", 0x3f80_8000, 0x3f80_4000),
         ("cvt.rn.bf16x2.f32 %x1, %f0, 0f40000000;", 0x3f81_8000, 0x3f82_4000),
         ("cvt.rz.f16.f32 %h0, %f0; cvt.u32.u16 %x1, %h0;", 70000f32.to_bits(), 0x7bff),
-        ("cvt.rz.f16.f32 %h0, %f0; cvt.u32.u16 %x1, %h0;", 1.999f32.to_bits(), 0x3fff),
+        ("cvt.rz.f16.f32 %h0, %f0; cvt.u32.u16 %x1, %h0;", 1.999f32.to_bits(), 0x3ffe),
         ("cvt.rz.f16.f32 %h0, %f0; cvt.u32.u16 %x1, %h0;", (-1.1e-7f32).to_bits(), 0x8001),
         ("cvt.rz.bf16x2.f32 %x1, %f0, 0f40000000;", 0x3f81_ffff, 0x3f81_4000),
         ("ex2.approx.ftz.f32 %f1, %f0;", 3f32.to_bits(), 8f32.to_bits()),
@@ -410,4 +410,56 @@ fn hand_written_text_runs() {
     }
     assert_eq!(f.get_attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES).unwrap(), 0);
     device.no_fault();
+}
+
+/// A kernel of which one instruction is not run.
+fn half_run() -> String {
+    kernel("", "mov.u32 %x0, 1;\nsetp.eq.u32 %p0, %t, 99;\n@%p0 mov.u32 %x0, 2;\nst.global.u32 [%lane], %x0;")
+}
+
+/// FNV-1a, by which the emulator knows a text.
+fn hash(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+#[test]
+#[ignore = "another test runs it in a process of its own"]
+fn prints_what_the_kernel_stores() {
+    let Some(device) = device() else { return };
+    let out = device.run(&half_run(), 1, 32, &[0; 32]).unwrap();
+    println!("\nseen: {}", out[0]);
+}
+
+#[test]
+fn what_has_run_is_written_and_a_line_can_be_changed() {
+    if device().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let text = half_run();
+    let run = |mutant: &str| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "prints_what_the_kernel_stores", "--ignored", "--nocapture"]);
+        command.env("GFOCAL_EMULATOR_COVERAGE", folder.path()).env("GFOCAL_EMULATOR_MUTANT", mutant);
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("seen: ")).map(str::to_owned)
+    };
+    assert_eq!(run("").as_deref(), Some("1"));
+    let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    assert!(file.file_name().unwrap().to_str().unwrap().starts_with("ptx-"), "{}", file.display());
+    let skipped = line_of(&text, "@%p0 mov");
+    let (first, last) = (line_of(&text, "ld.param"), line_of(&text, "ret;"));
+    let expected = format!(
+        "{:016x} k ran {first}-{},{}-{last} not {skipped}-{skipped}\n",
+        hash(&text),
+        skipped - 1,
+        skipped + 1
+    );
+    assert_eq!(std::fs::read_to_string(file).unwrap(), expected);
+    let line = line_of(&text, "mov.u32 %x0, 1;");
+    assert_eq!(run(&format!("{:016x} {line} mov.u32 %x0, 5;", hash(&text))).as_deref(), Some("5"));
+    assert_eq!(run(&format!("{:016x} {line} mov.u32 %x0, 5;", hash("another"))).as_deref(), Some("1"));
+    assert_eq!(run(&format!("{:016x} {line} nonsense;", hash(&text))), None);
 }
