@@ -139,7 +139,7 @@ impl<'a> Compiled<'a> {
         targets.retain(|variant| nvrtc.supports(variant.target));
         let ptx = variants::compile(nvrtc, sources, &targets).unwrap_or_else(|log| give_up(log));
         let targets: Vec<_> = architectures.iter().flat_map(|&each| sources.variants_of(each)).collect();
-        let machine_code = variants::compile_to(Code::Machine, nvrtc, sources, &targets);
+        let machine_code = variants::compile_to(Code::Machine, nvrtc, sources, &targets, &[]);
         Compiled { nvrtc, ptx, machine_code: machine_code.unwrap_or_else(|log| give_up(log)) }
     }
 

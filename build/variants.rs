@@ -14,6 +14,8 @@ use sha2::{Digest, Sha256};
 
 use crate::nvrtc::{Code, CompileError, Compiled, Nvrtc};
 
+mod tidy;
+
 /// A storage type of logits and gradients.
 pub struct Storage {
     /// As in the names of the images and of the entry points.
@@ -33,7 +35,11 @@ pub const STORAGES: [Storage; 3] = [
 ];
 
 /// The units that have nothing in the logits' storage type: they are compiled for f32 alone.
-pub const ONLY_F32: [&str; 2] = ["assign", "boxes"];
+const ONLY_F32: [&str; 2] = ["assign", "boxes"];
+
+/// The units that store nothing in the logits' storage type, and so have no use for those conversions: they
+/// are compiled for the lowest target alone.
+const ONLY_LOADS: [&str; 5] = ["dfl_forward", "gfl_forward", "head_forward", "head_positives", "qfl_forward"];
 
 /// One compilation.
 #[derive(Clone, Copy)]
@@ -60,6 +66,12 @@ impl Variant<'_> {
         format!("{}.{}.sm_{}", self.unit.stem(), self.storage.name, self.target)
     }
 
+    /// The compute capabilities that this unit is compiled for in this storage type.
+    #[allow(dead_code)] // the build script takes variants as they come
+    pub fn targets(&self) -> &'static [u32] {
+        targets(self.unit, self.storage)
+    }
+
     fn options(&self, code: Code) -> Vec<String> {
         let architecture = match code {
             Code::Ptx => "compute",
@@ -67,6 +79,10 @@ impl Variant<'_> {
         };
         options(&format!("{architecture}_{}", self.target), self.storage.define)
     }
+}
+
+fn targets(unit: &Source, storage: &'static Storage) -> &'static [u32] {
+    if ONLY_LOADS.contains(&unit.stem()) { &storage.targets[..1] } else { storage.targets }
 }
 
 fn options(architecture: &str, define: &str) -> Vec<String> {
@@ -148,21 +164,21 @@ impl Sources {
 
     /// Everything there is to compile.
     pub fn variants(&self) -> Vec<Variant<'_>> {
-        self.variants_for(|storage| storage.targets.to_vec())
+        self.variants_for(|unit, storage| targets(unit, storage).to_vec())
     }
 
     /// The same for one architecture, as in 90.
     #[allow(dead_code)] // only the build script makes machine code
     pub fn variants_of(&self, architecture: u32) -> Vec<Variant<'_>> {
-        self.variants_for(|_| vec![architecture])
+        self.variants_for(|_, _| vec![architecture])
     }
 
-    fn variants_for(&self, targets: impl Fn(&Storage) -> Vec<u32>) -> Vec<Variant<'_>> {
+    fn variants_for(&self, targets: impl Fn(&Source, &'static Storage) -> Vec<u32>) -> Vec<Variant<'_>> {
         let mut variants = Vec::new();
         for unit in &self.units {
             let only_f32 = ONLY_F32.contains(&unit.stem());
             for storage in STORAGES.iter().filter(|storage| !only_f32 || storage.name == "f32") {
-                let targets = targets(storage).into_iter();
+                let targets = targets(unit, storage).into_iter();
                 variants.extend(targets.map(|target| Variant { unit, storage, target }));
             }
         }
@@ -198,25 +214,39 @@ pub fn compile<'a>(
     sources: &Sources,
     variants: &[Variant<'a>],
 ) -> Result<Vec<Image<'a>>, String> {
-    let compiled = compile_to(Code::Ptx, nvrtc, sources, variants)?;
-    let image = |(variant, Compiled { code, warnings })| {
-        let ptx = String::from_utf8_lossy(&code).into_owned();
-        Image { variant, ptx, warnings }
+    compile_with(nvrtc, sources, variants, &[])
+}
+
+/// The same with some macros defined.
+pub fn compile_with<'a>(
+    nvrtc: &Nvrtc,
+    sources: &Sources,
+    variants: &[Variant<'a>],
+    defines: &[&str],
+) -> Result<Vec<Image<'a>>, String> {
+    let compiled = compile_to(Code::Ptx, nvrtc, sources, variants, defines)?;
+    let image = |(variant, Compiled { code, warnings })| Image {
+        variant,
+        ptx: tidy::tidy(&String::from_utf8_lossy(&code)),
+        warnings,
     };
     Ok(compiled.into_iter().map(image).collect())
 }
 
-/// The same to PTX or to machine code.
+/// Compiles to PTX, as NVRTC writes it, or to machine code.
 pub fn compile_to<'a>(
     code: Code,
     nvrtc: &Nvrtc,
     sources: &Sources,
     variants: &[Variant<'a>],
+    defines: &[&str],
 ) -> Result<Vec<(Variant<'a>, Compiled)>, String> {
     let includes = sources.includes();
     let results = in_parallel(variants, |variant| {
         let (text, path) = (&variant.unit.text, variant.unit.path());
-        nvrtc.compile(text, &path, &includes, &variant.options(code), code)
+        let mut options = variant.options(code);
+        options.extend(defines.iter().map(|define| format!("-D{define}")));
+        nvrtc.compile(text, &path, &includes, &options, code)
     });
     let mut images = Vec::new();
     // A mistake shows in most variants of a unit: say it once. (unit, log, variants)

@@ -55,9 +55,16 @@ DEVICE AtssLevel level_of(const AtssArgs& a, u32 number) {
 
 DEVICE bool is_number(float x) { return fabsf(x) <= 3.402823466e38f; }
 
+// As load_corners, where the compiler has lost sight of where the pointer leads: it is one of several levels'.
+DEVICE Corners load_anchor(const float* p) {
+    if (!aligned16(p)) return {{load_float(p), load_float(p + 1), load_float(p + 2), load_float(p + 3)}};
+    const uint4 v = load_16_bytes(p);
+    return {{__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)}};
+}
+
 // The anchor at a row and a column.
 DEVICE Corners anchor(const AtssLevel& level, u32 y, u32 x) {
-    if (level.anchors) return load_corners(level.anchors + 4 * (u64)x);
+    if (level.anchors) return load_anchor(level.anchors + 4 * (u64)x);
     const float middle_x = __fmul_rn((float)x + level.offset, level.stride);
     const float middle_y = __fmul_rn((float)y + level.offset, level.stride);
     return {{middle_x - level.half, middle_y - level.half, middle_x + level.half, middle_y + level.half}};

@@ -32,20 +32,22 @@ struct Scaling {
     u32 lanes;                // lanes of a warp that share a row: 1, 2, 4, ... 32
 };
 
-struct Factors {
-    float loss, grad;
-};
-
-DEVICE Factors factors(const Scaling& s) {
-    Factors f = {s.loss_factor, s.grad_factor};
+DEVICE float normalised(const Scaling& s, float factor) {
+    float normaliser = 1.0f;
     if (s.avg_factor) {
-        float normaliser = *s.avg_factor + s.avg_epsilon;
+        normaliser = *s.avg_factor + s.avg_epsilon;
         normaliser = normaliser < s.avg_minimum ? s.avg_minimum : normaliser;
-        f.loss = divide(f.loss, normaliser);
-        f.grad = divide(f.grad, normaliser);
     }
-    if (s.grad_scale) f.grad *= *s.grad_scale;
-    return f;
+    const float quotient = divide(factor, normaliser);
+    return s.avg_factor ? quotient : factor;
+}
+
+// What the loss and the gradient are multiplied by. Apart, for the first is wanted at the end, and in no register
+// before.
+DEVICE float loss_factor_of(const Scaling& s) { return normalised(s, s.loss_factor); }
+DEVICE float grad_factor_of(const Scaling& s) {
+    const float factor = normalised(s, s.grad_factor);
+    return s.grad_scale ? factor * *s.grad_scale : factor;
 }
 
 DEVICE float weight_of(const Scaling& s, u64 row) { return s.weight ? s.weight[row] : 1.0f; }
@@ -64,6 +66,6 @@ struct WholeGrid {
         if (!finite && s.found_inf) *s.found_inf = 1.0f;  // all who write it write the same
         double total;
         if (s.loss && !s.per_row && grid_sum<BLOCK>(sum, s.scratch, total))
-            *s.loss = rows == 0 ? 0.0f : (float)(total * (double)factors(s).loss);
+            *s.loss = rows == 0 ? 0.0f : (float)(total * (double)loss_factor_of(s));
     }
 };

@@ -152,6 +152,9 @@ constexpr float DFL_FINITE_SCALE = 65000.0f;
 constexpr float DFL_FINITE_SCALE = 3e38f;
 #endif
 
+// Stands for the loss of a row that takes the long way; the loss of no other is NaN.
+constexpr u32 DFL_ODD = 0x7fffffff;
+
 // The weights of a thread's rows where there are none to read.
 GLOBAL_CONSTANT float DFL_ONES[2] = {1.0f, 1.0f};
 
@@ -200,7 +203,7 @@ DEVICE float dfl_one_row(const DflArgs& a, float grad_factor, u64 row, bool odd,
     const DflTarget target = read_dfl_target(a, row, true);
     const float scale = GRADIENT ? grad_factor * target.weight * upstream_of(a.scaling, row) : 0.0f;
     if (odd || target.weight == 0.0f) loss = dfl_any_row<GRADIENT, K>(a, target, scale, row);
-    if (a.scaling.per_row && a.scaling.loss) a.scaling.loss[row] = loss * LN_2 * factors(a.scaling).loss;
+    if (a.scaling.per_row && a.scaling.loss) a.scaling.loss[row] = loss * LN_2 * loss_factor_of(a.scaling);
     if (GRADIENT && a.scaling.found_inf && (odd || !(fabsf(scale) <= DFL_FINITE_SCALE))) {
 #pragma unroll 1
         for (u32 j = 0; j < K; ++j)
@@ -218,7 +221,7 @@ DEVICE void dfl_tile(const DflArgs& a) {
     SHARED(u32, shared, WARPS * Tile::BYTES / 4);
     const u32 warp = threadIdx.x / 32;
     const Tile tile(shared_address(shared + warp * (Tile::BYTES / 4)));
-    const float grad_factor = factors(a.scaling).grad;
+    const float grad_factor = grad_factor_of(a.scaling);
     // Whole tiles for all warps of a block: the same for all threads, which spares what shuffles
     // cost where a warp might be divided. 2^32 of them would be 32 TiB of logits.
     constexpr u32 BLOCK_ROWS = BLOCK * ROWS;
@@ -235,14 +238,13 @@ DEVICE void dfl_tile(const DflArgs& a) {
     const float most_total = kept(a.scaling.per_row ? -1.0f : DFL_MOST_TOTAL);  // -1: all are rare
     const float most_scale = kept(a.scaling.found_inf ? DFL_FINITE_SCALE : DFL_MOST_SCALE);
     double sum = 0.0;  // of losses in bits
-    u32 block = blockIdx.x;
-    while (block < end) {
+    for (u32 block = blockIdx.x;; block += gridDim.x) {
         __syncwarp();
-        float loss[ROWS];
-        bool odd[ROWS], any_rare;
+        bool any_rare = false;
 #pragma unroll 1
-        do {
-            float z[ROWS * K], target[ROWS], weight[ROWS], upstream[ROWS];
+        for (; block < end; block += gridDim.x) {
+            float z[ROWS * K], target[ROWS], weight[ROWS], upstream[ROWS], loss[ROWS];
+            bool odd[ROWS];
 #pragma unroll
             for (u32 r = 0; r < ROWS; ++r) {
                 target[r] = load_float(lane_target + (u64)block * BLOCK_ROWS + r);
@@ -315,24 +317,26 @@ DEVICE void dfl_tile(const DflArgs& a) {
             }
             __syncwarp();
             any_rare = __any_sync(ALL_LANES, rare);
-            if (any_rare) break;
+            if (__builtin_expect(any_rare, 0)) {
+#pragma unroll
+                for (u32 r = 0; r < ROWS; ++r)
+                    store_shared(tile.own + r * 4, odd[r] ? DFL_ODD : __float_as_uint(loss[r]));
+                break;
+            }
 #pragma unroll
             for (u32 r = 0; r < ROWS; ++r) sum += (double)loss[r];
-            block += gridDim.x;
-        } while (block < end);
+        }
+        // One by one: the rows of a tile in which one is rare; at the end, those that do not fill a tile.
+#pragma unroll 1
+        for (u32 r = 0; r < ROWS; ++r) {
+            const u32 thread = thread_anew(), further = (blockIdx.x + r * gridDim.x) * BLOCK + thread;
+            const u64 row = (u64)(any_rare ? block : end) * BLOCK_ROWS + (any_rare ? thread * ROWS + r : further);
+            if (row >= a.rows) break;
+            const u32 loss = any_rare ? load_shared_word(tile.own + r * 4) : DFL_ODD;
+            sum += (double)dfl_one_row<GRADIENT, K>(a, grad_factor, row, loss == DFL_ODD, __uint_as_float(loss));
+        }
         if (!any_rare) break;
-        const u64 row = (u64)block * BLOCK_ROWS + first_row;
-#pragma unroll 1
-        for (u32 r = 0; r < ROWS; ++r)
-            sum += (double)dfl_one_row<GRADIENT, K>(a, grad_factor, row + r, r ? odd[ROWS - 1] : odd[0],
-                                                    r ? loss[ROWS - 1] : loss[0]);
-        block += gridDim.x;
     }
-    // The rows that do not fill a tile.
-    const u64 threads = (u64)gridDim.x * BLOCK;
-#pragma unroll 1
-    for (u64 row = (u64)end * BLOCK_ROWS + blockIdx.x * BLOCK + threadIdx.x; row < a.rows; row += threads)
-        sum += (double)dfl_one_row<GRADIENT, K>(a, grad_factor, row, true, 0.0f);
     WholeGrid().finish<BLOCK>(a.scaling, a.rows, sum * 0.6931471805599453, true);
 }
 
@@ -340,7 +344,7 @@ DEVICE void dfl_tile(const DflArgs& a) {
 template <bool GRADIENT, class Blocks = WholeGrid>
 DEVICE void dfl_rows(const DflArgs& a, const Blocks& blocks = Blocks()) {
     const u32 lanes = a.scaling.lanes, lane = threadIdx.x % lanes, rows_per_block = DFL_ROWS_BLOCK / lanes;
-    const Factors factor = factors(a.scaling);
+    const float grad_factor = grad_factor_of(a.scaling);
     double sum = 0.0;
     bool finite = true;
     for (u64 base = (u64)blocks.index() * rows_per_block; base < a.rows; base += (u64)blocks.count() * rows_per_block) {
@@ -357,7 +361,7 @@ DEVICE void dfl_rows(const DflArgs& a, const Blocks& blocks = Blocks()) {
             loss = target.weight * dfl(target.bins, softmax.peak, softmax.log_total, z_left, z_right);
         }
         if (GRADIENT && bins) {
-            const float scale = factor.grad * target.weight * upstream_of(a.scaling, row);
+            const float scale = grad_factor * target.weight * upstream_of(a.scaling, row);
             const float share = rcp_approx(softmax.total);
             finite &= for_row(a.logits + start, a.grad + start, bins, lane, lanes, [&](u32 i, auto& z) {
                 constexpr int COUNT = sizeof(z) / sizeof(float);
@@ -374,7 +378,7 @@ DEVICE void dfl_rows(const DflArgs& a, const Blocks& blocks = Blocks()) {
         }
         if (lane == 0 && inside) {
             sum += (double)loss;
-            if (a.scaling.per_row && a.scaling.loss) a.scaling.loss[row] = loss * factor.loss;
+            if (a.scaling.per_row && a.scaling.loss) a.scaling.loss[row] = loss * loss_factor_of(a.scaling);
         }
     }
     blocks.template finish<DFL_ROWS_BLOCK>(a.scaling, a.rows, sum, finite);

@@ -33,6 +33,55 @@ struct SomeBlocks {
     }
 };
 
+// QFL at any beta, with labels or a target for every element, one element after the other: it is seldom asked for,
+// and never of many rows here.
+template <bool GRADIENT>
+DEVICE void qfl_elements(const QflArgs& a, const SomeBlocks& blocks) {
+    const u32 lanes = a.scaling.lanes, lane = threadIdx.x % lanes, rows_per_block = GFL_BLOCK / lanes;
+    const float grad_factor = grad_factor_of(a.scaling);
+    const bool dense = a.target != nullptr;
+    double sum = 0.0;
+    bool finite = true;
+    for (u64 base = (u64)blocks.index() * rows_per_block; base < a.rows; base += (u64)blocks.count() * rows_per_block) {
+        const u64 row = base + threadIdx.x / lanes, start = row * a.classes;
+        const u32 classes = row < a.rows ? a.classes : 0;
+        QflTarget target = {NO_COLUMN, 0.0f, 0.0f};
+        if (dense) {
+            bool bad = false;  // one NaN makes the row invalid
+            if (classes) target.weight = weight_of(a.scaling, row);
+#pragma unroll 1
+            for (u32 i = target.weight == 0.0f ? classes : lane; i < classes; i += lanes) {
+                const float y = a.target[start + i];
+                bad |= y != y;
+            }
+            if (lanes_max((u32)bad, lanes)) {
+                if (lane == 0 && a.scaling.status) report(&a.scaling.status->bad_qualities, a.scaling.status, row);
+                target.weight = 0.0f;
+            }
+        } else if (classes) {
+            target = read_qfl_target(a, row, lane == 0);
+        }
+        const bool masked = target.weight == 0.0f;
+        const float scale = masked ? 0.0f : grad_factor * target.weight * upstream_of(a.scaling, row);
+        double loss = 0.0;
+#pragma unroll 1
+        for (u32 i = lane; i < classes; i += lanes) {
+            LossGrad element = {0.0f, 0.0f};
+            if (!masked) {
+                const float y = dense ? __saturatef(a.target[start + i]) : i == target.column ? target.quality : 0.0f;
+                element = soft<false>(load(a.logits + start + i), y, a.beta, scale);
+            }
+            loss += (double)element.loss;
+            if (GRADIENT) {
+                store(a.grad + start + i, element.grad);
+                finite &= is_finite(a.grad + start + i);
+            }
+        }
+        if (!masked) sum = fma(loss, (double)target.weight, sum);
+    }
+    blocks.finish<GFL_BLOCK>(a.scaling, a.rows, sum, finite);
+}
+
 template <bool GRADIENT>
 DEVICE void gfl(const GflArgs& a) {
     SHARED(u32, is_last, 1);
@@ -42,14 +91,9 @@ DEVICE void gfl(const GflArgs& a) {
         dfl_rows<GRADIENT>(a.dfl, SomeBlocks{0, dfl_blocks, &sum});
     } else {
         const SomeBlocks blocks = {dfl_blocks, qfl_blocks, &sum};
-        const bool beta_2 = a.qfl.beta == 2.0f;
-        if (a.qfl.target) {
-            if (beta_2) qfl_rows<GRADIENT, true, true>(a.qfl, blocks);
-            else qfl_rows<GRADIENT, true, false>(a.qfl, blocks);
-        } else {
-            if (beta_2) qfl_rows<GRADIENT, false, true>(a.qfl, blocks);
-            else qfl_rows<GRADIENT, false, false>(a.qfl, blocks);
-        }
+        if (a.qfl.beta != 2.0f) qfl_elements<GRADIENT>(a.qfl, blocks);
+        else if (a.qfl.target) qfl_rows<GRADIENT, true>(a.qfl, true, blocks);
+        else qfl_rows<GRADIENT, true>(a.qfl, false, blocks);
     }
     sum = block_sum<GFL_BLOCK>(sum);
     if (threadIdx.x == 0) {
@@ -68,8 +112,8 @@ DEVICE void gfl(const GflArgs& a) {
     qfl = block_sum<GFL_BLOCK>(qfl);
     dfl = block_sum<GFL_BLOCK>(dfl);
     if (last && threadIdx.x == 0) {
-        qfl = a.qfl.rows == 0 ? 0.0 : qfl * (double)factors(a.qfl.scaling).loss;
-        dfl = a.dfl.rows == 0 ? 0.0 : dfl * (double)factors(a.dfl.scaling).loss;
+        qfl = a.qfl.rows == 0 ? 0.0 : qfl * (double)loss_factor_of(a.qfl.scaling);
+        dfl = a.dfl.rows == 0 ? 0.0 : dfl * (double)loss_factor_of(a.dfl.scaling);
         a.losses[0] = (float)qfl;
         a.losses[1] = (float)dfl;
         a.losses[2] = (float)(qfl + dfl);

@@ -108,6 +108,7 @@ constexpr u32 BOX_SCALARS = 0, BOX_CHANNELS = 1, BOX_ANCHORS = 2, BOX_POSITIONS 
 template <class First>
 DEVICE u32 level_of_block(const HeadArgs& a, First first) {
     u32 level = 0;
+#pragma unroll 1
     for (u32 l = 1; l < a.level_count; ++l)
         if (first(l) <= blockIdx.x) level = l;
     return level;
@@ -166,14 +167,14 @@ DEVICE double distance_of(const HeadLevel& level, const Anchor& anchor, u32 side
     return side < 2 ? -way : way;
 }
 
-// As two_hot, of a target that is in range.
+// As two_hot, of a distance. NaN counts as 0: what a conversion to an integer makes of it is not the same everywhere.
 struct TwoHotDouble {
     u32 left;
     double left_weight, right_weight;
 };
 
 DEVICE TwoHotDouble two_hot_of(const HeadArgs& a, double distance) {
-    distance = distance < 0.0 ? 0.0 : distance > a.target_max ? a.target_max : distance;
+    distance = distance >= 0.0 ? distance <= a.target_max ? distance : a.target_max : 0.0;
     const u32 left = min((u32)distance, a.bins - 2);
     const double right = distance - (double)left;
     return {left, 1.0 - right, right};
@@ -190,6 +191,7 @@ struct Side {
 };
 
 DEVICE double lanes_max_nan(double x, int width) {
+#pragma unroll 1
     for (int step = width / 2; step > 0; step /= 2) {
         double other = __shfl_xor_sync(ALL_LANES, x, step);
         x = other > x || other != other ? other : x;
@@ -200,7 +202,7 @@ DEVICE double lanes_max_nan(double x, int width) {
 // Logits that are not finite make all but the peak NaN. All lanes of the warp must call it.
 DEVICE Side side_of(const HeadArgs& a, const Scalar* z, u64 channel, u32 lane) {
     float top = -__uint_as_float(0x7f800000), poison = 0.0f;
-#pragma unroll 4
+#pragma unroll 1
     for (u32 j = lane; j < a.bins; j += SIDE_LANES) {
         const float x = load(z + j * channel);
         poison = fmaf(x, 0.0f, poison);

@@ -12,7 +12,7 @@ DEVICE void head_boxes(const HeadArgs& a, const HeadLevel& level, u32 blocks, co
     const u32 anchors = a.batch * level.positions, sides = by_position ? 1 : 4;
     const u32 groups = by_position ? (level.positions + MOST - 1) / MOST : (anchors + HEAD_BLOCK - 1) / HEAD_BLOCK;
     const u32 tiles = by_position ? a.batch * groups * 4 : groups;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, sub = lane % SIDE_LANES;
+    const u32 lane = threadIdx.x % 32, sub = lane % SIDE_LANES;
     for (u32 tile = blockIdx.x - level.box_block; tile < tiles; tile += blocks) {
         const u32 side = by_position ? tile % 4 : 0, row = tile / 4, image = row / groups;
         const u32 position = (row - image * groups) * MOST;
@@ -24,27 +24,25 @@ DEVICE void head_boxes(const HeadArgs& a, const HeadLevel& level, u32 blocks, co
             const u32 code = a.codes[record_of(level, anchor_of(level, base + k))];
             if (code != PLAIN && code != MASKED_ANCHOR) queue[atomicAdd(&queued[0], 1u)] = (u16)k;
         }
-        if (by_position) {
-            const u64 start = place(level.box_strides, anchor_of(level, base), side * a.bins);
-#pragma unroll 1
-            for (u32 j = warp; j < a.bins; j += HEAD_WARPS) {
-                Scalar* to = level.grad_boxes + start + j * level.box_strides.channel;
-                zero_row(to, to, count, lane, 32);
-            }
-        } else if (level.box_way == BOX_SCALARS) {
+        if (level.box_way == BOX_SCALARS) {
             if (threadIdx.x < count) {
                 Scalar* to = level.grad_boxes + place(level.box_strides, anchor_of(level, base + threadIdx.x), 0);
-#pragma unroll 4
+#pragma unroll 1
                 for (u32 j = 0; j < 4 * a.bins; ++j) store(to + j * level.box_strides.channel, 0.0f);
             }
         } else {
-            // A warp has 32 anchors at once if they follow each other, otherwise 8 lanes have one.
+            // A warp has a bin of many anchors at once, or 32 anchors if they follow each other; otherwise 8 lanes
+            // have one anchor.
             const bool dense = level.box_way == BOX_ANCHORS;
-            const u32 lanes = dense ? 32 : SIDE_LANES, rows = dense ? 32 : 1;
+            const u32 lanes = by_position || dense ? 32 : SIDE_LANES, rows = dense ? 32 : 1;
+            const u64 first = place(level.box_strides, anchor_of(level, base), side * a.bins);
+            const u32 end = by_position ? a.bins : count;
 #pragma unroll 1
-            for (u32 r = threadIdx.x / lanes * rows; r < count; r += HEAD_BLOCK / lanes * rows) {
-                Scalar* to = level.grad_boxes + place(level.box_strides, anchor_of(level, base + r), 0);
-                zero_row(to, to, min(rows, count - r) * 4 * a.bins, lane % lanes, lanes);
+            for (u32 r = threadIdx.x / lanes * rows; r < end; r += HEAD_BLOCK / lanes * rows) {
+                const u64 start = by_position ? first + r * level.box_strides.channel
+                                              : place(level.box_strides, anchor_of(level, base + r), 0);
+                const u32 length = by_position ? count : min(rows, count - r) * 4 * a.bins;
+                zero_row(level.grad_boxes + start, level.grad_boxes + start, length, lane % lanes, lanes);
             }
         }
         __syncthreads();

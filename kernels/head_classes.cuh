@@ -4,11 +4,9 @@
 #include "head.cuh"
 
 // What a lane has in flight: pieces of 16 bytes, or with another beta than 2, which takes more registers and
-// instructions, so many elements; and how many that go one by one. Twins in src/cuda/raw/head/plan.rs.
+// instructions, so many elements. Twins in src/cuda/raw/head/plan.rs. Of those that go one by one it has VECTOR.
 constexpr int HEAD_UNROLL = 4;
 constexpr int HEAD_ELEMENTS_ANY_BETA = 16;
-constexpr int HEAD_SCALARS = 16;
-constexpr int HEAD_SCALARS_ANY_BETA = 8;
 
 constexpr u32 NEVER = 0x7fffffu;  // a step that there is not
 
@@ -54,6 +52,31 @@ struct ClassShare {
     }
 };
 
+// What a lane has one by one: of each of some anchors some channels, `step` apart. All channels of an anchor are next
+// to each other, unless lanes share them. What is the same for all lanes is worked out from what is, so that the
+// compiler sees it.
+struct ClassPieces {
+    u32 anchors, step, channels;  // the most of all lanes
+    u32 own_anchors, own_channels;
+
+    DEVICE ClassPieces(const HeadArgs& a, const HeadLevel& level, const ClassShare& share) {
+        const u32 way = level.cls_way;
+        const bool by_channel = level.cls_by_channel, single = way == CLS_SCALARS, shared = by_channel && single;
+        anchors = single ? 1 : by_channel ? level.cls_span : way == CLS_POSITIONS ? VECTOR : VECTOR / 2;
+        step = shared ? level.cls_units : 1;
+        channels = shared ? (a.classes + step - 1) / step : by_channel ? VECTOR : level.cls_span;
+        own_anchors = share.idle ? 0 : by_channel && !single ? share.count : anchors;
+        own_channels = shared ? (a.classes + step - 1 - share.channel) / step : by_channel ? VECTOR : share.count;
+    }
+
+    // Which of these channels a code is the label of, or NEVER.
+    DEVICE u32 label(u32 code, u32 channel) const {
+        const u32 ahead = code - 1 - channel, number = ahead / step;
+        const bool is_here = code != PLAIN && code != MASKED_ANCHOR && number * step == ahead && number < own_channels;
+        return is_here ? number : NEVER;
+    }
+};
+
 // The labelled element of an anchor: its weighted loss. Its gradient takes the place of the one that was stored for
 // a masked logit.
 template <bool GRADIENT, bool BETA_2>
@@ -79,55 +102,83 @@ DEVICE void read_floats(const float* p, float (&x)[2]) {
     x[0] = v.x, x[1] = v.y;
 }
 
-// 16 bytes from one place, or 8 each from two.
-template <bool HALVES>
-DEVICE Words read_piece(const char* p, u32 step) {
-    if (!HALVES) return load_words(p);
-    const uint2 low = *(const uint2*)p, high = *(const uint2*)(p + step);
-    return {{low.x, low.y, high.x, high.y}};
+// From an address that is a multiple of 16.
+DEVICE Words load_piece(const char* p) {
+    const uint4 v = load_16_bytes(p);
+    return {{v.x, v.y, v.z, v.w}};
 }
 
-template <bool HALVES>
-DEVICE void write_piece(char* p, u32 step, const Words& words) {
-    if (!HALVES) return store_words(p, words);
-    store_8_bytes(p, words.w[0], words.w[1]);
-    store_8_bytes(p + step, words.w[2], words.w[3]);
+// Two of the words, from an address that is a multiple of 8.
+DEVICE void set_half(Words& words, u32 first, const char* p) {
+    const uint2 half = load_8_bytes(p);
+    words.w[first] = half.x, words.w[first + 1] = half.y;
 }
+
+// Which way vectors go: W positions on 4 * W bytes, or VECTOR channels. A piece is 16 bytes: of one channel of VECTOR
+// positions, of two channels of half as many (`halves`), of one anchor (`by_channel`). A constant of the type, or not.
+struct ByPosition {
+    static constexpr bool by_channel = false, halves = false;
+};
+struct ByHalves {
+    static constexpr bool by_channel = false, halves = true;
+};
+struct ByChannel {
+    static constexpr bool by_channel = true, halves = false;
+};
+struct ByPositionOrHalves {
+    static constexpr bool by_channel = false;
+    bool halves;
+};
+#ifdef STORAGE_F32
+struct ByAny {
+    bool by_channel;
+    static constexpr bool halves = false;
+
+    DEVICE ByAny(u32 way) : by_channel(way == CLS_CHANNELS) {}
+};
+#else
+struct ByAny {
+    bool by_channel, halves;
+
+    DEVICE ByAny(u32 way) : by_channel(way == CLS_CHANNELS), halves(way == CLS_HALF_VECTORS) {}
+};
+#endif
 
 // The gradients of a lane whose anchors are all masked.
-template <bool HALVES>
-DEVICE void mask_vectors(const HeadLevel& level, const Anchor& anchor, const ClassShare& share) {
+DEVICE void mask_vectors(const HeadLevel& level, const Anchor& anchor, const ClassShare& share, bool halves) {
     Scalar* to = level.grad_cls + place(level.cls_strides, anchor, share.channel);
-#pragma unroll 4
+#pragma unroll 1
     for (u32 i = 0; i < share.count; ++i) {
-        if (HALVES) store_8_bytes(to, 0, 0);
+        if (halves) store_8_bytes(to, 0, 0);
         else store_words(to, {{0, 0, 0, 0}});
         to += level.cls_strides.channel;
     }
 }
 
-// A warp's share in vectors. By position (W of them, on 4 * W bytes) a lane goes from channel to channel; a piece
-// is one channel of VECTOR positions, or two of half as many. By channel (W = 0) it goes from anchor to anchor, and
-// a piece is VECTOR channels. False: class_anchors must do all of it.
-template <bool GRADIENT, bool BETA_2, u32 W>
-DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, float grad_factor, ClassSums& sums) {
-    constexpr u32 UNROLL = BETA_2 ? HEAD_UNROLL : HEAD_ELEMENTS_ANY_BETA / VECTOR, PARTS = W ? VECTOR / W : 1;
-    constexpr u32 STEPS = UNROLL * PARTS;  // in one way round
-    constexpr bool HALVES = PARTS == 2, BY_CHANNEL = W == 0;
+// A warp's share in vectors. By position a lane goes from channel to channel, by channel it goes from anchor to
+// anchor. False: class_anchors must do all of it. `labels`: whether some anchors may have their labels here, whose
+// elements are left out.
+template <bool GRADIENT, bool BETA_2, class Way>
+DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, float grad_factor, const Way way,
+                          ClassSums& sums, bool& labels) {
+    constexpr u32 UNROLL = BETA_2 ? HEAD_UNROLL : HEAD_ELEMENTS_ANY_BETA / VECTOR;
     // Losses come doubled. They might overflow, and the gradients with them: such a tile is done again.
     constexpr bool MAY_OVERFLOW = BETA_2 && !ALWAYS_TWICE;
     constexpr float LARGEST = 3.40282347e38f;
+    const u32 parts = way.halves ? 2 : 1, width = VECTOR / parts;
+    const u32 steps = UNROLL * parts;  // in one way round
 
     const ClassShare share(a, level, tile, thread_anew());
     const Anchor anchor = share.anchor(level, 0);
     const float* weights = a.weights + record_of(level, anchor);
     float weight = 0.0f, scale = 0.0f;
     Pending pending(0, NEVER);  // by position
-    if constexpr (!BY_CHANNEL) {
+    if (!way.by_channel) {
         float w[4];
         bool plain = true;
 #pragma unroll
-        for (u32 k = 0; k < W; k += 4) {
+        for (u32 k = 0; k < VECTOR; k += 4) {
+            if (k >= width) break;
             read_floats(weights + k, w);
             if (k == 0) weight = w[0];
             plain &= w[0] == weight & w[1] == weight & w[2] == weight & w[3] == weight;  // NaN is not
@@ -139,7 +190,7 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
             bool uneven = false, first = true;
             u32 masked = 0, next = NEVER;
 #pragma unroll 1
-            for (u32 k = 0; k < W; ++k) {
+            for (u32 k = 0; k < width; ++k) {
                 const u32 code = a.codes[record_of(level, anchor) + k];
                 const float w = label_weight_of(level, anchor.number + k);
                 if (code == MASKED_ANCHOR || w == 0.0f) {
@@ -153,8 +204,8 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
                 if (code != PLAIN && ahead < share.count) next = min(next, ahead);
             }
             // What surrounds an image in its batch.
-            if (__all_sync(ALL_LANES, share.idle || masked == (1u << W) - 1)) {
-                if (GRADIENT && !share.idle) mask_vectors<HALVES>(level, anchor, share);
+            if (__all_sync(ALL_LANES, share.idle || masked == (1u << width) - 1)) {
+                if (GRADIENT && !share.idle) mask_vectors(level, anchor, share, way.halves);
                 return true;
             }
             pending = Pending(masked, next);
@@ -163,44 +214,53 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
         }
     }
     // All lanes have so many steps: those of the last chunk may have fewer.
-    const u32 last = (BY_CHANNEL ? level.positions : a.classes) - (level.cls_chunks - 1) * level.cls_span;
+    const u32 last = (way.by_channel ? level.positions : a.classes) - (level.cls_chunks - 1) * level.cls_span;
     const u32 sure = __any_sync(ALL_LANES, share.count < level.cls_span) ? last : level.cls_span;
     // The host sees to it that it fits. In a register: the compiler would work it out again in the loop.
-    const u64 stride = BY_CHANNEL ? level.cls_strides.position : level.cls_strides.channel;
+    const u64 stride = way.by_channel ? level.cls_strides.position : level.cls_strides.channel;
     const u32 step = kept((u32)stride * (u32)sizeof(Scalar));
     const u64 start = place(level.cls_strides, anchor, share.channel);
     const char* from = (const char*)(level.cls + start);
     char* to = GRADIENT ? (char*)(level.grad_cls + start) : nullptr;
     const bool idle = share.idle;
-    bool any_special = pending.next() != NEVER;
+    labels = pending.next() != NEVER;
     bool finite = true;
     float loss = 0.0f;
 #pragma unroll 1
-    for (u32 i = 0; i < level.cls_span; i += STEPS) {
+    for (u32 i = 0; i < level.cls_span; i += steps) {
         Words words[UNROLL];
         float w[UNROLL];
-        const bool whole = i + STEPS <= sure;
+        const bool whole = i + steps <= sure;
         if (__builtin_expect(whole, 1)) {
+            if (way.halves) {
 #pragma unroll
-            for (u32 u = 0; u < UNROLL; ++u) words[u] = read_piece<HALVES>(from + (u64)step * (u * PARTS), step);
+                for (u32 u = 0; u < UNROLL; ++u) {
+                    const char* p = advanced(from, 2 * u, step);
+                    set_half(words[u], 0, p);
+                    set_half(words[u], 2, p + step);
+                }
+            } else {
+#pragma unroll
+                for (u32 u = 0; u < UNROLL; ++u) words[u] = load_piece(advanced(from, u, step));
+            }
         } else {
             rare();
-            const u32 left = ClassShare(a, level, tile, thread_anew()).count - i;
+            const int left = (int)(ClassShare(a, level, tile, thread_anew()).count - i);  // may be below 0
 #pragma unroll
             for (u32 u = 0; u < UNROLL; ++u) {
                 words[u] = masked_words();
-                // `left` may be below 0
-                if ((int)(u * PARTS + PARTS - 1) < (int)left) {
-                    words[u] = read_piece<HALVES>(from + (u64)step * (u * PARTS), step);
-                } else if (HALVES && (int)(u * PARTS) < (int)left) {
-                    const uint2 low = *(const uint2*)(from + (u64)step * (u * PARTS));
-                    words[u].w[0] = low.x;
-                    words[u].w[1] = low.y;
+                const char* p = advanced(from, u * parts, step);
+                const int behind = left - (int)(u * parts);
+                if (way.halves) {
+                    if (behind > 0) set_half(words[u], 0, p);
+                    if (behind > 1) set_half(words[u], 2, p + step);
+                } else if (behind > 0) {
+                    words[u] = load_piece(p);
                 }
             }
         }
-        bool special = pending.before(i + STEPS);
-        if constexpr (BY_CHANNEL) {
+        bool special = pending.before(i + steps);
+        if (way.by_channel) {
             read_floats(weights + i, w);
             special = !whole;  // there are no anchors behind the last ones, and no weights
 #pragma unroll
@@ -210,10 +270,10 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
         if (__builtin_expect(special, 0)) {
             rare();
             const ClassShare here(a, level, tile, thread_anew());
-            const Anchor begin = here.anchor(level, BY_CHANNEL ? i : 0);
+            const Anchor begin = here.anchor(level, way.by_channel ? i : 0);
             const u64 record = record_of(level, begin);
-            if constexpr (BY_CHANNEL) {
-                any_special = true;
+            if (way.by_channel) {
+                labels = true;
                 bool any_masked = false;
 #pragma unroll
                 for (u32 u = 0; u < UNROLL; ++u) {
@@ -232,20 +292,17 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
             } else {
                 const u32 masked = pending.masked();
 #pragma unroll
-                for (u32 u = 0; u < UNROLL; ++u) mask_out_bits(words[u], HALVES ? masked | masked << W : masked);
-                if (pending.next() < i + STEPS) {
+                for (u32 u = 0; u < UNROLL; ++u) mask_out_bits(words[u], way.halves ? masked | masked << width : masked);
+                if (pending.next() < i + steps) {
                     u32 next = NEVER;
 #pragma unroll 1
-                    for (u32 k = 0; k < W; ++k) {
+                    for (u32 k = 0; k < width; ++k) {
                         const u32 code = a.codes[record + k], ahead = code - 1 - here.channel;
                         if (masked >> k & 1 || code == PLAIN || ahead >= here.count || ahead < i) continue;
+                        const u32 further = ahead - i, piece = further / parts, index = further % parts * width + k;
 #pragma unroll
-                        for (u32 u = 0; u < UNROLL; ++u) {
-#pragma unroll
-                            for (u32 part = 0; part < PARTS; ++part)
-                                mask_out(words[u], ahead == i + u * PARTS + part ? part * W + k : NEVER);
-                        }
-                        if (ahead - i >= STEPS) next = min(next, ahead);
+                        for (u32 u = 0; u < UNROLL; ++u) mask_out(words[u], piece == u ? index : NEVER);
+                        if (further >= steps) next = min(next, ahead);
                     }
                     pending = Pending(masked, next);
                 }
@@ -254,27 +311,41 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
         float sum = 0.0f;
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
-            if (BY_CHANNEL) scale = grad_factor * w[u];
-            const float vector = background_vector<GRADIENT, BETA_2, BETA_2>(words[u], a.beta, scale);
-            if (BY_CHANNEL) sum = u ? fmaf(w[u], vector, sum) : w[u] * vector;
+            const float own_scale = way.by_channel ? grad_factor * w[u] : scale;
+            const float vector = background_vector<GRADIENT, BETA_2, BETA_2>(words[u], a.beta, own_scale);
+            if (way.by_channel) sum = u ? fmaf(w[u], vector, sum) : w[u] * vector;
             else sum = u ? sum + vector : vector;
         }
         loss += sum;
         if (GRADIENT) {
             if (__builtin_expect(whole, 1)) {
+                if (way.halves) {
 #pragma unroll
-                for (u32 u = 0; u < UNROLL; ++u)
-                    if (!idle) write_piece<HALVES>(to + (u64)step * (u * PARTS), step, words[u]);
+                    for (u32 u = 0; u < UNROLL; ++u)
+                        if (!idle) {
+                            char* p = advanced(to, 2 * u, step);
+                            store_8_bytes(p, words[u].w[0], words[u].w[1]);
+                            store_8_bytes(p + step, words[u].w[2], words[u].w[3]);
+                        }
+                } else {
+#pragma unroll
+                    for (u32 u = 0; u < UNROLL; ++u)
+                        if (!idle) store_words(advanced(to, u, step), words[u]);
+                }
             } else {
                 rare();
                 const ClassShare here(a, level, tile, thread_anew());
+                const int left = here.idle ? 0 : (int)(here.count - i);
 #pragma unroll
                 for (u32 u = 0; u < UNROLL; ++u) {
-                    char* out = to + (u64)step * (u * PARTS);
-                    if (!idle && i + u * PARTS + PARTS - 1 < here.count)
-                        write_piece<HALVES>(out, step, words[u]);
-                    else if (HALVES && !idle && i + u * PARTS < here.count)
-                        store_8_bytes(out, words[u].w[0], words[u].w[1]);
+                    char* p = advanced(to, u * parts, step);
+                    const int behind = left - (int)(u * parts);
+                    if (way.halves) {
+                        if (behind > 0) store_8_bytes(p, words[u].w[0], words[u].w[1]);
+                        if (behind > 1) store_8_bytes(p + step, words[u].w[2], words[u].w[3]);
+                    } else if (behind > 0) {
+                        store_words(p, words[u]);
+                    }
                 }
             }
             if (a.found_inf) {  // what idle lanes have is what others have
@@ -282,128 +353,80 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
 #pragma unroll
                 for (u32 u = 0; u < UNROLL; ++u) finite &= is_finite(words[u]);
             }
-            to += (u64)step * STEPS;
+            to = advanced(to, steps, step);
         }
-        from += (u64)step * STEPS;
+        from = advanced(from, steps, step);
     }
     if (MAY_OVERFLOW && __any_sync(ALL_LANES, !(loss <= LARGEST))) {
         rare();
         return false;
     }
     sums.finite &= finite;
-    if (!idle) sums.loss = fma(BY_CHANNEL ? (double)loss : (double)loss * (double)weight, BETA_2 ? 0.5 : 1.0, sums.loss);
-    if (__any_sync(ALL_LANES, any_special)) {
-        rare();
-        const ClassShare here(a, level, tile, thread_anew());
-        const u64 record = record_of(level, here.image, here.position);
-        const u32 anchors = idle ? 0 : BY_CHANNEL ? here.count : W;
-#pragma unroll 1
-        for (u32 k = 0; k < anchors; ++k) {
-            const u32 code = a.codes[record + k], ahead = code - 1 - here.channel;
-            if (code == PLAIN || code == MASKED_ANCHOR || ahead >= (BY_CHANNEL ? VECTOR : here.count)) continue;
-            const Anchor one = here.anchor(level, k);
-            const float own = label_weight_of(level, one.number);
-            if (own != 0.0f)
-                sums.loss += labelled<GRADIENT, BETA_2>(a, level, one, code - 1, own, grad_factor, sums.finite);
-        }
-    }
+    if (!idle)
+        sums.loss = fma(way.by_channel ? (double)loss : (double)loss * (double)weight, BETA_2 ? 0.5 : 1.0, sums.loss);
     return true;
 }
 
-// `count` logits of an anchor, from `channel` on and `step` channels apart, one by one; no lane of the warp has more
-// than `most`.
+// A warp's share one by one: one anchor of the lane after the other.
 template <bool GRADIENT, bool BETA_2>
-DEVICE void class_scalars(const HeadArgs& a, const HeadLevel& level, bool idle, const Anchor& anchor, u32 channel,
-                          u32 step, u32 count, u32 most, float grad_factor, ClassSums& sums) {
-    constexpr u32 SCALARS = BETA_2 ? HEAD_SCALARS : HEAD_SCALARS_ANY_BETA, PIECES = SCALARS / VECTOR;
+DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, float grad_factor, ClassSums& sums) {
     constexpr bool TWICE = BETA_2 && ALWAYS_TWICE;
-    const u64 record = record_of(level, anchor);
-    const u32 code = a.codes[record];
-    float weight = label_weight_of(level, anchor.number);
-    if (code == MASKED_ANCHOR) weight = 0.0f;
-    const bool masked = weight == 0.0f;
-    const float scale = masked ? 0.0f : grad_factor * weight;
-    const u32 ahead = code - 1 - channel;
-    const bool has_label = !masked && code != PLAIN && ahead % step == 0 && ahead / step < count;
-    const u32 label = has_label ? ahead / step : NEVER;
-    const u64 start = place(level.cls_strides, anchor, channel), distance = step * level.cls_strides.channel;
-    const Scalar* from = level.cls + start;
-    Scalar* to = GRADIENT ? level.grad_cls + start : nullptr;
+    const ClassShare share(a, level, tile, thread_anew());
+    const ClassPieces pieces(a, level, share);
+    const u64 distance = pieces.step * level.cls_strides.channel;
     bool finite = true;
 #pragma unroll 1
-    for (u32 i = 0; i < most; i += SCALARS) {
-        u32 x[SCALARS];
-        Words words[PIECES];
-        const u32 left = count > i ? count - i : 0;
-        const bool whole = __all_sync(ALL_LANES, left >= SCALARS);
-        if (whole) {
+    for (u32 k = 0; k < pieces.anchors; ++k) {
+        const bool idle = k >= pieces.own_anchors;
+        const Anchor anchor = share.anchor(level, idle ? 0 : k);
+        const u32 code = a.codes[record_of(level, anchor)];
+        const float weight = code == MASKED_ANCHOR ? 0.0f : label_weight_of(level, anchor.number);
+        const bool masked = weight == 0.0f;
+        const float scale = masked ? 0.0f : grad_factor * weight;
+        const u32 label = pieces.label(code, share.channel);
+        const u64 start = place(level.cls_strides, anchor, share.channel);
+        const Scalar* from = level.cls + start;
+        Scalar* to = GRADIENT ? level.grad_cls + start : nullptr;
+#pragma unroll 1
+        for (u32 i = 0; i < pieces.channels; i += VECTOR) {
+            u32 x[VECTOR];
+            const u32 left = pieces.own_channels > i ? pieces.own_channels - i : 0;
 #pragma unroll
-            for (u32 j = 0; j < SCALARS; ++j) x[j] = load_bits(from + distance * j);
-        } else {
-#pragma unroll
-            for (u32 j = 0; j < SCALARS; ++j) {
+            for (u32 j = 0; j < VECTOR; ++j) {
                 x[j] = masked_bits();
                 if (j < left) x[j] = load_bits(from + distance * j);
             }
-        }
-#pragma unroll
-        for (u32 p = 0; p < PIECES; ++p) words[p] = joined(x + p * VECTOR);
-        if (__any_sync(ALL_LANES, masked || label - i < SCALARS)) {
-            rare();
-#pragma unroll
-            for (u32 p = 0; p < PIECES; ++p) {
-                if (masked) words[p] = masked_words();
-                mask_out(words[p], label - i - p * VECTOR);
-            }
-        }
-#pragma unroll
-        for (u32 p = 0; p < PIECES; ++p) {
-            const float loss = background_vector<GRADIENT, BETA_2, TWICE>(words[p], a.beta, scale);
+            Words words = masked ? masked_words() : joined(x);
+            mask_out(words, label - i);
+            const float loss = background_vector<GRADIENT, BETA_2, TWICE>(words, a.beta, scale);
             if (!idle) sums.loss = fma((double)loss * (TWICE ? 0.5 : 1.0), (double)weight, sums.loss);
-        }
-        if (GRADIENT) {
+            if (GRADIENT) {
+                if (a.found_inf) finite &= is_finite(words);
+                taken_apart(words, x);
 #pragma unroll
-            for (u32 p = 0; p < PIECES; ++p) {
-                if (a.found_inf) finite &= is_finite(words[p]);
-                taken_apart(words[p], x + p * VECTOR);
-            }
-            if (whole) {
-#pragma unroll
-                for (u32 j = 0; j < SCALARS; ++j)
-                    if (!idle) store_bits(to + distance * j, x[j]);
-            } else {
-#pragma unroll
-                for (u32 j = 0; j < SCALARS; ++j)
+                for (u32 j = 0; j < VECTOR; ++j)
                     if (!idle && j < left) store_bits(to + distance * j, x[j]);
+                to += distance * VECTOR;
             }
-            to += distance * SCALARS;
+            from += distance * VECTOR;
         }
-        from += distance * SCALARS;
     }
     sums.finite &= finite;
-    if (has_label && !idle) {
-        rare();
-        sums.loss += labelled<GRADIENT, BETA_2>(a, level, anchor, code - 1, weight, grad_factor, sums.finite);
-    }
 }
 
-// A warp's share one by one: one anchor of the lane after the other. All channels of an anchor are next to each other
-// here, unless lanes share them.
+// The labelled elements of a lane's share: its gradients take the place of those that were stored for masked logits.
 template <bool GRADIENT, bool BETA_2>
-DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, float grad_factor, ClassSums& sums) {
+DEVICE void class_labels(const HeadArgs& a, const HeadLevel& level, u32 tile, float grad_factor, ClassSums& sums) {
     const ClassShare share(a, level, tile, thread_anew());
-    const u32 way = level.cls_way;
-    const bool by_channel = level.cls_by_channel, shared = by_channel && way == CLS_SCALARS;
-    const u32 anchors = way == CLS_SCALARS ? 1 : by_channel ? level.cls_span : way == CLS_POSITIONS ? VECTOR : VECTOR / 2;
-    const u32 step = shared ? level.cls_units : 1;
-    u32 count = by_channel ? VECTOR : share.count;
-    if (shared) count = (a.classes + step - 1 - share.channel) / step;
-    const u32 most = shared ? (a.classes + step - 1) / step : by_channel ? VECTOR : level.cls_span;
+    const ClassPieces pieces(a, level, share);
 #pragma unroll 1
-    for (u32 k = 0; k < anchors; ++k) {
-        const bool idle = share.idle || (by_channel && k >= share.count);
-        const Anchor anchor = share.anchor(level, idle ? 0 : k);
-        class_scalars<GRADIENT, BETA_2>(a, level, idle, anchor, share.channel, step, count, most, grad_factor, sums);
+    for (u32 k = 0; k < pieces.own_anchors; ++k) {
+        const Anchor anchor = share.anchor(level, k);
+        const u32 code = a.codes[record_of(level, anchor)];
+        if (pieces.label(code, share.channel) == NEVER) continue;
+        const float weight = label_weight_of(level, anchor.number);
+        if (weight != 0.0f)
+            sums.loss += labelled<GRADIENT, BETA_2>(a, level, anchor, code - 1, weight, grad_factor, sums.finite);
     }
 }
 
@@ -413,13 +436,33 @@ DEVICE void head_classes(const HeadArgs& a, const HeadLevel& level, float grad_f
     const u32 way = level.cls_way;
     u32 tile = (blockIdx.x - level.cls_block) * HEAD_WARPS + threadIdx.x / 32;
     for (; whole_warp(tile < level.cls_tiles); tile += (level.box_block - level.cls_block) * HEAD_WARPS) {
-        bool done = false;
-        if (way == CLS_POSITIONS) done = class_vectors<GRADIENT, BETA_2, VECTOR>(a, level, tile, grad_factor, sums);
-        else if (way == CLS_CHANNELS) done = class_vectors<GRADIENT, BETA_2, 0>(a, level, tile, grad_factor, sums);
-#ifndef STORAGE_F32
-        else if (way == CLS_HALF_VECTORS)
-            done = class_vectors<GRADIENT, BETA_2, VECTOR / 2>(a, level, tile, grad_factor, sums);
+        bool done = false, labels = false;
+        const auto vectors = [&](auto which) {
+            done = class_vectors<GRADIENT, BETA_2>(a, level, tile, grad_factor, which, sums, labels);
+        };
+        if constexpr (BETA_2) {
+            // Loops of their own have the fewest instructions: where there is a gradient that counts.
+            if (way == CLS_CHANNELS) vectors(ByChannel());
+#ifdef STORAGE_F32
+            else if (way == CLS_POSITIONS) vectors(ByPosition());
+#else
+            else if constexpr (GRADIENT) {
+                if (way == CLS_POSITIONS) vectors(ByPosition());
+                else if (way == CLS_HALF_VECTORS) vectors(ByHalves());
+            } else if (way != CLS_SCALARS) {
+                vectors(ByPositionOrHalves{way == CLS_HALF_VECTORS});
+            }
 #endif
-        if (!whole_warp(done)) class_anchors<GRADIENT, BETA_2>(a, level, tile, grad_factor, sums);
+        } else if (way != CLS_SCALARS) {
+            vectors(ByAny(way));
+        }
+        if (!whole_warp(done)) {
+            class_anchors<GRADIENT, BETA_2>(a, level, tile, grad_factor, sums);
+            labels = true;
+        }
+        if (__any_sync(ALL_LANES, labels)) {
+            rare();
+            class_labels<GRADIENT, BETA_2>(a, level, tile, grad_factor, sums);
+        }
     }
 }

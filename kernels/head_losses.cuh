@@ -19,6 +19,7 @@ DEVICE void head_losses(const HeadArgs& a) {
     if (threadIdx.x == 0) a.partials[blockIdx.x] = sum;
     if (!is_last_block(&a.tickets[1])) return;
     const HeadFactors factors = head_factors(a);  // once more: few registers are free in between
+#pragma unroll 1
     for (u32 i = 0; i < a.level_count; ++i) {
         const double total = sum_of_blocks(a.partials, a.levels[i].cls_block, a.levels[i].box_block);
         if (threadIdx.x < 3) {

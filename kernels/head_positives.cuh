@@ -141,6 +141,7 @@ DEVICE void head_positives(const HeadArgs& a) {
     }
     if (!is_last_block(&a.tickets[0])) return;
     double weights = 0.0;
+#pragma unroll 1
     for (u32 i = 0; i < a.level_count; ++i) {
         const u32 from = a.levels[i].positives_block;
         const u32 to = i + 1 < a.level_count ? a.levels[i + 1].positives_block : gridDim.x;

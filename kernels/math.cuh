@@ -144,18 +144,19 @@ DEVICE LossGrad qfl_soft(float x, float y, float scale) {
 // QFL at target 0 for any beta >= 0:
 //   loss = p^beta * softplus(x),  grad = p^beta * (p + beta * q * softplus(x)).
 // p^beta = 2^(beta * log2 p), and an error of the exponent is a relative error of the result:
-// so log2 p = -|x| * log2(e) [x < 0] - log1p_e * log2(e) is kept in two floats.
+// so log2 p = -|x| * log2(e) [x < 0] - log1p_e * log2(e) is kept in two floats. What the second of
+// them makes good is the rounding of products, which must not be contracted: hence __fmul_rn.
 DEVICE LossGrad qfl_background_any_beta(float x, float beta, float scale) {
     float size = fminf(fabsf(x), 200.0f);  // e is 0 from 88 on, and the products stay finite
-    float t = -LOG2_E * size;
+    float t = __fmul_rn(-LOG2_E, size);
     float t_low = fmaf(-LOG2_E_LOW, size, fmaf(-LOG2_E, size, -t));
     float e = exp2_approx(t);
     e = fmaf(e, t_low * LN_2, e);
     Sigmoid s = sigmoid(x, e);
     float high = x < 0.0f ? t : 0.0f;
     float low = fmaf(-LOG2_E, s.log1p_e, x < 0.0f ? t_low : 0.0f);
-    float exponent = beta * high;
-    exponent += fmaf(beta, low, fmaf(beta, high, -exponent));
+    float exponent = __fmul_rn(beta, high);
+    exponent = __fadd_rn(exponent, fmaf(beta, low, fmaf(beta, high, -exponent)));
     float power = exp2_approx(exponent), sp = softplus(x, s.log1p_e);
     return {power * sp, power * (scale * fmaf(beta * s.q, sp, s.p))};
 }

@@ -5,6 +5,12 @@
 // No other file holds inline PTX, and none needs a header of the CUDA toolkit.
 #pragma once
 
+// What only a GPU can decide is behind macros that nothing defines but `cargo xtask ptx --variants`:
+//   VARIANT_PREFETCH           qfl_linear asks for a tile before it computes the one before (sm_80 and up)
+//   VARIANT_NO_PMEVENT         what is rare is not marked
+//   VARIANT_LOAD_HINTS         vectors do not stay in the L1 cache, and come by 256 bytes
+//   VARIANT_STREAMING_STORES   gradients are the first to leave the L2 cache
+
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short u16;
@@ -56,7 +62,11 @@ DEVICE u32 thread_anew() {
 
 // Stands first in what is seldom done. It does nothing, but says so to whoever reads the machine code
 // (PMTRIG), as `cargo xtask sass` does, and to a profiler that counts events.
+#ifdef VARIANT_NO_PMEVENT
+DEVICE void rare() {}
+#else
 DEVICE void rare() { asm volatile("pmevent 0;"); }
+#endif
 
 // 2^x: 2 ulp over the full range; results below 2^-126 are 0.
 DEVICE float exp2_approx(float x) {
@@ -134,15 +144,26 @@ DEVICE u32 take_ticket(u32* counter, u32 last) {
     return ticket;
 }
 
+#ifdef VARIANT_LOAD_HINTS
+#define LOAD_VECTOR "ld.global.L1::no_allocate.L2::256B.v4.b32"
+#else
+#define LOAD_VECTOR "ld.global.v4.b32"
+#endif
+#ifdef VARIANT_STREAMING_STORES
+#define STORE "st.global.cs"
+#else
+#define STORE "st.global"
+#endif
+
 // 16 bytes to global memory, 16-byte aligned. As plain C++ the compiler may take it apart.
 DEVICE void store_16_bytes(void* p, u32 a, u32 b, u32 c, u32 d) {
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+    asm volatile(STORE ".v4.b32 [%0], {%1, %2, %3, %4};"
                  : : "l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
 // Likewise 8 bytes.
 DEVICE void store_8_bytes(void* p, u32 a, u32 b) {
-    asm volatile("st.global.v2.b32 [%0], {%1, %2};" : : "l"(p), "r"(a), "r"(b) : "memory");
+    asm volatile(STORE ".v2.b32 [%0], {%1, %2};" : : "l"(p), "r"(a), "r"(b) : "memory");
 }
 
 // *p += 1, *p = max(*p, x): atomic, without a result.
@@ -176,8 +197,13 @@ DEVICE T* advanced(T* p, u32 index, u32 step) {
 // From global memory, for pointers of which the compiler does not know it.
 DEVICE uint4 load_16_bytes(const void* p) {
     uint4 v;
-    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+    asm volatile(LOAD_VECTOR " {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+DEVICE uint2 load_8_bytes(const void* p) {
+    uint2 v;
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
     return v;
 }
 DEVICE float load_float(const float* p) {
@@ -185,6 +211,14 @@ DEVICE float load_float(const float* p) {
     asm volatile("ld.global.f32 %0, [%1];" : "=f"(x) : "l"(p));
     return x;
 }
+
+#ifdef VARIANT_PREFETCH
+// Asks for 16 bytes, which will lie in shared memory once `prefetched` has returned to this thread.
+DEVICE void prefetch_16_bytes(SharedAddress to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
+}
+DEVICE void prefetched() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+#endif
 
 DEVICE u32 load_shared_word(SharedAddress p) {
     u32 x;
@@ -318,7 +352,13 @@ DEVICE T* opaque(T* p) { return p; }
 template <class T>
 DEVICE T* advanced(T* p, u32 index, u32 step) { return (T*)((char*)p + (u64)index * step); }
 DEVICE uint4 load_16_bytes(const void* p) { return *(const uint4*)p; }
+DEVICE uint2 load_8_bytes(const void* p) { return *(const uint2*)p; }
 DEVICE float load_float(const float* p) { return *p; }
+
+#ifdef VARIANT_PREFETCH
+DEVICE void prefetch_16_bytes(SharedAddress to, const void* from) { *(uint4*)to = *(const uint4*)from; }
+DEVICE void prefetched() {}
+#endif
 
 DEVICE u32 load_shared_word(SharedAddress p) { return *(const u32*)p; }
 DEVICE u16 load_shared_half(SharedAddress p) { return *(const u16*)p; }

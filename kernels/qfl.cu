@@ -2,5 +2,5 @@
 #include "qfl.cuh"
 
 KERNEL(qfl_linear_forward_backward, QFL_BLOCK, 3)(const QflArgs a) { qfl_linear<true, true>(a); }
-KERNEL(qfl_rows_forward_backward, QFL_ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<true, false, true>(a); }
-KERNEL(qfl_dense_forward_backward, QFL_ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<true, true, true>(a); }
+KERNEL(qfl_rows_forward_backward, QFL_ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<true, true>(a, false); }
+KERNEL(qfl_dense_forward_backward, QFL_ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<true, true>(a, true); }

@@ -8,7 +8,7 @@
 //  2. The gradient is scaled in float before it is rounded to the storage type.
 //  3. `linear` gives each thread one column for good, so that its loop has no division; it
 //     needs whole 16-byte vectors in a row. `rows` takes any shape and any address, and gives
-//     row sums. `dense` is `rows` with a target for every element.
+//     row sums; it is also for a target for every element.
 //  4. A warp whose logits are all at most -2 takes series that need one special function for an
 //     element, not two, and fewer instructions. A detector's negatives begin at -4.6.
 #pragma once
@@ -18,7 +18,7 @@
 
 constexpr int QFL_BLOCK = 320;         // 16 rows of 80 f32 or 32 of 80 f16; twin in src/cuda/raw.rs
 constexpr int QFL_ROWS_BLOCK = 256;    // of `rows` and `dense`; twin in src/cuda/raw.rs
-constexpr int QFL_UNROLL = 4;          // rows a thread of `linear` has in flight; twin in src/cuda/raw.rs
+constexpr int QFL_UNROLL = 4;          // rows a thread of `linear` has in flight
 constexpr int QFL_UNROLL_ANY_BETA = 2; // the same where beta is not 2
 
 // Field by field the same as `QflArgs` in src/cuda/raw.rs.
@@ -36,7 +36,11 @@ struct QflArgs {
     u32 labels_are_i64;
     u32 background_first;    // 0 is background and 1..=classes are the classes
     u32 has_ignore_label;
-    u32 whole_tiles;         // of `linear`: how many tiles have all their rows
+    // Of `linear`, whose blocks have so many rows at once (a step), how many steps a block has, and how many blocks,
+    // the first ones, have one more.
+    u32 block_steps, longer_blocks;
+    u32 whole_steps;         // how many steps have all their rows
+    u32 unused;
 };
 
 constexpr u32 NO_COLUMN = 0xffffffffu;
@@ -124,152 +128,269 @@ struct QflPlace {
     }
 };
 
+// Which steps a block has: from `begin` on, before `end`.
+struct QflSteps {
+    u32 begin, end;
+
+    DEVICE QflSteps(const QflArgs& a) {
+        begin = blockIdx.x * a.block_steps + min(blockIdx.x, a.longer_blocks);
+        end = begin + a.block_steps + (blockIdx.x < a.longer_blocks ? 1 : 0);
+    }
+};
+
 // Sum or mean, sparse targets, no upstream gradients; logits and gradient on 16-byte boundaries,
-// classes a multiple of VECTOR and at most QFL_BLOCK * VECTOR. A tile of rows at a time: each thread
-// asks for its vectors, then the targets are read, once for each row, and shared. What is rare stands
-// apart: rows with a label or without a weight, and the last tile. What decides is a vote or the same for the
-// block, so that no warp divides. Bytes in flight on a multiprocessor, at 64 registers a thread: 3 blocks *
-// 320 threads * 4 vectors * 16 bytes = 60 KiB.
+// classes a multiple of VECTOR and at most QFL_BLOCK * VECTOR. Blocks share the rows evenly, to one step. A block
+// goes through its steps by tiles of UNROLL: each thread asks for its vectors, then the targets are read, once for each
+// row, and shared. What is rare stands apart: rows with a label or without a weight, and the last tile. What decides is
+// a vote or the same for the block, so that no warp divides. Bytes in flight on a multiprocessor, at 64 registers a
+// thread: 3 blocks * 320 threads * 4 vectors * 16 bytes = 60 KiB.
 template <bool GRADIENT, bool BETA_2>
-DEVICE void qfl_linear(const QflArgs& a) {
-    constexpr u32 UNROLL = BETA_2 ? QFL_UNROLL : QFL_UNROLL_ANY_BETA;
+struct QflLinear {
+    static constexpr u32 UNROLL = BETA_2 ? QFL_UNROLL : QFL_UNROLL_ANY_BETA;
     // Losses come doubled. They might overflow, and the gradients with them: what a thread has of a tile in
     // which that happens is done again.
-    constexpr bool MAY_OVERFLOW = BETA_2 && !ALWAYS_TWICE;
-    constexpr float SHARE = BETA_2 ? 0.5f : 1.0f, LARGEST = 3.40282347e38f;
-    SHARED(QflRecord, records, 2 * QFL_BLOCK);
-    // n / vectors is n * share >> 20, for n up to the block's size
-    const u32 vectors = a.classes / VECTOR, share = (1u << 20) / vectors + 1;
-    const u32 step = QFL_BLOCK * share >> 20, tile = UNROLL * step;
-    const QflPlace here(threadIdx.x, vectors, share);
-    const bool idle = here.idle;
-    const float grad_factor = factors(a.scaling).grad;
-    const u32 start = kept(here.first * a.classes + here.column);
-    const u32 row_bytes = kept(step * a.classes * (u32)sizeof(Scalar)), tile_bytes = UNROLL * row_bytes;
-    const SharedAddress home = shared_address(records + here.first);
-    const bool reader = __any_sync(ALL_LANES, threadIdx.x < tile);  // of targets; the whole warp
-    double sum = 0.0;
-    bool finite = true;
-    u32 half = 0;  // of the records: one barrier a tile is enough for two halves in turn
-    for (u32 index = blockIdx.x;; index += gridDim.x) {
-        const bool whole = index < a.whole_tiles;
-        const u64 offset = (u64)index * tile_bytes;
-        const char* from = (const char*)(a.logits + start) + offset;
-        char* to = GRADIENT ? (char*)(a.grad + start) + offset : nullptr;
+    static constexpr bool MAY_OVERFLOW = BETA_2 && !ALWAYS_TWICE;
+
+    const QflArgs& a;
+    QflRecord* records;   // two halves, used in turn: one barrier a tile is enough
+    SharedAddress home;   // of the first half, this thread's record
+    u32 vectors, share;   // n / vectors is n * share >> 20, for n up to the block's size
+    u32 step, row_bytes;  // rows of a step, and their bytes
+    u32 start;            // this thread's first logit of a step
+    u32 whole_before;     // tiles that begin before this step have all their rows
+    bool idle, reader;
+    float grad_factor;
+#ifdef VARIANT_PREFETCH
+    SharedAddress stage;  // where this thread's vectors of the next tile go
+#endif
+
+    // What a thread has of a tile.
+    struct Tile {
+        u32 at;    // its first step
+        u32 half;  // of the records
+        bool whole;
         Words words[UNROLL];
-        if (__builtin_expect(whole, 1)) {
-#pragma unroll
-            for (u32 u = 0; u < UNROLL; ++u) words[u] = load_words(from + (u64)row_bytes * u);
-        } else {
-            rare();
-            const u64 base = (u64)index * tile;
-            if (base >= a.rows) break;
-            const u32 first = QflPlace(thread_anew(), vectors, share).first;
-#pragma unroll
-            for (u32 u = 0; u < UNROLL; ++u) {
-                words[u] = masked_words();
-                if (base + first + u * step < a.rows) words[u] = load_words(from + (u64)row_bytes * u);
-            }
-        }
-        if (reader) {
-            rare();
-            u32 r = threadIdx.x;
-#pragma unroll 1
-            do {
-                if (r < tile) {
-                    const u64 row = (u64)index * tile + r % UNROLL * step + r / UNROLL;
-                    QflTarget target = {NO_COLUMN, 0.0f, 0.0f};
-                    if (row < a.rows) target = read_qfl_target(a, row, true);
-                    QflRecord& record = records[half + r / UNROLL];
-                    record.weight[r % UNROLL] = target.weight;
-                    record.code[r % UNROLL] = (u16)(target.weight == 0.0f ? MASKED_ROW : target.column + 1);
-                    r += QFL_BLOCK;
-                }
-            } while (__any_sync(ALL_LANES, r < tile));
-        }
-        __syncthreads();
-        float weight[QFL_UNROLL], scale[UNROLL], loss = 0.0f;
+        float weight[QFL_UNROLL], scale[UNROLL];
         u32 codes[QFL_UNROLL / 2];
-        load_shared(home + half * (u32)sizeof(QflRecord), weight, codes);
+        bool not_plain;  // there is more to know of a row than its weight
+        float loss;
+    };
+
+    DEVICE QflLinear(const QflArgs& args, QflRecord* shared) : a(args), records(shared) {
+        vectors = a.classes / VECTOR;
+        share = (1u << 20) / vectors + 1;
+        step = QFL_BLOCK * share >> 20;
+        const QflPlace here(threadIdx.x, vectors, share);
+        idle = here.idle;
+        grad_factor = grad_factor_of(a.scaling);
+        start = kept(here.first * a.classes + here.column);
+        row_bytes = kept(step * a.classes * (u32)sizeof(Scalar));
+        home = shared_address(records + here.first);
+        reader = __any_sync(ALL_LANES, threadIdx.x < UNROLL * step);  // of targets; the whole warp
+        const u32 whole = min(QflSteps(a).end, a.whole_steps);
+        whole_before = kept(whole < UNROLL ? 0 : whole - UNROLL + 1);
+    }
+
+    DEVICE QflPlace place() const { return QflPlace(thread_anew(), vectors, share); }
+
+    // How many rows there are from a step on, for this block.
+    DEVICE u64 rows_from(u32 at) const {
+        const u64 end = (u64)QflSteps(a).end * step, rows = end < a.rows ? end : a.rows;
+        return rows - (u64)at * step;
+    }
+
+    // The first of this thread's vectors of a tile.
+    DEVICE const char* logits_of(u32 at) const { return (const char*)(a.logits + start) + (u64)at * row_bytes; }
+
+#ifdef VARIANT_PREFETCH
+    // Asks for the vectors of a whole tile; each thread has a place for its own.
+    DEVICE void prefetch(u32 at) const {
+        if (at >= whole_before) return;
 #pragma unroll
-        for (u32 u = 0; u < UNROLL; ++u) scale[u] = grad_factor * weight[u];
-        const bool not_plain = (codes[0] | (UNROLL > 2 ? codes[1] : 0)) != 0;
-        const bool special = __any_sync(ALL_LANES, not_plain);
-        if (__builtin_expect(special, 0)) {
-            rare();
-            const u32 column = QflPlace(thread_anew(), vectors, share).column;
+        for (u32 u = 0; u < UNROLL; ++u) prefetch_16_bytes(stage + u * QFL_BLOCK * 16, logits_of(at) + (u64)row_bytes * u);
+    }
+#endif
+
+    // 1. The vectors of a tile; of rows that there are not, masked ones. False: there are no rows.
+    DEVICE bool read(Tile& tile) const {
+        const char* from = logits_of(tile.at);
+        tile.whole = tile.at < whole_before;
+        if (__builtin_expect(tile.whole, 1)) {
+#ifdef VARIANT_PREFETCH
+            prefetched();
 #pragma unroll
             for (u32 u = 0; u < UNROLL; ++u) {
-                const u32 code = codes[u / 2] >> u % 2 * 16 & 0xffff;
-                if (code == MASKED_ROW) {
-                    words[u] = masked_words();
-                    scale[u] = 0.0f;  // the factor may be inf
-                }
-                mask_out(words[u], code - 1 - column);
+                const uint4 v = load_shared_vector(stage + u * QFL_BLOCK * 16);
+                tile.words[u] = {{v.x, v.y, v.z, v.w}};
             }
+#else
+#pragma unroll
+            for (u32 u = 0; u < UNROLL; ++u) tile.words[u] = load_words(from + (u64)row_bytes * u);
+#endif
+            return true;
         }
+        rare();
+        if (tile.at >= QflSteps(a).end) return false;
+        const u32 first = place().first;
+        const u64 rows = rows_from(tile.at);
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
-            const float vector = background_vector<GRADIENT, BETA_2, BETA_2>(words[u], a.beta, scale[u]);
-            loss = fmaf(weight[u], vector, loss);
+            tile.words[u] = masked_words();
+            if (first + u * step < rows) tile.words[u] = load_words(from + (u64)row_bytes * u);
         }
-        if (GRADIENT) {
-            if (__builtin_expect(whole, 1)) {
+        return true;
+    }
+
+    // 2. The targets of the tile's rows, shared by the warps that read them.
+    DEVICE void share_targets(const Tile& tile) const {
+        if (!reader) return;
+        rare();
+        const u32 rows = UNROLL * step;
+        u32 r = threadIdx.x;
+#pragma unroll 1
+        do {
+            if (r < rows) {
+                const u32 further = r % UNROLL * step + r / UNROLL;
+                QflTarget target = {NO_COLUMN, 0.0f, 0.0f};
+                if (further < rows_from(tile.at)) target = read_qfl_target(a, (u64)tile.at * step + further, true);
+                QflRecord& record = records[tile.half + r / UNROLL];
+                record.weight[r % UNROLL] = target.weight;
+                record.code[r % UNROLL] = (u16)(target.weight == 0.0f ? MASKED_ROW : target.column + 1);
+                r += QFL_BLOCK;
+            }
+        } while (__any_sync(ALL_LANES, r < rows));
+    }
+
+    // 3. What they say of this thread's rows: rows without a weight and labelled elements are masked out.
+    DEVICE bool mask_special(Tile& tile) const {
+        load_shared(home + tile.half * (u32)sizeof(QflRecord), tile.weight, tile.codes);
 #pragma unroll
-                for (u32 u = 0; u < UNROLL; ++u)
-                    if (!idle) store_words(to + (u64)row_bytes * u, words[u]);
-            } else {
-                rare();
-                const u32 first = QflPlace(thread_anew(), vectors, share).first;
+        for (u32 u = 0; u < UNROLL; ++u) tile.scale[u] = grad_factor * tile.weight[u];
+        tile.not_plain = (tile.codes[0] | (UNROLL > 2 ? tile.codes[1] : 0)) != 0;
+        const bool special = __any_sync(ALL_LANES, tile.not_plain);
+        if (__builtin_expect(special, 0)) {
+            rare();
+            const u32 column = place().column;
 #pragma unroll
-                for (u32 u = 0; u < UNROLL; ++u)
-                    if (!idle && (u64)index * tile + first + u * step < a.rows)
-                        store_words(to + (u64)row_bytes * u, words[u]);
+            for (u32 u = 0; u < UNROLL; ++u) {
+                const u32 code = tile.codes[u / 2] >> u % 2 * 16 & 0xffff;
+                if (code == MASKED_ROW) {
+                    tile.words[u] = masked_words();
+                    tile.scale[u] = 0.0f;  // the factor may be inf
+                }
+                mask_out(tile.words[u], code - 1 - column);
             }
         }
-        const bool overflows = MAY_OVERFLOW && !(loss <= LARGEST);
+        return special;
+    }
+
+    // 4. All elements, as background: their loss, and their gradients in place of the logits.
+    DEVICE void compute(Tile& tile) const {
+        tile.loss = 0.0f;
+#pragma unroll
+        for (u32 u = 0; u < UNROLL; ++u) {
+            const float vector = background_vector<GRADIENT, BETA_2, BETA_2>(tile.words[u], a.beta, tile.scale[u]);
+            tile.loss = fmaf(tile.weight[u], vector, tile.loss);
+        }
+    }
+
+    // 5. The gradients.
+    DEVICE void store(const Tile& tile) const {
+        char* to = (char*)(a.grad + start) + (u64)tile.at * row_bytes;
+        if (__builtin_expect(tile.whole, 1)) {
+#pragma unroll
+            for (u32 u = 0; u < UNROLL; ++u)
+                if (!idle) store_words(to + (u64)row_bytes * u, tile.words[u]);
+        } else {
+            rare();
+            const u32 first = place().first;
+            const u64 rows = rows_from(tile.at);
+#pragma unroll
+            for (u32 u = 0; u < UNROLL; ++u)
+                if (!idle && first + u * step < rows) store_words(to + (u64)row_bytes * u, tile.words[u]);
+        }
+    }
+
+    // 6. The labelled elements, which were masked out; and with `overflows` all others of the thread too, one by one:
+    // their weighted losses.
+    DEVICE double again(const Tile& tile, bool overflows, bool& finite) const {
+        const QflPlace here = place();
+        const QflRecord& record = records[tile.half + here.first];
+        double sum = 0.0;
+#pragma unroll 1
+        for (u32 u = 0; u < UNROLL; ++u) {
+            const u32 code = record.code[u], labelled = code - 1 - here.column;
+            if (idle || code == MASKED_ROW || !(overflows || labelled < VECTOR)) continue;
+            const u64 row = (u64)tile.at * step + here.first + u * step;
+            const float weight = record.weight[u];
+            const u32 last = overflows ? VECTOR - 1 : labelled;
+#pragma unroll 1
+            for (u32 k = overflows ? 0 : labelled; k <= last; ++k) {
+                const u64 offset = row * a.classes + here.column + k;
+                float element;
+                if (k == labelled)
+                    element = labelled_loss<GRADIENT, BETA_2>(a, offset, __saturatef(a.quality[row]),
+                                                              grad_factor * weight, finite);
+                else
+                    element = background_loss<GRADIENT, BETA_2>(a, offset, grad_factor * weight, finite);
+                sum = fma((double)weight, (double)element, sum);
+            }
+        }
+        return sum;
+    }
+};
+
+template <bool GRADIENT, bool BETA_2>
+DEVICE void qfl_linear(const QflArgs& a) {
+    typedef QflLinear<GRADIENT, BETA_2> Linear;
+    constexpr float SHARE = BETA_2 ? 0.5f : 1.0f, LARGEST = 3.40282347e38f;
+    SHARED(QflRecord, records, 2 * QFL_BLOCK);
+#ifdef VARIANT_PREFETCH
+    SHARED(uint4, stage, Linear::UNROLL * QFL_BLOCK);
+    Linear linear(a, records);
+    linear.stage = shared_address(stage + threadIdx.x);
+    linear.prefetch(QflSteps(a).begin);
+#else
+    const Linear linear(a, records);
+#endif
+    double sum = 0.0;
+    bool finite = true;
+    typename Linear::Tile tile;
+    tile.half = 0;
+    for (tile.at = QflSteps(a).begin; linear.read(tile); tile.at += Linear::UNROLL) {
+        linear.share_targets(tile);
+        __syncthreads();
+#ifdef VARIANT_PREFETCH
+        linear.prefetch(tile.at + Linear::UNROLL);
+#endif
+        const bool special = linear.mask_special(tile);
+        linear.compute(tile);
+        if (GRADIENT) linear.store(tile);
+        const bool overflows = Linear::MAY_OVERFLOW && !(tile.loss <= LARGEST);
         if (GRADIENT && a.scaling.found_inf && !overflows) {
             rare();
 #pragma unroll
-            for (u32 u = 0; u < UNROLL; ++u) finite &= is_finite(words[u]);
+            for (u32 u = 0; u < Linear::UNROLL; ++u) finite &= is_finite(tile.words[u]);
         }
-        const bool again = MAY_OVERFLOW ? __any_sync(ALL_LANES, not_plain || overflows) : special;
+        const bool again = Linear::MAY_OVERFLOW ? __any_sync(ALL_LANES, tile.not_plain || overflows) : special;
         if (__builtin_expect(again, 0)) {
             rare();
-            if (overflows) loss = 0.0f;
-            const QflPlace place(thread_anew(), vectors, share);
-            const QflRecord& record = records[half + place.first];
-#pragma unroll 1
-            for (u32 u = 0; u < UNROLL; ++u) {
-                const u32 code = record.code[u], labelled = code - 1 - place.column;
-                if (idle || code == MASKED_ROW || !(overflows || labelled < VECTOR)) continue;
-                const u64 row = (u64)index * tile + place.first + u * step;
-                const float w = record.weight[u];
-                const u32 last = overflows ? VECTOR - 1 : labelled;
-#pragma unroll 1
-                for (u32 k = overflows ? 0 : labelled; k <= last; ++k) {
-                    const u64 offset = row * a.classes + place.column + k;
-                    float element;
-                    if (k == labelled)
-                        element = labelled_loss<GRADIENT, BETA_2>(a, offset, __saturatef(a.quality[row]),
-                                                                  grad_factor * w, finite);
-                    else
-                        element = background_loss<GRADIENT, BETA_2>(a, offset, grad_factor * w, finite);
-                    sum = fma((double)w, (double)element, sum);
-                }
-            }
+            if (overflows) tile.loss = 0.0f;
+            sum += linear.again(tile, overflows, finite);
         }
-        sum = fma((double)loss, (double)SHARE, sum);
-        half ^= QFL_BLOCK;
+        sum = fma((double)tile.loss, (double)SHARE, sum);
+        tile.half ^= QFL_BLOCK;
     }
-    WholeGrid().finish<QFL_BLOCK>(a.scaling, a.rows, idle ? 0.0 : sum, finite);
+    WholeGrid().finish<QFL_BLOCK>(a.scaling, a.rows, linear.idle ? 0.0 : sum, finite);
 }
 
-// Any reduction, shape and address. `scaling.lanes` lanes share a row.
-template <bool GRADIENT, bool DENSE, bool BETA_2, class Blocks = WholeGrid>
-DEVICE void qfl_rows(const QflArgs& a, const Blocks& blocks = Blocks()) {
+// Any reduction, shape and address, with labels or (`dense`) a target for every element. `scaling.lanes` lanes share a
+// row.
+template <bool GRADIENT, bool BETA_2, class Blocks = WholeGrid>
+DEVICE void qfl_rows(const QflArgs& a, const bool dense, const Blocks& blocks = Blocks()) {
+    constexpr bool TWICE = BETA_2 && ALWAYS_TWICE;
     const u32 lanes = a.scaling.lanes, lane = threadIdx.x % lanes, rows_per_block = QFL_ROWS_BLOCK / lanes;
-    const Factors factor = factors(a.scaling);
+    const float grad_factor = grad_factor_of(a.scaling);
     const bool watched = a.scaling.found_inf != nullptr;
     double sum = 0.0;
     bool finite = true;
@@ -278,17 +399,17 @@ DEVICE void qfl_rows(const QflArgs& a, const Blocks& blocks = Blocks()) {
         const bool inside = row < a.rows;
         Scalar* grad = GRADIENT ? a.grad + start : nullptr;
         QflTarget target = {NO_COLUMN, 0.0f, 0.0f};
-        if (inside && DENSE) target.weight = weight_of(a.scaling, row);
-        if (inside && !DENSE) target = read_qfl_target(a, row, lane == 0);
+        if (inside && dense) target.weight = weight_of(a.scaling, row);
+        if (inside && !dense) target = read_qfl_target(a, row, lane == 0);
         double loss = 0.0;
         bool row_finite = true, bad_target = false, masked = false;
         if (target.weight != 0.0f) {
-            const float scale = factor.grad * target.weight * upstream_of(a.scaling, row);
+            const float scale = grad_factor * target.weight * upstream_of(a.scaling, row);
             row_finite = for_row(a.logits + start, grad, a.classes, lane, lanes, [&](u32 i, auto& x) {
                 constexpr int COUNT = sizeof(x) / sizeof(float);
                 float y[COUNT], piece = 0.0f;
-                if (DENSE) load_floats(a.target + start + i, y);
-                if (!DENSE && __builtin_expect(target.column - i < COUNT, 0)) {
+                if (dense) load_floats(a.target + start + i, y);
+                if (!dense && __builtin_expect(target.column - i < COUNT, 0)) {
 #pragma unroll
                     for (int k = 0; k < COUNT; ++k) x[k] = i + k == target.column ? MASKED_LOGIT : x[k];
                     masked = true;
@@ -296,36 +417,35 @@ DEVICE void qfl_rows(const QflArgs& a, const Blocks& blocks = Blocks()) {
 #pragma unroll
                 for (int k = 0; k < COUNT; ++k) {
                     LossGrad element;
-                    if (DENSE) bad_target |= y[k] != y[k];
-                    if (DENSE && BETA_2) {
+                    if (dense) bad_target |= y[k] != y[k];
+                    if (dense && BETA_2) {
                         element = qfl_soft(x[k], __saturatef(y[k]), scale);
                     } else {
-                        if (DENSE && y[k] > 0.0f) {
+                        if (dense && y[k] > 0.0f) {
                             x[k] = MASKED_LOGIT;
                             masked = true;
                         }
-                        element = background<GRADIENT, BETA_2, ALWAYS_TWICE>(x[k], a.beta, scale);
+                        element = background<GRADIENT, BETA_2, TWICE>(x[k], a.beta, scale);
                     }
                     piece += element.loss;
                     x[k] = element.grad;
                 }
                 loss += (double)piece;
             }, watched);
-            if (!DENSE && BETA_2 && ALWAYS_TWICE) loss *= 0.5;
-            if (masked && !DENSE)
-                loss += (double)labelled_loss<GRADIENT, BETA_2>(a, start + target.column, target.quality,
-                                                                scale, row_finite);
-            if (masked && DENSE)
+            if (!dense && TWICE) loss *= 0.5;
+            if (BETA_2 && masked) {
+                loss += (double)labelled_loss<GRADIENT, BETA_2>(a, start + target.column, target.quality, scale, row_finite);
+            } else if (masked) {
                 for_columns(a.logits + start, a.classes, lane, lanes, [&](u32 i) {
-                    float y = a.target[start + i];
-                    if (y > 0.0f)
-                        loss += (double)labelled_loss<GRADIENT, BETA_2>(a, start + i, __saturatef(y), scale,
-                                                                        row_finite);
+                    const float y = dense ? a.target[start + i] : i == target.column ? target.quality : 0.0f;
+                    if (y > 0.0f || i == target.column)
+                        loss += (double)labelled_loss<GRADIENT, BETA_2>(a, start + i, __saturatef(y), scale, row_finite);
                 });
+            }
         } else if (GRADIENT && inside) {
             zero_row(a.logits + start, grad, a.classes, lane, lanes);
         }
-        if (DENSE && lanes_max((u32)bad_target, lanes)) {  // one NaN makes the row invalid
+        if (dense && lanes_max((u32)bad_target, lanes)) {  // one NaN makes the row invalid
             if (GRADIENT) zero_row(a.logits + start, grad, a.classes, lane, lanes);
             if (lane == 0 && a.scaling.status)
                 report(&a.scaling.status->bad_qualities, a.scaling.status, row);
@@ -333,12 +453,12 @@ DEVICE void qfl_rows(const QflArgs& a, const Blocks& blocks = Blocks()) {
             target.weight = 0.0f;
         }
         finite &= row_finite;
-        double row_loss = lanes_sum(loss, (int)lanes);
+        double row_loss = lanes_sum(loss, lanes);
         row_loss = target.weight == 0.0f ? 0.0 : row_loss * (double)target.weight;
         if (lane == 0 && inside) {
             sum += row_loss;
             if (a.scaling.per_row && a.scaling.loss)
-                a.scaling.loss[row] = (float)(row_loss * (double)factor.loss);
+                a.scaling.loss[row] = (float)(row_loss * (double)loss_factor_of(a.scaling));
         }
     }
     blocks.template finish<QFL_ROWS_BLOCK>(a.scaling, a.rows, sum, finite);

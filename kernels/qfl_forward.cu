@@ -2,5 +2,5 @@
 #include "qfl.cuh"
 
 KERNEL(qfl_linear_forward, QFL_BLOCK, 3)(const QflArgs a) { qfl_linear<false, true>(a); }
-KERNEL(qfl_rows_forward, QFL_ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<false, false, true>(a); }
-KERNEL(qfl_dense_forward, QFL_ROWS_BLOCK, 3)(const QflArgs a) { qfl_rows<false, true, true>(a); }
+KERNEL(qfl_rows_forward, QFL_ROWS_BLOCK, 2)(const QflArgs a) { qfl_rows<false, true>(a, false); }
+KERNEL(qfl_dense_forward, QFL_ROWS_BLOCK, 3)(const QflArgs a) { qfl_rows<false, true>(a, true); }

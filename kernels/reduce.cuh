@@ -4,34 +4,19 @@
 
 constexpr u32 ALL_LANES = 0xffffffffu;
 
-// A float sum that remembers what rounding lost (Knuth's two-sum), so that its length does not
-// matter. inf and NaN stay what they are.
-struct Accumulator {
-    float sum = 0, lost = 0;
-
-    DEVICE void add(float x) {
-        float total = sum + x;
-        float taken = total - sum;
-        lost += (sum - (total - taken)) + (x - taken);
-        sum = total;
-    }
-
-    DEVICE double total() const {
-        double both = (double)sum + (double)lost;
-        return both == both ? both : (double)sum;  // inf - inf in `lost`
-    }
-};
-
 // The sum over groups of `width` neighbouring lanes (a power of two), in every lane of the
-// group. All 32 lanes must call it.
+// group. All 32 lanes must call it. A loop that stays one: shuffles of double take nine lines of PTX
+// each, and most kernels have four such sums.
 template <class T>
 DEVICE T lanes_sum(T x, int width) {
+#pragma unroll 1
     for (int step = width / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
     return x;
 }
 
 template <class T>
 DEVICE T lanes_max(T x, int width) {
+#pragma unroll 1
     for (int step = width / 2; step > 0; step /= 2) {
         T other = __shfl_xor_sync(ALL_LANES, x, step);
         x = other > x ? other : x;

@@ -54,12 +54,16 @@ DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 la
 template <class Body>
 DEVICE void for_columns(const Scalar* row, u32 length, u32 lane, u32 lanes, Body body) {
     Span span(row, length);
-    const u32 inside = span.vectors * VECTOR, step = lanes * VECTOR;
+    const u32 inside = span.vectors * VECTOR;
+    bool in_vector = true;
+    u32 k = lane * VECTOR;
 #pragma unroll 1
-    for (u32 k = lane * VECTOR; k < inside; k = k % VECTOR == VECTOR - 1 ? k + 1 + step - VECTOR : k + 1)
-        body(span.head + k);
-#pragma unroll 1
-    for (u32 k = lane; k < length - inside; k += lanes) body(k < span.head ? k : k + inside);
+    for (;;) {
+        if (in_vector && k >= inside) in_vector = false, k = lane;
+        if (!in_vector && k >= length - inside) break;
+        body(in_vector ? span.head + k : k < span.head ? k : k + inside);
+        k += !in_vector ? lanes : k % VECTOR == VECTOR - 1 ? (lanes - 1) * VECTOR + 1 : 1;
+    }
 }
 
 // Zeros in the columns that for_row gives to this lane, so that each is written by the thread

@@ -42,7 +42,7 @@ DEVICE Softmax row_softmax(const Scalar* row, u32 length, u32 lane, u32 lanes) {
     for_row(row, nullptr, length, lane, lanes, [&](u32, auto& z) {
         for (float value : z) peak = fmaxf(peak, value);
     });
-    peak = lanes_max(peak, (int)lanes);
+    peak = lanes_max(peak, lanes);
     float total = 0.0f, others = 0.0f;
     for_row(row, nullptr, length, lane, lanes, [&](u32, auto& z) {
         for (float value : z) {
@@ -51,7 +51,7 @@ DEVICE Softmax row_softmax(const Scalar* row, u32 length, u32 lane, u32 lanes) {
             others += value < peak ? e : 0.0f;
         }
     });
-    total = lanes_sum(total, (int)lanes);
-    others = lanes_sum(others, (int)lanes);
+    total = lanes_sum(total, lanes);
+    others = lanes_sum(others, lanes);
     return {peak, total, log_total(total, others)};
 }

@@ -71,7 +71,11 @@ struct Words {
 DEVICE bool aligned16(const void* p) { return ((u64)p & 15) == 0; }
 
 DEVICE Words load_words(const void* p) {
+#ifdef VARIANT_LOAD_HINTS
+    uint4 v = load_16_bytes(p);
+#else
     uint4 v = *(const uint4*)p;
+#endif
     return {{v.x, v.y, v.z, v.w}};
 }
 

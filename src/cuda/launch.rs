@@ -87,11 +87,6 @@ impl Grid {
         let blocks = rows.div_ceil(rows_per_block.max(1)).clamp(1, most);
         Grid { blocks: blocks as u32, threads }
     }
-
-    /// For kernels in which `lanes` lanes share a row.
-    pub fn rows(threads: u32, rows: u64, lanes: u32, multiprocessors: u32) -> Grid {
-        Grid::new(threads, rows, u64::from(threads / lanes), multiprocessors, MOST_BLOCKS)
-    }
 }
 
 /// How many lanes of a warp share a row: so many that each has about `each` vectors of this length.

@@ -39,7 +39,6 @@ pub(super) struct Module {
 pub(super) struct Function {
     pub handle: CUfunction,
     /// How many of its blocks a multiprocessor can have at once: at least 1, at most [`MOST_BLOCKS`].
-    #[allow(dead_code, reason = "grids take it next")]
     pub resident: u32,
 }
 

@@ -11,6 +11,7 @@ mod gfl;
 mod head;
 
 use super::launch::{Grid, lanes, launch};
+use super::module::Function;
 use super::units::{Entry, Units, entry};
 use super::{Kernels, Storage};
 use crate::error::Result;
@@ -105,8 +106,14 @@ pub struct QflArgs {
     pub background_first: u32,
     /// 1: rows with `ignore_label` give nothing.
     pub has_ignore_label: u32,
-    /// Set by the launch.
-    pub whole_tiles: u32,
+    /// Set by the launch, as all that follows.
+    pub block_steps: u32,
+    /// See `block_steps`.
+    pub longer_blocks: u32,
+    /// See `block_steps`.
+    pub whole_steps: u32,
+    /// Padding.
+    pub unused: u32,
 }
 
 /// Twin of `DflArgs` in kernels/dfl.cuh.
@@ -251,8 +258,6 @@ pub struct StatusWords {
 /// Twins of the constants in kernels/qfl.cuh.
 const QFL_BLOCK: u32 = 320;
 const QFL_ROWS_BLOCK: u32 = 256;
-const QFL_UNROLL: u32 = 4;
-const QFL_UNROLL_ANY_BETA: u32 = 2;
 /// Twins of the constants in kernels/dfl.cuh.
 const DFL_BLOCK: u32 = 128;
 const DFL_ROWS_BLOCK: u32 = 256;
@@ -274,7 +279,7 @@ const QFL: [[[Entry; 2]; 3]; 2] = [
     [
         [entry("qfl_linear_forward_any_beta"), entry("qfl_linear_forward_backward_any_beta")],
         [entry("qfl_rows_forward_any_beta"), entry("qfl_rows_forward_backward_any_beta")],
-        [entry("qfl_dense_forward_any_beta"), entry("qfl_dense_forward_backward_any_beta")],
+        [entry("qfl_rows_forward_any_beta"), entry("qfl_rows_forward_backward_any_beta")],
     ],
 ];
 /// 16 bins, 17 bins, any number of them; and by pass.
@@ -350,7 +355,7 @@ pub unsafe fn launch_qfl(
         && args.classes.is_multiple_of(vector)
         && args.classes / vector <= QFL_BLOCK
         && addresses.is_multiple_of(16)
-        && args.rows < 1 << 32; // the kernel counts tiles in 32 bits
+        && args.rows < 1 << 32; // the kernel counts steps in 32 bits
     let beta_is_2 = args.beta == 2.0;
     let shape = match (linear, dense) {
         (true, _) => 0,
@@ -359,16 +364,19 @@ pub unsafe fn launch_qfl(
     };
     let entry = QFL[usize::from(!beta_is_2)][shape][pass.index()];
     let multiprocessors = kernels.multiprocessors();
+    let function = kernels.function(entry, storage, stream.cast())?;
     let grid = if linear {
-        let (unroll, per_multiprocessor) = if beta_is_2 { (QFL_UNROLL, 3) } else { (QFL_UNROLL_ANY_BETA, 2) };
-        let tile = u64::from(QFL_BLOCK / (args.classes / vector) * unroll);
-        args.whole_tiles = (args.rows / tile) as u32;
-        Grid::new(QFL_BLOCK, args.rows, tile, multiprocessors, per_multiprocessor)
+        // A block has so many rows at once, and blocks share these steps evenly.
+        let step = u64::from(QFL_BLOCK / (args.classes / vector));
+        let grid = Grid::new(QFL_BLOCK, args.rows, step, multiprocessors, function.resident);
+        let steps = args.rows.div_ceil(step) as u32;
+        (args.block_steps, args.longer_blocks) = (steps / grid.blocks, steps % grid.blocks);
+        args.whole_steps = (args.rows / step) as u32;
+        grid
     } else {
         args.scaling.lanes = lanes(args.classes, storage.vector(), 5);
-        Grid::rows(QFL_ROWS_BLOCK, args.rows, args.scaling.lanes, multiprocessors)
+        rows_grid(QFL_ROWS_BLOCK, args.rows, args.scaling.lanes, kernels, &function)
     };
-    let function = kernels.function(entry, storage, stream.cast())?;
     // SAFETY: the function takes one QflArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, &args, stream.cast()) }
 }
@@ -391,25 +399,22 @@ pub unsafe fn launch_dfl(
     if args.rows == 0 && (args.scaling.per_row != 0 || args.scaling.loss == 0) {
         return Ok(());
     }
-    let multiprocessors = kernels.multiprocessors();
     let rows_per_thread = if storage == Storage::F32 { 1 } else { 2 };
     // The tiles move 16 bytes at a time.
     let aligned = args.logits.is_multiple_of(16) && args.grad.is_multiple_of(16);
-    let (shape, grid) = match args.bins {
-        16 | 17 if aligned => {
-            let rows_per_block = u64::from(DFL_BLOCK * rows_per_thread);
-            // As many as fit: kernels/dfl.cu.
-            let resident = if args.bins == 16 && pass == Pass::ForwardBackward { 6 } else { 8 };
-            let grid = Grid::new(DFL_BLOCK, args.rows, rows_per_block, multiprocessors, resident);
-            (args.bins as usize - 16, grid)
-        }
-        bins => {
-            args.scaling.lanes = lanes(bins, storage.vector(), 2);
-            (2, Grid::rows(DFL_ROWS_BLOCK, args.rows, args.scaling.lanes, multiprocessors))
-        }
+    let shape = match args.bins {
+        16 if aligned => 0,
+        17 if aligned => 1,
+        _ => 2,
     };
-    let entry = DFL[shape][pass.index()];
-    let function = kernels.function(entry, storage, stream.cast())?;
+    let function = kernels.function(DFL[shape][pass.index()], storage, stream.cast())?;
+    let grid = if shape < 2 {
+        let rows_per_block = u64::from(DFL_BLOCK * rows_per_thread);
+        Grid::new(DFL_BLOCK, args.rows, rows_per_block, kernels.multiprocessors(), function.resident)
+    } else {
+        args.scaling.lanes = lanes(args.bins, storage.vector(), 2);
+        rows_grid(DFL_ROWS_BLOCK, args.rows, args.scaling.lanes, kernels, &function)
+    };
     // SAFETY: the function takes one DflArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, &args, stream.cast()) }
 }
@@ -433,9 +438,8 @@ pub unsafe fn launch_integral(
         return Ok(());
     }
     args.lanes = lanes(args.bins, storage.vector(), 2);
-    let grid = Grid::rows(INTEGRAL_BLOCK, args.rows, args.lanes, kernels.multiprocessors());
-    let entry = INTEGRAL[pass.index()];
-    let function = kernels.function(entry, storage, stream.cast())?;
+    let function = kernels.function(INTEGRAL[pass.index()], storage, stream.cast())?;
+    let grid = rows_grid(INTEGRAL_BLOCK, args.rows, args.lanes, kernels, &function);
     // SAFETY: the function takes one IntegralArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, &args, stream.cast()) }
 }
@@ -456,9 +460,9 @@ pub unsafe fn launch_boxes(
     if args.boxes == 0 {
         return Ok(());
     }
-    let grid = Grid::new(BOXES_BLOCK, args.boxes, u64::from(BOXES_BLOCK), kernels.multiprocessors(), 8);
-    let entry = BOXES[pass.index()];
-    let function = kernels.function(entry, Storage::F32, stream.cast())?;
+    let function = kernels.function(BOXES[pass.index()], Storage::F32, stream.cast())?;
+    let (block, multiprocessors) = (u64::from(BOXES_BLOCK), kernels.multiprocessors());
+    let grid = Grid::new(BOXES_BLOCK, args.boxes, block, multiprocessors, function.resident);
     // SAFETY: the function takes one BoxesArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, args, stream.cast()) }
 }
@@ -479,11 +483,17 @@ pub unsafe fn launch_atss(kernels: &Kernels, args: &AtssArgs, stream: *mut c_voi
     let candidates = kernels.function(candidates, Storage::F32, stream.cast())?;
     let targets = kernels.function(targets, Storage::F32, stream.cast())?;
     if args.gts > 0 {
-        let grid = Grid::new(ASSIGN_BLOCK, args.gts.into(), 1, multiprocessors, 8);
+        let grid = Grid::new(ASSIGN_BLOCK, args.gts.into(), 1, multiprocessors, candidates.resident);
         // SAFETY: the function takes one AtssArgs; the rest is the caller's promise.
         unsafe { launch(candidates, grid, args, stream.cast()) }?;
     }
-    let grid = Grid::new(ASSIGN_BLOCK, args.anchors, u64::from(ASSIGN_BLOCK), multiprocessors, 8);
+    let block = u64::from(ASSIGN_BLOCK);
+    let grid = Grid::new(ASSIGN_BLOCK, args.anchors, block, multiprocessors, targets.resident);
     // SAFETY: as above.
     unsafe { launch(targets, grid, args, stream.cast()) }
+}
+
+/// The blocks of kernels in which `lanes` lanes share a row.
+fn rows_grid(threads: u32, rows: u64, lanes: u32, kernels: &Kernels, function: &Function) -> Grid {
+    Grid::new(threads, rows, u64::from(threads / lanes), kernels.multiprocessors(), function.resident)
 }

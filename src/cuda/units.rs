@@ -46,8 +46,6 @@ pub(super) const UNITS: [Unit; 14] = [
             "qfl_linear_forward_backward_any_beta",
             "qfl_rows_forward_any_beta",
             "qfl_rows_forward_backward_any_beta",
-            "qfl_dense_forward_any_beta",
-            "qfl_dense_forward_backward_any_beta",
         ],
     ),
     unit(

@@ -37,9 +37,6 @@ pub(crate) fn gfl_units(storage: Storage, pass: Pass) -> Units {
     Units::of(GFL[pass.index()].unit, storage)
 }
 
-/// Blocks on a multiprocessor for each of the two losses: half of what scratch memory is made for.
-const BLOCKS_EACH: u32 = 4;
-
 /// Enqueues both losses on `stream`, a CUstream, as one launch.
 ///
 /// # Errors
@@ -56,15 +53,16 @@ pub unsafe fn launch_gfl(
 ) -> Result<()> {
     let mut args = *args;
     let multiprocessors = kernels.multiprocessors();
+    let function = kernels.function(GFL[pass.index()], storage, stream.cast())?;
+    // Half of what a multiprocessor holds for each of the two losses.
+    let each = (function.resident / 2).max(1);
     let blocks = |rows: u64, lanes: u32| {
-        Grid::new(GFL_BLOCK, rows, u64::from(GFL_BLOCK / lanes), multiprocessors, BLOCKS_EACH).blocks
+        Grid::new(GFL_BLOCK, rows, u64::from(GFL_BLOCK / lanes), multiprocessors, each).blocks
     };
     args.qfl.scaling.lanes = lanes(args.qfl.classes, storage.vector(), 5);
     args.dfl.scaling.lanes = lanes(args.dfl.bins, storage.vector(), 2);
     args.dfl_blocks = blocks(args.dfl.rows, args.dfl.scaling.lanes);
     let all = args.dfl_blocks + blocks(args.qfl.rows, args.qfl.scaling.lanes);
-    let entry = GFL[pass.index()];
-    let function = kernels.function(entry, storage, stream.cast())?;
     // SAFETY: the function takes one GflArgs; the rest is the caller's promise.
     unsafe { launch(function, Grid { blocks: all, threads: GFL_BLOCK }, &args, stream.cast()) }
 }

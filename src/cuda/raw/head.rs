@@ -5,12 +5,12 @@ use std::ffi::c_void;
 mod plan;
 
 use super::{DeviceAddress, Pass};
-use crate::cuda::launch::{Grid, launch};
+use crate::cuda::launch::{Grid, launch, max_blocks};
 use crate::cuda::units::{Entry, Units, entry};
 use crate::cuda::{Kernels, Storage};
 use crate::error::Result;
 use crate::head::MAX_LEVELS;
-use plan::{HEAD_BLOCK, LOSSES_BLOCKS, POSITIVES_BLOCKS};
+use plan::HEAD_BLOCK;
 
 /// Where the elements of a `[batch, channels, positions]` tensor are, in elements. Twin of
 /// `Strides` in kernels/head.cuh.
@@ -198,12 +198,12 @@ pub const MAX_ANCHORS: usize = i32::MAX as usize - 4096;
 /// How many blocks [`HeadArgs::partials`] must have room for: the same for all calls on a device.
 pub fn head_partial_blocks(kernels: &Kernels) -> usize {
     // Every part of every level may have one more than its share.
-    let most = LOSSES_BLOCKS.into_iter().fold(POSITIVES_BLOCKS, u32::max);
-    most_blocks(kernels, most) as usize + 2 * MAX_LEVELS
+    max_blocks(kernels.multiprocessors()) as usize + 2 * MAX_LEVELS
 }
 
-fn most_blocks(kernels: &Kernels, per_multiprocessor: u32) -> u32 {
-    kernels.multiprocessors().max(1) * per_multiprocessor
+/// The blocks of a launch, of which a multiprocessor holds so many.
+fn most_blocks(kernels: &Kernels, resident: u32) -> u32 {
+    max_blocks(kernels.multiprocessors()).min(kernels.multiprocessors().max(1) * resident)
 }
 
 /// Enqueues the first launch of the head loss on `stream`, a CUstream: what to divide by, and what
@@ -221,8 +221,8 @@ pub unsafe fn launch_head_positives(
     stream: *mut c_void,
 ) -> Result<()> {
     let mut args = *args;
-    let blocks = args.plan_positives(most_blocks(kernels, POSITIVES_BLOCKS));
     let function = kernels.function(POSITIVES, storage, stream.cast())?;
+    let blocks = args.plan_positives(most_blocks(kernels, function.resident));
     // SAFETY: the function takes one HeadArgs; the rest is the caller's promise.
     unsafe { launch(function, Grid { blocks, threads: HEAD_BLOCK }, &args, stream.cast()) }
 }
@@ -244,8 +244,8 @@ pub unsafe fn launch_head_losses(
 ) -> Result<()> {
     let mut args = *args;
     let kind = kind(args.beta, pass);
-    let blocks = args.plan_losses(storage, pass, most_blocks(kernels, LOSSES_BLOCKS[kind]))?;
     let function = kernels.function(LOSSES[kind], storage, stream.cast())?;
+    let blocks = args.plan_losses(storage, pass, most_blocks(kernels, function.resident))?;
     // SAFETY: as above.
     unsafe { launch(function, Grid { blocks, threads: HEAD_BLOCK }, &args, stream.cast()) }
 }

@@ -159,7 +159,7 @@ impl Case {
             Op::Head => {
                 let (images, positives) = (self.images(), self.positives());
                 let cycles = machine.cycles();
-                let positives_slots = u64::from(machine.multiprocessors * grids::POSITIVES_BLOCKS);
+                let positives_slots = grids::slots(machine.multiprocessors, figures[0].resident);
                 let share = grids::head_positives(images, &COCO, positives_slots);
                 // Up to nine positives are neighbours, whose anchors a block of eight warps has: some warp has one
                 // at least, and two in each other round at most.

@@ -12,8 +12,7 @@ pub const INTEGRAL_BLOCK: u32 = 256;
 pub const HEAD_BLOCK: u32 = 256;
 pub const HEAD_UNROLL: u32 = 4;
 pub const MOST_STEPS: u32 = 32;
-pub const POSITIVES_BLOCKS: u32 = 2;
-pub const BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
+pub const MOST_BLOCKS: u32 = 8;
 
 /// How QFL's blocks share the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +25,7 @@ pub enum Rule {
 
 /// Blocks of a launch at most, when so many fit a multiprocessor.
 pub fn slots(multiprocessors: u32, resident: u32) -> u64 {
-    u64::from(multiprocessors) * u64::from(resident.clamp(1, BLOCKS_PER_MULTIPROCESSOR))
+    u64::from(multiprocessors) * u64::from(resident.clamp(1, MOST_BLOCKS))
 }
 
 /// Units of `qfl_linear` are steps, or tiles; gives their rows too.

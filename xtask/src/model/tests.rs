@@ -172,8 +172,7 @@ fn constants_are_those_of_the_library() {
         ("HEAD_BLOCK", grids::HEAD_BLOCK),
         ("HEAD_UNROLL", grids::HEAD_UNROLL),
         ("MOST_STEPS", grids::MOST_STEPS),
-        ("POSITIVES_BLOCKS", grids::POSITIVES_BLOCKS),
-        ("BLOCKS_PER_MULTIPROCESSOR", grids::BLOCKS_PER_MULTIPROCESSOR),
+        ("MOST_BLOCKS", grids::MOST_BLOCKS),
     ] {
         let [rust, cpp] = [format!("const {name}: u32 = "), format!("constexpr int {name} = ")];
         let found: Vec<_> = sources.split(&rust).skip(1).chain(sources.split(&cpp).skip(1)).collect();

@@ -5,6 +5,7 @@ mod coverage;
 mod mutants;
 mod tests;
 mod text;
+pub mod variants;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,6 +26,9 @@ pub struct Options {
     /// Only compare: fail if kernels/ptx is not what the sources give
     #[arg(long)]
     check: bool,
+    /// Compile the kernels with what only a GPU can decide instead, one folder in DIR for each trial
+    #[arg(long, value_name = "DIR")]
+    variants: Option<PathBuf>,
     /// Run every test on the PTX, and fail if they leave out too many of its instructions
     #[arg(long)]
     coverage: bool,
@@ -52,7 +56,9 @@ struct Draw {
 
 /// Does what the options say.
 pub fn run(options: &Options) -> Result<(), String> {
-    if let Some(folder) = &options.coverage_of {
+    if let Some(folder) = &options.variants {
+        variants::run(folder)
+    } else if let Some(folder) = &options.coverage_of {
         coverage::run(Some(folder))
     } else if options.coverage {
         coverage::run(None)

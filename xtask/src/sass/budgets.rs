@@ -8,12 +8,15 @@ use serde::Deserialize;
 
 use super::device;
 use super::figures::{Assembled, Figures, MainLoop, is_wide_load};
+use super::sizes::Sizes;
 use crate::root;
 
 /// The file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Budgets {
+    /// Of the PTX.
+    pub sizes: Sizes,
     every_kernel: Rules,
     #[serde(rename = "family")]
     families: Vec<Family>,
@@ -23,7 +26,14 @@ pub struct Budgets {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rules {
+    /// Those with bounds for each kernel.
     architectures: Vec<Architecture>,
+    /// Others, for which these rules hold, and no bounds: near relatives of the first.
+    #[serde(default)]
+    relatives: Vec<Architecture>,
+    /// How many threads of a kernel a multiprocessor holds at once, at least, as a part of what it can hold.
+    #[serde(default)]
+    min_occupancy: f64,
     max_spilled_bytes: u32,
     max_stack_bytes: u32,
     forbidden: Vec<Opcode>,
@@ -151,7 +161,7 @@ impl Budgets {
     /// Reads the file; what is misspelt in it is an error.
     pub fn read(text: &str) -> Result<Budgets, String> {
         let budgets: Budgets = toml::from_str(text).map_err(|error| error.to_string())?;
-        for architecture in &budgets.every_kernel.architectures {
+        for architecture in budgets.every_kernel.architectures.iter().chain(&budgets.every_kernel.relatives) {
             if !device::architectures().any(|known| known == architecture.0) {
                 let number = architecture.0;
                 return Err(format!("xtask/src/sass/device.rs does not know what sm_{number} holds"));
@@ -173,7 +183,13 @@ impl Budgets {
 
     /// The architectures that the kernels are assembled for.
     pub fn architectures(&self) -> impl Iterator<Item = u32> {
-        self.every_kernel.architectures.iter().map(|architecture| architecture.0)
+        let Rules { architectures, relatives, .. } = &self.every_kernel;
+        architectures.iter().chain(relatives).map(|architecture| architecture.0)
+    }
+
+    /// Whether kernels have bounds of their own there.
+    pub fn bounds_on(&self, architecture: u32) -> bool {
+        self.every_kernel.architectures.contains(&Architecture(architecture))
     }
 
     /// Each entry point has one budget, or one for each of some loops; and each budget has its entry
@@ -226,6 +242,14 @@ impl Budgets {
         }
         if resources.stack > rules.max_stack_bytes {
             faults.push(format!("its stack takes {} bytes", resources.stack));
+        }
+        let held = device::occupancy(assembled.architecture, assembled.threads, resources).unwrap_or(0.0);
+        if held < rules.min_occupancy {
+            faults.push(format!(
+                "a multiprocessor holds {:.0} % of its threads, less than {:.0} %",
+                100.0 * held,
+                100.0 * rules.min_occupancy
+            ));
         }
         if assembled.kernel.count(is_wide_load) == 0 {
             faults.push("no 128-bit load from global memory".to_owned());

@@ -12,14 +12,28 @@ struct Multiprocessor {
     shared_per_block: u32,
 }
 
-/// Turing, Ampere, Hopper, Blackwell.
-const MULTIPROCESSORS: [Multiprocessor; 4] = [
+/// Turing, Ampere in data centres and not, Ada, Hopper, Blackwell.
+const MULTIPROCESSORS: [Multiprocessor; 6] = [
     Multiprocessor { architecture: 75, threads: 1024, blocks: 16, shared: 64 << 10, shared_per_block: 0 },
     Multiprocessor {
         architecture: 80,
         threads: 2048,
         blocks: 32,
         shared: 164 << 10,
+        shared_per_block: 1 << 10,
+    },
+    Multiprocessor {
+        architecture: 86,
+        threads: 1536,
+        blocks: 16,
+        shared: 100 << 10,
+        shared_per_block: 1 << 10,
+    },
+    Multiprocessor {
+        architecture: 89,
+        threads: 1536,
+        blocks: 24,
+        shared: 100 << 10,
         shared_per_block: 1 << 10,
     },
     Multiprocessor {
@@ -60,6 +74,13 @@ pub fn resident_blocks(architecture: u32, threads: u32, resources: &Resources) -
     Some(by_registers.min(by_shared).min(by_threads).min(device.blocks))
 }
 
+/// The part of a multiprocessor's threads that it holds of a kernel at once.
+pub fn occupancy(architecture: u32, threads: u32, resources: &Resources) -> Option<f64> {
+    let device = MULTIPROCESSORS.iter().find(|known| known.architecture == architecture)?;
+    let held = resident_blocks(architecture, threads, resources)? * threads;
+    Some(f64::from(held) / f64::from(device.threads))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +97,9 @@ mod tests {
         assert_eq!(resident_blocks(75, 32, &resources(32, 0)), Some(16), "16 blocks");
         assert_eq!(resident_blocks(90, 128, &resources(32, 56 << 10)), Some(4), "4 times 57 KiB");
         assert_eq!(resident_blocks(75, 128, &resources(32, 16 << 10)), Some(4), "4 times 16 KiB");
+        assert_eq!(resident_blocks(86, 64, &resources(32, 0)), Some(16), "16 blocks");
+        assert_eq!(resident_blocks(89, 64, &resources(32, 0)), Some(24), "1536 threads, 24 blocks");
+        assert_eq!(resident_blocks(86, 128, &resources(32, 20 << 10)), Some(4), "4 times 21 KiB");
         assert_eq!(resident_blocks(52, 128, &resources(32, 0)), None);
     }
 }

@@ -45,7 +45,7 @@ pub fn measure(architecture: u32, is_wanted: impl Fn(&str) -> bool) -> Result<Ve
         in_parallel(&jobs, |(image, ptx, entries)| tools.assemble(image, ptx, entries, architecture));
     let mut found = Vec::new();
     for result in results {
-        for assembled in result?.iter().filter(|assembled| is_wanted(assembled.name())) {
+        for assembled in result?.0.iter().filter(|assembled| is_wanted(assembled.name())) {
             found.extend(of_kernel(&budgets, assembled)?);
         }
     }

@@ -13,15 +13,19 @@ mod flow;
 mod listing;
 mod measured;
 mod resources;
+mod sizes;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
+use std::process::{self, Command, Stdio};
+use std::time::Duration;
 
 use clap::Args;
+use wait4::Wait4;
 
 use crate::manifest;
 use crate::variants::{Sources, Variant, in_parallel};
@@ -32,6 +36,10 @@ use figures::Assembled;
 pub use figures::Cost;
 use flow::Flow;
 pub use measured::{Measured, measure};
+use sizes::Weighed;
+
+/// The architecture for which assembly times are printed.
+const TIMED: u32 = 90;
 
 /// What `cargo xtask sass` takes.
 #[derive(Args)]
@@ -77,18 +85,23 @@ pub fn run(options: &Options) -> Result<(), String> {
         for architecture in budgets.architectures().filter(|&number| is_loaded(variant, number)) {
             let chosen = options.arch.is_empty() || options.arch.contains(&format!("sm_{architecture}"));
             if chosen && entries.iter().any(|entry| is_wanted(entry.name)) {
-                jobs.push((variant.image_name(), *ptx, entries, architecture));
+                jobs.push((*variant, *ptx, entries, architecture));
             }
         }
     }
 
     let tools = Tools::new()?;
-    let results = in_parallel(&jobs, |(image, ptx, entries, architecture)| {
-        tools.assemble(image, ptx, entries, *architecture)
+    let results = in_parallel(&jobs, |(variant, ptx, entries, architecture)| {
+        tools.assemble(&variant.image_name(), ptx, entries, *architecture)
     });
     let mut kernels = Vec::new();
-    for result in results {
-        kernels.extend(result?.into_iter().filter(|assembled| is_wanted(assembled.name())));
+    let mut times = BTreeMap::new();
+    for (result, (variant, .., architecture)) in results.into_iter().zip(&jobs) {
+        let (assembled, time) = result?;
+        kernels.extend(assembled.into_iter().filter(|assembled| is_wanted(assembled.name())));
+        if *architecture == TIMED {
+            times.insert(variant.image_name(), time);
+        }
     }
     if kernels.is_empty() {
         return Err("no kernel is of this name, on these architectures".to_owned());
@@ -98,12 +111,29 @@ pub fn run(options: &Options) -> Result<(), String> {
         kernels.iter().for_each(dump::print);
         return Ok(());
     }
-    report(&kernels, &budgets, options.verbose)
+    let weighed: Vec<Weighed> = (images.iter())
+        .map(|(variant, ptx, _)| Weighed {
+            unit: variant.unit.stem(),
+            storage: variant.storage.name,
+            target: variant.target,
+            bytes: ptx.len(),
+            time: times.get(&variant.image_name()).copied(),
+        })
+        .collect();
+    sizes::print(&weighed, TIMED);
+    println!();
+    report(&kernels, &budgets, options.verbose)?;
+    match budgets.sizes.faults(&weighed) {
+        faults if faults.is_empty() => Ok(()),
+        faults => {
+            Err(format!("kernels/ptx is larger than kernels/budgets.toml says:\n  {}", faults.join("\n  ")))
+        }
+    }
 }
 
 /// Whether a device of this architecture takes this image, and not one for a higher target.
 fn is_loaded(variant: &Variant, architecture: u32) -> bool {
-    let targets = variant.storage.targets.iter().copied();
+    let targets = variant.targets().iter().copied();
     targets.filter(|&target| target <= architecture).max() == Some(variant.target)
 }
 
@@ -121,6 +151,13 @@ fn report(kernels: &[Assembled], budgets: &Budgets, verbose: bool) -> Result<(),
         }
         let architecture = format!("sm_{}", kernel.architecture);
         let mut broken = budgets.broken_rules(kernel);
+        if !budgets.bounds_on(kernel.architecture) {
+            let known = faults.entry("the rules of every kernel").or_default();
+            for fault in broken.drain(..) {
+                known.entry(format!("{}: {fault}", kernel.name())).or_default().push(architecture.clone());
+            }
+            continue;
+        }
         for budget in own {
             let title = budget.title(kernel.name());
             let checks = budget.checks(kernel);
@@ -145,6 +182,7 @@ fn report(kernels: &[Assembled], budgets: &Budgets, verbose: bool) -> Result<(),
             println!("\n{}:\n{reason}", names.into_iter().collect::<Vec<_>>().join(", "));
         }
     }
+    faults.retain(|_, of_reason| !of_reason.is_empty());
     if faults.is_empty() {
         println!("{} kernels keep their budgets", kernels.len());
         return Ok(());
@@ -194,14 +232,14 @@ impl Tools {
         Ok(tools)
     }
 
-    /// Assembles an image and reads its kernels.
+    /// Assembles an image and reads its kernels; and how much of a processor's time ptxas took.
     fn assemble(
         &self,
         image: &str,
         ptx: &str,
         entries: &[Entry],
         architecture: u32,
-    ) -> Result<Vec<Assembled>, String> {
+    ) -> Result<(Vec<Assembled>, Duration), String> {
         let failed = |tool: &str, log: String| {
             format!("{tool} fails on kernels/ptx/{image} for sm_{architecture}:\n{log}")
         };
@@ -210,8 +248,7 @@ impl Tools {
         fs::write(&source, ptx).map_err(|error| cannot_write(&source, &error))?;
         let mut assemble = Command::new(&self.ptxas);
         assemble.arg("-v").arg(format!("--gpu-name=sm_{architecture}")).arg(&source).arg("-o").arg(&cubin);
-        let output = run_tool(&mut assemble).map_err(|log| failed("ptxas", log))?;
-        let log = String::from_utf8_lossy(&output.stderr);
+        let (log, time) = timed(&mut assemble).map_err(|log| failed("ptxas", log))?;
         let listing = self.disassemble(&cubin).map_err(|log| failed("nvdisasm", log))?;
 
         let mut kernels = Vec::new();
@@ -226,13 +263,27 @@ impl Tools {
             let flow = Flow::of(&kernel);
             kernels.push(Assembled { kernel, flow, architecture, threads: entry.threads, resources });
         }
-        Ok(kernels)
+        Ok((kernels, time))
     }
 
     fn disassemble(&self, cubin: &Path) -> Result<String, String> {
         let output = run_tool(Command::new(&self.nvdisasm).arg("-c").arg(cubin))?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+/// Runs a program to its end: what it says on its standard error, and how long it took of a processor's time.
+fn timed(command: &mut Command) -> Result<(String, Duration), String> {
+    let cannot_run = |error| format!("it cannot be run: {error}");
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(cannot_run)?;
+    let mut log = Vec::new();
+    if let Some(mut stream) = child.stderr.take() {
+        stream.read_to_end(&mut log).map_err(cannot_run)?;
+    }
+    let used = child.wait4().map_err(cannot_run)?;
+    let log = String::from_utf8_lossy(&log).into_owned();
+    if used.status.success() { Ok((log, used.rusage.utime)) } else { Err(log) }
 }
 
 impl Drop for Tools {

@@ -241,6 +241,10 @@ fn a_loop_that_is_cold_is_not_the_main_one() {
 }
 
 const BUDGETS: &str = r#"
+[sizes]
+max_bytes = 1000
+units = {}
+
 [every_kernel]
 architectures = ["sm_75", "sm_90"]
 max_spilled_bytes = 0

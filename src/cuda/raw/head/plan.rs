@@ -11,14 +11,8 @@ const WARPS: u64 = HEAD_BLOCK as u64 / 32;
 /// Twins of the constants in kernels/head_classes.cuh: what a lane has in flight.
 const HEAD_UNROLL: u32 = 4;
 const HEAD_ELEMENTS_ANY_BETA: u32 = 16;
-const HEAD_SCALARS: u32 = 16;
-const HEAD_SCALARS_ANY_BETA: u32 = 8;
 /// Twin of MOST in kernels/head_boxes.cuh.
 const BOX_POSITIONS_OF_TILE: u64 = 4 * HEAD_BLOCK as u64;
-/// The blocks that a multiprocessor has, as kernels/head*.cu say: of phase one, and of phase two for each
-/// of its entry points.
-pub(super) const POSITIVES_BLOCKS: u32 = 2;
-pub(super) const LOSSES_BLOCKS: [u32; 4] = [4, 3, 3, 2];
 
 /// How far a lane goes at most without adding to its sum in double.
 const MOST_STEPS: u32 = 32;
@@ -146,7 +140,6 @@ impl HeadLevel {
         let [_, classes, positions] = cls.extents;
         let vector = cls.storage.vector() as u32;
         let unroll = if beta_is_2 { HEAD_UNROLL } else { HEAD_ELEMENTS_ANY_BETA / vector };
-        let scalars = if beta_is_2 { HEAD_SCALARS } else { HEAD_SCALARS_ANY_BETA };
         let (way, by_channel) = (cls.class_way(), cls.by_channel());
         (self.cls_way, self.cls_by_channel) = (way as u32, by_channel.into());
         let steps;
@@ -155,8 +148,8 @@ impl HeadLevel {
             ClassWay::HalfVectors => (positions / (vector / 2), 2 * unroll),
             ClassWay::Channels => (classes / vector, unroll),
             // Lanes share the channels of an anchor, one anchor each.
-            ClassWay::Scalars if by_channel => (classes.div_ceil(scalars), 1),
-            ClassWay::Scalars => (positions, scalars),
+            ClassWay::Scalars if by_channel => (classes.div_ceil(vector), 1),
+            ClassWay::Scalars => (positions, vector),
         };
         let most = match way {
             ClassWay::Scalars if by_channel => 1,
