@@ -78,9 +78,9 @@ pub fn print(images: &[Weighed], architecture: u32) {
             let own = images.iter().filter(|image| image.unit == unit && image.storage == storage.name);
             match own.filter(|image| image.target <= architecture).max_by_key(|image| image.target) {
                 Some(image) => {
-                    let time = image.time.unwrap_or_default();
-                    *sum = (sum.0 + image.bytes, sum.1 + time);
-                    row.extend([kib(image.bytes), format!("{:.2}", time.as_secs_f64())]);
+                    *sum = (sum.0 + image.bytes, sum.1 + image.time.unwrap_or_default());
+                    let time = image.time.map_or("-".to_owned(), |time| format!("{:.2}", time.as_secs_f64()));
+                    row.extend([kib(image.bytes), time]);
                 }
                 None => row.extend(["-".to_owned(), "-".to_owned()]),
             }
