@@ -18,7 +18,7 @@ const OTHERS: [(&str, &str); 22] = [
     ("min", "max"),
     ("max", "min"),
     ("and", "or"),
-    ("or", "xor"),
+    ("or", "and"), // bits that are put together are apart: xor would do the same
     ("xor", "and"),
     ("shl.b", "shr.u"),
     ("shr.u", "shl.b"),
@@ -96,9 +96,7 @@ pub fn changes(line: &str, below: &mut dyn FnMut(usize) -> usize) -> Vec<Change>
             add("halves swapped", instruction.with_operand(index, swapped));
         }
         if let Some(changed) = other_number(operand, below)
-            && !opcode.starts_with("shfl")
-            && !opcode.starts_with("pmevent")
-            && !opcode.starts_with("bar.")
+            && !["shfl", "pmevent", "bar.", "lop3"].iter().any(|start| opcode.starts_with(start))
         {
             add("another number", instruction.with_operand(index, changed));
         }
@@ -189,7 +187,7 @@ impl Instruction {
     }
 }
 
-/// One more for an integer, a digit of floating point changed (the third to the fifth of eight, one of the
+/// Twice an integer and one more, a digit of floating point changed (the third to the fifth of eight, one of the
 /// first five of a double's mantissa), and another offset of an address.
 fn other_number(operand: &str, below: &mut dyn FnMut(usize) -> usize) -> Option<String> {
     let digit = |text: &str, at: usize| {
@@ -198,6 +196,10 @@ fn other_number(operand: &str, below: &mut dyn FnMut(usize) -> usize) -> Option<
         text[at] = char::from_digit((value + 1) % 16, 16)?.to_ascii_uppercase();
         Some(text.into_iter().collect::<String>())
     };
+    // 0 becomes 1: a digit of it would make next to nothing.
+    if operand.trim_start_matches(['0', 'f', 'd']).is_empty() && operand.len() >= 10 {
+        return Some(if operand.starts_with("0f") { "0f3F800000" } else { "0d3FF0000000000000" }.to_owned());
+    }
     if operand.starts_with("0f") {
         return digit(operand, 4 + below(3));
     }
@@ -205,7 +207,8 @@ fn other_number(operand: &str, below: &mut dyn FnMut(usize) -> usize) -> Option<
         return digit(operand, 5 + below(5));
     }
     if let Ok(number) = operand.parse::<i64>() {
-        return Some((if number == i64::from(i32::MAX) { number - 1 } else { number + 1 }).to_string());
+        // Not one more: a shuffle by 9 instead of 8 lanes still meets all, and a mask's lowest bit is noise.
+        return Some((if number == -1 { -2 } else { 2 * number + 1 }).to_string());
     }
     let (base, offset) = operand.strip_prefix('[')?.strip_suffix(']')?.rsplit_once('+')?;
     let offset: i64 = offset.trim().parse().ok()?;
@@ -229,7 +232,7 @@ mod tests {
             [
                 one("another operation", "add.s32 %r1, %r2, 7;"),
                 one("operands swapped", "sub.s32 %r1, 7, %r2;"),
-                one("another number", "sub.s32 %r1, %r2, 8;"),
+                one("another number", "sub.s32 %r1, %r2, 15;"),
             ]
         );
         assert_eq!(
@@ -248,10 +251,7 @@ mod tests {
         assert_eq!(of("mov.b64 %fd1, {%r1, %r2};"), [one("halves swapped", "mov.b64 %fd1, {%r2, %r1};")]);
         assert_eq!(
             of("lop3.b32 %r1, %r2, %r3, %r4, 189;"),
-            [
-                one("another number", "lop3.b32 %r1, %r2, %r3, %r4, 190;"),
-                one("another table", "lop3.b32 %r1, %r2, %r3, %r4, 188;"),
-            ]
+            [one("another table", "lop3.b32 %r1, %r2, %r3, %r4, 188;")]
         );
         assert_eq!(
             of("cvt.rn.f16x2.f32 %r1, %f1, %f2;"),
@@ -260,7 +260,11 @@ mod tests {
                 one("another rounding", "cvt.rz.f16x2.f32 %r1, %f1, %f2;"),
             ]
         );
-        assert_eq!(of("or.pred %p1, %p2, %p3;"), [one("another operation", "xor.pred %p1, %p2, %p3;")]);
+        assert_eq!(of("or.pred %p1, %p2, %p3;"), [one("another operation", "and.pred %p1, %p2, %p3;")]);
+        assert_eq!(
+            of("mov.f64 %fd1, 0d0000000000000000;"),
+            [one("another number", "mov.f64 %fd1, 0d3FF0000000000000;")]
+        );
         assert_eq!(of("ret;"), []);
         assert_eq!(of("$L__BB0_2:"), []);
     }
