@@ -190,8 +190,8 @@ struct Side {
     double distance;  // E
 };
 
+// Unrolled: as a loop NVRTC writes this kernel in one of two orders, by chance.
 DEVICE double lanes_max_nan(double x, int width) {
-#pragma unroll 1
     for (int step = width / 2; step > 0; step /= 2) {
         double other = __shfl_xor_sync(ALL_LANES, x, step);
         x = other > x || other != other ? other : x;
