@@ -1,12 +1,14 @@
 //! Shows what only the layer of raw addresses can ask for: expectations with their gradients, a flag of the
-//! integral, gradients of boxes alone, and both losses of a step with upstream gradients.
+//! integral, gradients of boxes alone, losses of rows that are divided on the device, and both losses of a step with
+//! upstream gradients.
 
 mod support;
 
 use gfocal::boxes::BoxLoss;
 use gfocal::cuda::raw::{self, BoxesArgs, DflArgs, GflArgs, IntegralArgs, Pass, QflArgs, Scaling};
 use gfocal::cudarc::driver::DevicePtr;
-use gfocal::{bf16, f16};
+use gfocal::{Reduction, bf16, f16};
+use support::case::Loss;
 use support::gpu::OnDevice;
 use support::random::Random;
 use support::tolerance::{check_elements, check_same_bits};
@@ -88,6 +90,92 @@ fn gradients_of_boxes_alone() {
     unsafe { raw::launch_boxes(kernels, Pass::ForwardBackward, &args, stream) }.expect("a launch");
     for (i, (got, want)) in grad.read(&gpu).into_iter().zip(want).enumerate() {
         assert!((got - want).abs() <= 1e-6 * want.abs() + 1e-9, "{i}: {got}, on the CPU {want}");
+    }
+}
+
+/// Losses of rows, divided by what is on the device, once as it is and once by the least that is allowed. Both
+/// are powers of 2, so that the quotients have the bits of the losses of a call.
+fn divided<T: OnDevice>(gpu: &Gpu, case: &Case, layout: &cuda::Layout) {
+    let case = &case.clone().reduced(Reduction::None);
+    let [rows, columns] = case.shape;
+    let mut buffers = cuda::Buffers::<T>::new(gpu, case, layout);
+    for pass in [support::Pass::Forward, support::Pass::ForwardBackward] {
+        buffers.call(gpu, case, pass).expect("a legal call");
+        let want = buffers.loss.read(gpu);
+        let loss = Buffer::<f32>::poisoned(gpu, rows, layout.loss);
+        let pass = match pass {
+            support::Pass::Forward => Pass::Forward,
+            _ => Pass::ForwardBackward,
+        };
+        for (factor, divisor) in [(8.0f32, 8.0), (2.0, 4.0)] {
+            let avg_factor = Buffer::new(gpu, &[factor], 0);
+            let scaling = Scaling {
+                avg_factor: at(gpu, &avg_factor),
+                avg_minimum: 4.0,
+                loss: at(gpu, &loss),
+                loss_factor: 1.0,
+                grad_factor: 1.0,
+                per_row: 1,
+                ..Scaling::default()
+            };
+            let (logits, grad, target) =
+                (at(gpu, &buffers.logits), at(gpu, &buffers.grad), at(gpu, &buffers.target));
+            let (kernels, stream) = (gpu.handle.kernels(), gpu.stream.cu_stream().cast());
+            let rows = rows as u64;
+            match &case.loss {
+                Loss::Sparse { beta, .. } | Loss::Dense { beta, .. } => {
+                    let dense = matches!(case.loss, Loss::Dense { .. });
+                    let (beta, classes) = (*beta as f32, columns as u32);
+                    let args = QflArgs { scaling, logits, grad, rows, classes, beta, ..QflArgs::default() };
+                    let args = if dense {
+                        QflArgs { target, ..args }
+                    } else {
+                        let (labels, quality) = (at(gpu, &buffers.labels), at(gpu, &buffers.quality));
+                        QflArgs { labels, quality, labels_are_i64: 1, ..args }
+                    };
+                    // SAFETY: as above.
+                    unsafe { raw::launch_qfl(kernels, T::STORAGE, pass, &args, stream) }
+                }
+                Loss::Dfl { .. } => {
+                    let (bins, target_max) = (columns as u32, (columns - 1) as f32);
+                    let args = DflArgs { scaling, logits, target, grad, rows, bins, target_max };
+                    // SAFETY: as above.
+                    unsafe { raw::launch_dfl(kernels, T::STORAGE, pass, &args, stream) }
+                }
+            }
+            .expect("a launch");
+            let want: Vec<f32> = want.iter().map(|loss| loss / divisor).collect();
+            check_same_bits("divided losses of rows", &loss.read(gpu), &want);
+        }
+    }
+}
+
+#[test]
+fn losses_of_rows_divided_on_the_device() {
+    let Some(gpu) = gpu() else { return };
+    let (rows, classes) = (40, 19);
+    let mut random = Random::new(124);
+    let logits = random.many(rows * classes, -5.0, 3.0);
+    let labels: Vec<i64> = (0..rows).map(|row| (row % (classes + 3)) as i64).collect();
+    let sparse = Case::sparse([rows, classes], &logits, &labels, &vec![0.5; rows]);
+    let dense = Case::dense([rows, classes], &logits, &vec![0.25; rows * classes]);
+    let mut cases = vec![];
+    for beta in [2.0, 1.5] {
+        cases.extend([sparse.clone().with_beta(beta), dense.clone().with_beta(beta)]);
+    }
+    for bins in [16, 17, 9] {
+        // Also a target that is not between bins, which a tile's rows do by themselves.
+        let target: Vec<f32> = (0..rows).map(|row| if row % 7 == 0 { 40.0 } else { 2.5 }).collect();
+        cases.push(Case::dfl([rows, bins], &random.many(rows * bins, -4.0, 4.0), &target));
+    }
+    for case in &cases {
+        for layout in
+            [cuda::Layout::ALIGNED, cuda::Layout { device_avg_factor: false, ..cuda::Layout::MISALIGNED }]
+        {
+            divided::<f32>(&gpu, case, &layout);
+            divided::<f16>(&gpu, case, &layout);
+            divided::<bf16>(&gpu, case, &layout);
+        }
     }
 }
 

@@ -76,3 +76,22 @@ fn integral<T: OnDevice>(gpu: &Gpu, logits: &[f64], bins: usize) {
         check_elements(&format!("gradients of {bins} bins"), &got.1, &grads);
     }
 }
+
+/// Of so many rows each of the emulator's 12 blocks has whole tiles of four steps, in any storage type; logits
+/// are too large for the short way in each of them, and some labelled ones have no quality.
+#[test]
+fn whole_tiles() {
+    let Some(gpu) = gpu() else { return };
+    let (rows, classes) = (8000, 16);
+    let mut random = Random::new(103);
+    let logits = random.many(rows * classes, -6.0, 4.0);
+    let labels: Vec<i64> = (0..rows).map(|row| (row % 23) as i64).collect();
+    let quality: Vec<f32> = (0..rows).map(|row| (row % 5) as f32 * 0.25).collect();
+    let case = Case::sparse([rows, classes], &logits, &labels, &quality);
+    for beta in [2.0, 1.5] {
+        let case = case.clone().with_beta(beta);
+        check_cuda::<f32>(&gpu, &case, &Layout::ALIGNED);
+        check_cuda::<f16>(&gpu, &case, &Layout::ALIGNED);
+        check_cuda::<bf16>(&gpu, &case, &Layout::ALIGNED);
+    }
+}

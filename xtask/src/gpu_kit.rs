@@ -54,6 +54,7 @@ pub fn run(folder: &Path) -> Result<(), String> {
         copy_folder(&root().join(from), &folder.join(to))?;
     }
     write_scripts(folder)?;
+    crate::ptx::variants::run(&folder.join("variants"))?;
 
     let bytes = size(folder)?;
     println!("{}: {:.1} MB", folder.display(), bytes as f64 / 1e6);
