@@ -225,7 +225,8 @@ DEVICE void dfl_tile(const DflArgs& a) {
     // Whole tiles for all warps of a block: the same for all threads, which spares what shuffles
     // cost where a warp might be divided. 2^32 of them would be 32 TiB of logits.
     constexpr u32 BLOCK_ROWS = BLOCK * ROWS;
-    const u32 end = (u32)(a.rows / BLOCK_ROWS);
+    // In a register: it would be worked out again in the loop.
+    const u32 end = kept((u32)(a.rows / BLOCK_ROWS));
     const u32 first_row = threadIdx.x * ROWS;
     const Scalar* lane_logits = opaque(a.logits + warp * Tile::SCALARS + tile.first * VECTOR);
     Scalar* lane_grad = opaque(a.grad + warp * Tile::SCALARS + tile.first * VECTOR);

@@ -11,14 +11,16 @@ constexpr int HEAD_ELEMENTS_ANY_BETA = 16;
 constexpr u32 NEVER = 0x7fffffu;  // a step that there is not
 
 // What is to be masked of vectors of positions: a bit for each that is masked, and the next step at which one has
-// its label. In one register, of which one comparison says whether anything of it is before a step.
+// its label. In one register.
 struct Pending {
     u32 code;
 
-    DEVICE Pending(u32 masked, u32 next) : code((masked ? 0 : 1u << 31) | next << 8 | masked) {}
+    DEVICE Pending(u32 masked, u32 next) : code(next << 8 | masked) {}
     DEVICE u32 masked() const { return code & 0xff; }
-    DEVICE u32 next() const { return code >> 8 & NEVER; }
-    DEVICE bool before(u32 step) const { return code < (1u << 31 | step << 8); }
+    DEVICE u32 next() const { return code >> 8; }
+
+    // The first step at which there is something to mask.
+    DEVICE u32 first() const { return masked() ? 0 : next(); }
 };
 
 // What is the same for all tiles of a thread.
@@ -173,6 +175,7 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     const float* weights = a.weights + record_of(level, anchor);
     float weight = 0.0f, scale = 0.0f;
     Pending pending(0, NEVER);  // by position
+    u32 calm = NEVER;           // so many steps come before the first of it
     if (!way.by_channel) {
         float w[4];
         bool plain = true;
@@ -211,14 +214,19 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
             pending = Pending(masked, next);
             scale = weight == 0.0f ? 0.0f : grad_factor * weight;  // the factor may be inf
             if (__any_sync(ALL_LANES, uneven || (masked != 0 && !is_finite(__float_as_uint(scale))))) return false;
+            calm = pending.first();
         }
     }
     // All lanes have so many steps: those of the last chunk may have fewer.
     const u32 last = (way.by_channel ? level.positions : a.classes) - (level.cls_chunks - 1) * level.cls_span;
     const u32 sure = __any_sync(ALL_LANES, share.count < level.cls_span) ? last : level.cls_span;
+    calm = min(calm, sure);
     // The host sees to it that it fits. In a register: the compiler would work it out again in the loop.
     const u64 stride = way.by_channel ? level.cls_strides.position : level.cls_strides.channel;
     const u32 step = kept((u32)stride * (u32)sizeof(Scalar));
+    u64 times[UNROLL + 1];  // how far the pieces are, and what comes after them
+#pragma unroll
+    for (u32 u = 0; u <= UNROLL; ++u) times[u] = u ? product_here(step, u * parts) : 0;
     const u64 start = place(level.cls_strides, anchor, share.channel);
     const char* from = (const char*)(level.cls + start);
     char* to = GRADIENT ? (char*)(level.grad_cls + start) : nullptr;
@@ -230,26 +238,29 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     for (u32 i = 0; i < level.cls_span; i += steps) {
         Words words[UNROLL];
         float w[UNROLL];
-        const bool whole = i + steps <= sure;
+        int left = (int)steps;
+        bool whole = i + steps <= calm;
+        if (!way.by_channel) whole = !__any_sync(ALL_LANES, !whole);
         if (__builtin_expect(whole, 1)) {
             if (way.halves) {
 #pragma unroll
                 for (u32 u = 0; u < UNROLL; ++u) {
-                    const char* p = advanced(from, 2 * u, step);
+                    const char* p = from + times[u];
                     set_half(words[u], 0, p);
                     set_half(words[u], 2, p + step);
                 }
             } else {
 #pragma unroll
-                for (u32 u = 0; u < UNROLL; ++u) words[u] = load_piece(advanced(from, u, step));
+                for (u32 u = 0; u < UNROLL; ++u) words[u] = load_piece(from + times[u]);
             }
         } else {
             rare();
-            const int left = (int)(ClassShare(a, level, tile, thread_anew()).count - i);  // may be below 0
+            const ClassShare here(a, level, tile, thread_anew());
+            left = (int)(here.count - i);  // may be below 0
 #pragma unroll
             for (u32 u = 0; u < UNROLL; ++u) {
                 words[u] = masked_words();
-                const char* p = advanced(from, u * parts, step);
+                const char* p = from + times[u];
                 const int behind = left - (int)(u * parts);
                 if (way.halves) {
                     if (behind > 0) set_half(words[u], 0, p);
@@ -258,21 +269,38 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
                     words[u] = load_piece(p);
                 }
             }
+            if (!way.by_channel) {
+                const u32 masked = pending.masked();
+#pragma unroll
+                for (u32 u = 0; u < UNROLL; ++u) mask_out_bits(words[u], way.halves ? masked | masked << width : masked);
+                if (pending.next() < i + steps) {
+                    const u64 record = record_of(level, here.anchor(level, 0));
+                    u32 next = NEVER;
+#pragma unroll 1
+                    for (u32 k = 0; k < width; ++k) {
+                        const u32 code = a.codes[record + k], ahead = code - 1 - here.channel;
+                        if (masked >> k & 1 || code == PLAIN || ahead >= here.count || ahead < i) continue;
+                        const u32 further = ahead - i, piece = further / parts, index = further % parts * width + k;
+#pragma unroll
+                        for (u32 u = 0; u < UNROLL; ++u) mask_out(words[u], piece == u ? index : NEVER);
+                        if (further >= steps) next = min(next, ahead);
+                    }
+                    pending = Pending(masked, next);
+                }
+                calm = min(sure, pending.first());
+            }
         }
-        bool special = pending.before(i + steps);
         if (way.by_channel) {
-            read_floats(weights + i, w);
-            special = !whole;  // there are no anchors behind the last ones, and no weights
+            read_floats(weights, w);
+            weights += UNROLL;
+            bool special = !whole;  // there are no anchors behind the last ones, and no weights
 #pragma unroll
             for (u32 u = 0; u < UNROLL; ++u) special |= w[u] != w[u];
-        }
-        special = __any_sync(ALL_LANES, special);
-        if (__builtin_expect(special, 0)) {
-            rare();
-            const ClassShare here(a, level, tile, thread_anew());
-            const Anchor begin = here.anchor(level, way.by_channel ? i : 0);
-            const u64 record = record_of(level, begin);
-            if (way.by_channel) {
+            if (__builtin_expect(__any_sync(ALL_LANES, special), 0)) {
+                rare();
+                const ClassShare here(a, level, tile, thread_anew());
+                const Anchor begin = here.anchor(level, i);
+                const u64 record = record_of(level, begin);
                 labels = true;
                 bool any_masked = false;
 #pragma unroll
@@ -289,23 +317,6 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
                 }
                 // 0 * inf is not 0
                 if (__any_sync(ALL_LANES, any_masked && !is_finite(__float_as_uint(grad_factor)))) return false;
-            } else {
-                const u32 masked = pending.masked();
-#pragma unroll
-                for (u32 u = 0; u < UNROLL; ++u) mask_out_bits(words[u], way.halves ? masked | masked << width : masked);
-                if (pending.next() < i + steps) {
-                    u32 next = NEVER;
-#pragma unroll 1
-                    for (u32 k = 0; k < width; ++k) {
-                        const u32 code = a.codes[record + k], ahead = code - 1 - here.channel;
-                        if (masked >> k & 1 || code == PLAIN || ahead >= here.count || ahead < i) continue;
-                        const u32 further = ahead - i, piece = further / parts, index = further % parts * width + k;
-#pragma unroll
-                        for (u32 u = 0; u < UNROLL; ++u) mask_out(words[u], piece == u ? index : NEVER);
-                        if (further >= steps) next = min(next, ahead);
-                    }
-                    pending = Pending(masked, next);
-                }
             }
         }
         float sum = 0.0f;
@@ -323,23 +334,21 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
 #pragma unroll
                     for (u32 u = 0; u < UNROLL; ++u)
                         if (!idle) {
-                            char* p = advanced(to, 2 * u, step);
+                            char* p = to + times[u];
                             store_8_bytes(p, words[u].w[0], words[u].w[1]);
                             store_8_bytes(p + step, words[u].w[2], words[u].w[3]);
                         }
                 } else {
 #pragma unroll
                     for (u32 u = 0; u < UNROLL; ++u)
-                        if (!idle) store_words(advanced(to, u, step), words[u]);
+                        if (!idle) store_words(to + times[u], words[u]);
                 }
             } else {
                 rare();
-                const ClassShare here(a, level, tile, thread_anew());
-                const int left = here.idle ? 0 : (int)(here.count - i);
 #pragma unroll
                 for (u32 u = 0; u < UNROLL; ++u) {
-                    char* p = advanced(to, u * parts, step);
-                    const int behind = left - (int)(u * parts);
+                    char* p = to + times[u];
+                    const int behind = idle ? 0 : left - (int)(u * parts);
                     if (way.halves) {
                         if (behind > 0) store_8_bytes(p, words[u].w[0], words[u].w[1]);
                         if (behind > 1) store_8_bytes(p + step, words[u].w[2], words[u].w[3]);
@@ -353,9 +362,9 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
 #pragma unroll
                 for (u32 u = 0; u < UNROLL; ++u) finite &= is_finite(words[u]);
             }
-            to = advanced(to, steps, step);
+            to += times[UNROLL];
         }
-        from = advanced(from, steps, step);
+        from += times[UNROLL];
     }
     if (MAY_OVERFLOW && __any_sync(ALL_LANES, !(loss <= LARGEST))) {
         rare();
