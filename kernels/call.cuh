@@ -56,6 +56,8 @@ DEVICE float upstream_of(const Scaling& s, u64 row) { return s.upstream ? s.upst
 // The blocks that a loss has for itself: all of the grid. Those of a kernel that does two things have
 // a type of their own, with the same members.
 struct WholeGrid {
+    static constexpr bool MAY_BE_PER_ROW = true;  // whether losses may go unreduced
+
     DEVICE u32 index() const { return blockIdx.x; }
     DEVICE u32 count() const { return gridDim.x; }
 

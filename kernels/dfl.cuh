@@ -379,7 +379,8 @@ DEVICE void dfl_rows(const DflArgs& a, const Blocks& blocks = Blocks()) {
         }
         if (lane == 0 && inside) {
             sum += (double)loss;
-            if (a.scaling.per_row && a.scaling.loss) a.scaling.loss[row] = loss * loss_factor_of(a.scaling);
+            if (Blocks::MAY_BE_PER_ROW && a.scaling.per_row && a.scaling.loss)
+                a.scaling.loss[row] = loss * loss_factor_of(a.scaling);
         }
     }
     blocks.template finish<DFL_ROWS_BLOCK>(a.scaling, a.rows, sum, finite);

@@ -20,6 +20,7 @@ struct GflArgs {
 
 // Some blocks of a grid, and what they leave of a loss.
 struct SomeBlocks {
+    static constexpr bool MAY_BE_PER_ROW = false;
     u32 first, total;
     double* sum;
 

@@ -328,7 +328,7 @@ struct QflLinear {
             for (u32 k = overflows ? 0 : labelled; k <= last; ++k) {
                 const u64 offset = row * a.classes + here.column + k;
                 float element;
-                if (k == labelled)
+                if (!MAY_OVERFLOW || k == labelled)  // without overflow there is no other
                     element = labelled_loss<GRADIENT, BETA_2>(a, offset, __saturatef(a.quality[row]),
                                                               grad_factor * weight, finite);
                 else
@@ -457,7 +457,7 @@ DEVICE void qfl_rows(const QflArgs& a, const bool dense, const Blocks& blocks = 
         row_loss = target.weight == 0.0f ? 0.0 : row_loss * (double)target.weight;
         if (lane == 0 && inside) {
             sum += row_loss;
-            if (a.scaling.per_row && a.scaling.loss)
+            if (Blocks::MAY_BE_PER_ROW && a.scaling.per_row && a.scaling.loss)
                 a.scaling.loss[row] = (float)(row_loss * (double)loss_factor_of(a.scaling));
         }
     }

@@ -252,7 +252,7 @@ fn as_the_definition_says() {
     let explicit: Vec<Level> = pyramid_boxes().into_iter().map(Level::Boxes).collect();
     for (round, boxes) in [0, 1, 3, 20, 60, 200, 60, 60].into_iter().enumerate() {
         let scene = scene(&mut random, boxes);
-        for topk in [9, 1, 4, 32] {
+        for topk in [9, 1, 4, 7, 32] {
             let atss = Atss::new(topk).expect("a legal number");
             let what = format!("round {round}, {boxes} boxes, topk {topk}");
             let want = transcription(topk, Ties::Higher, &pyramid_boxes(), &scene);

@@ -77,10 +77,11 @@ fn losses<T: OnDevice>() {
     // DFL, where a gradient is at most what it is multiplied by: one of nearly all of that, others of half and less.
     // Between the largest of bf16 and of f32 there is a number, but none is above that of f32.
     let scale = if T::NAME == "f16" { 66000.0 } else { 3.402e38 };
-    for bins in [16, 17, 9] {
+    // In either half of a word, and by itself at an end of a row that is not aligned.
+    for (bins, column) in [(16, 3), (16, 8), (17, 3), (17, 14), (9, 3), (24, 2), (24, 13), (24, 20)] {
         for row in [100, 299] {
             let (mut logits, mut target) = (vec![0.0; 300 * bins], vec![3.5; 300]);
-            (logits[row * bins + 3], target[row]) = (-9.0, 3.0);
+            (logits[row * bins + column], target[row]) = (-9.0, column as f32);
             let weight = (0..300).map(|n| if n == row { 1.0 } else { 0.5 }).collect();
             let case = Case::dfl([300, bins], &logits, &target).with(|options| options.weight = Some(weight));
             check::<T>(&gpu, case, scale, T::NAME != "f32");

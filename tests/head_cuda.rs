@@ -161,6 +161,24 @@ fn pyramids() {
     }
 }
 
+/// A tile of box logits has four positions for each of 256 threads: here a block's last tile has some for two, for
+/// three and for four of the rounds.
+#[test]
+fn tiles_of_positions() {
+    let Some(gpu) = gpu() else { return };
+    for sizes in [vec![(20, 30, 8.0)], vec![(30, 30, 8.0)], vec![(33, 41, 8.0)]] {
+        for beta in [2.0, 1.5] {
+            let settings = Settings { beta, ..Settings::of(Profile::Mmdetection) };
+            let recipe = Recipe { batch: 1, sizes: sizes.clone(), positives: 0.05, ..Recipe::new(settings) };
+            let scene = recipe.scene(&mut Random::new(85));
+            let (what, forms) = (format!("{sizes:?}, beta {beta}"), [Form::Nchw, Form::Joint]);
+            compare_in::<f32>(&gpu, &what, &scene, &forms);
+            compare_in::<f16>(&gpu, &what, &scene, &forms);
+            compare_in::<bf16>(&gpu, &what, &scene, &forms);
+        }
+    }
+}
+
 /// An image without positives counts as one, and the threads of a block, 256, add up the images.
 #[test]
 fn more_images_than_threads() {
