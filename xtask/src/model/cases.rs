@@ -106,8 +106,9 @@ impl Case {
             Op::Dfl => vec![(format!("dfl_tile17_{way}_{dtype}"), None)],
             Op::Integral => vec![(format!("integral_{way}_{dtype}"), None)],
             Op::Head => {
-                // The largest level has a multiple of 4 positions, and not of 8.
-                let of_loop = if self.vector() == 8 { "half vectors" } else { "positions" };
+                // The largest level has a multiple of 4 positions, and not of 8; the losses alone have one loop
+                // for both, whose loads of both ways count.
+                let of_loop = if self.vector() == 8 && self.backward { "half vectors" } else { "positions" };
                 vec![
                     (format!("head_positives_{dtype}"), None),
                     (format!("head_losses_{way}_{dtype}"), Some(of_loop)),
