@@ -97,3 +97,18 @@ fn whole_tiles() {
         check_cuda::<bf16>(&gpu, &case, &layout);
     }
 }
+
+/// All logits of a sum are alike, so that a wrong digit of a formula is one of the sum, too.
+#[test]
+fn sums_over_narrow_ranges() {
+    let Some(gpu) = gpu() else { return };
+    let (rows, classes) = (120, 16);
+    let mut random = Random::new(104);
+    for (low, high) in [(-0.3, 0.3), (-4.0, -2.0), (1.0, 6.0)] {
+        let logits = random.many(rows * classes, low, high);
+        let background = Case::sparse([rows, classes], &logits, &vec![-1; rows], &vec![0.0; rows]);
+        for beta in [2.0, 1.5] {
+            check(&gpu, &background.clone().with_beta(beta));
+        }
+    }
+}
