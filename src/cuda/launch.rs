@@ -65,8 +65,8 @@ pub(super) fn max_blocks(multiprocessors: u32) -> u32 {
     multiprocessors.max(1) * MOST_BLOCKS
 }
 
-/// A kernel's shape. The number of blocks depends on nothing but the size of the problem and the
-/// device, and so does the order of the sums.
+/// A kernel's shape. The number of blocks depends on nothing but the size of the problem, the
+/// device and the image that was loaded for it, and so does the order of the sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Grid {
     pub blocks: u32,

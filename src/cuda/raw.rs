@@ -3,7 +3,8 @@
 //!
 //! The structures are the kernels' own parameters. A null address is 0, and means "not given"
 //! where the field's documentation allows it. Nothing here is checked, but also nothing is
-//! allocated, waited for or read back.
+//! allocated, waited for or read back, but for the first launch of a kernel that
+//! [`Handle::prepare`](super::Handle::prepare) has not loaded: that loads it.
 
 use std::ffi::c_void;
 
@@ -328,7 +329,8 @@ pub fn scratch_bytes(kernels: &Kernels) -> usize {
 /// Enqueues Quality Focal Loss on `stream`, a CUstream.
 ///
 /// # Errors
-/// If the handle has no kernels for `storage`, or the driver refuses the launch.
+/// If the kernels are not loaded and cannot be, as while `stream` is captured, or the driver refuses the
+/// launch.
 ///
 /// # Safety
 /// Every address in `args` is null where that is allowed, or valid on the device of `kernels`
