@@ -8,18 +8,11 @@ use gfocal::head::{BoxWeight, Normaliser, QualitySource};
 use gfocal::{bf16, f16};
 use support::cuda::Layout;
 use support::gpu::OnDevice;
+use support::head::cuda::{OnCuda, Phases};
 use support::head::scenes::Recipe;
 use support::head::{self, Form, Profile, Scene, Settings};
 use support::random::Random;
-use support::{Case, Gpu, Pass, check_cuda, cuda, gpu};
-
-/// The largest number, but for a hundredth or less.
-fn most<T: OnDevice>() -> f64 {
-    if T::NAME == "f16" { 65000.0 } else { 3.38e38 }
-}
-
-/// A logit of a small gradient. Not a confident one, whose series has 3 times the scale on the way.
-const QUIET: f64 = -1.0;
+use support::{Case, Gpu, LOUD, Pass, QUIET, check_alone, check_cuda, cuda, gpu, nearly_most};
 
 const LAYOUTS: [Layout; 2] = [Layout::ALIGNED, Layout::MISALIGNED];
 
@@ -57,11 +50,11 @@ fn losses<T: OnDevice>() {
                         logits[row * classes + (column ^ 1).min(classes - 2)] = 3e38;
                     }
                     let case = Case::sparse(shape, &logits, &labels, &vec![0.0; rows]).with_beta(beta);
-                    check::<T>(&gpu, case, most::<T>(), true);
+                    check::<T>(&gpu, case, nearly_most::<T>(), true);
                 }
             }
             let quiet = Case::sparse(shape, &vec![QUIET; rows * classes], &vec![-1; rows], &vec![0.0; rows]);
-            check::<T>(&gpu, quiet.with_beta(beta), most::<T>(), false);
+            check::<T>(&gpu, quiet.with_beta(beta), nearly_most::<T>(), false);
         }
     }
     // Dense: a target of 0, and one above.
@@ -71,20 +64,15 @@ fn losses<T: OnDevice>() {
             let (mut logits, mut targets) = (vec![QUIET; 9 * classes], vec![0.0; 9 * classes]);
             (logits[at], targets[at]) = (2.0, target);
             let case = Case::dense([9, classes], &logits, &targets).with_beta(beta);
-            check::<T>(&gpu, case, most::<T>(), true);
+            check::<T>(&gpu, case, nearly_most::<T>(), true);
         }
     }
-    // DFL, where a gradient is at most what it is multiplied by: one of nearly all of that, others of half and less.
-    // Between the largest of bf16 and of f32 there is a number, but none is above that of f32.
-    let scale = if T::NAME == "f16" { 66000.0 } else { 3.402e38 };
+    // DFL, where a gradient is at most what it is multiplied by.
     // In either half of a word, and by itself at an end of a row that is not aligned.
     for (bins, column) in [(16, 3), (16, 8), (17, 3), (17, 14), (9, 3), (24, 2), (24, 13), (24, 20)] {
         for row in [100, 299] {
-            let (mut logits, mut target) = (vec![0.0; 300 * bins], vec![3.5; 300]);
-            (logits[row * bins + column], target[row]) = (-9.0, column as f32);
-            let weight = (0..300).map(|n| if n == row { 1.0 } else { 0.5 }).collect();
-            let case = Case::dfl([300, bins], &logits, &target).with(|options| options.weight = Some(weight));
-            check::<T>(&gpu, case, scale, T::NAME != "f32");
+            let case = dfl_alone([300, bins], row, column);
+            check::<T>(&gpu, case, dfl_scale::<T>(), T::NAME != "f32");
         }
     }
 }
@@ -94,6 +82,97 @@ fn one_gradient_that_overflows() {
     losses::<f32>();
     losses::<f16>();
     losses::<bf16>();
+}
+
+/// What DFL's gradients are multiplied by. Between the largest of bf16 and of f32 there is a number, but none is above
+/// that of f32.
+fn dfl_scale<T: OnDevice>() -> f64 {
+    if T::NAME == "f16" { 66000.0 } else { 3.402e38 }
+}
+
+/// The gradient of one logit is nearly all of the scale, and those of others are half of it and less.
+fn dfl_alone([rows, bins]: [usize; 2], row: usize, column: usize) -> Case {
+    let (mut logits, mut target) = (vec![0.0; rows * bins], vec![3.5; rows]);
+    (logits[row * bins + column], target[row]) = (-9.0, column as f32);
+    let weight = (0..rows).map(|n| if n == row { 1.0 } else { 0.5 }).collect();
+    Case::dfl([rows, bins], &logits, &target).with(|options| options.weight = Some(weight))
+}
+
+/// Wherever it is of a row, at every alignment of a row: at an end by itself, or in a vector, in either half of each
+/// word.
+fn rows<T: OnDevice>() {
+    let Some(gpu) = gpu() else { return };
+    let check = |case: Case, at: usize, scale: f64| {
+        let case = case.with(|options| options.grad_scale = scale);
+        for layout in &LAYOUTS {
+            let got = cuda::run::<T>(&gpu, &case, Pass::ForwardBackward, layout).expect("a legal call");
+            let what = format!("{:?}, at {}", case.shape, layout.grad);
+            check_alone(&what, &got.grad, at, got.found_inf);
+        }
+    };
+    let shape = [8, 19];
+    for at in 0..8 * 19 {
+        let mut logits = vec![QUIET; 8 * 19];
+        logits[at] = LOUD;
+        for beta in [2.0, 1.5] {
+            let sparse = Case::sparse(shape, &logits, &[-1; 8], &[0.0; 8]).with_beta(beta);
+            check(sparse, at, nearly_most::<T>());
+            let dense = Case::dense(shape, &logits, &[0.0; 8 * 19]).with_beta(beta);
+            check(dense, at, nearly_most::<T>());
+        }
+        if T::NAME != "f32" {
+            check(dfl_alone(shape, at / 19, at % 19), at, dfl_scale::<T>());
+        }
+    }
+    // Tiles of rows, and the rows that are left over.
+    for bins in [16, 17] {
+        for (row, column) in [100, 101, 299].into_iter().flat_map(|row| (0..bins).map(move |n| (row, n))) {
+            if T::NAME != "f32" {
+                check(dfl_alone([300, bins], row, column), row * bins + column, dfl_scale::<T>());
+            }
+        }
+    }
+}
+
+#[test]
+fn one_gradient_that_overflows_anywhere_in_a_row() {
+    rows::<f32>();
+    rows::<f16>();
+    rows::<bf16>();
+}
+
+/// Whole vectors: of so many rows each of the emulator's 12 blocks has four steps, which a thread has in flight (two,
+/// if beta is not 2), with a vector of each.
+fn steps<T: OnDevice>() {
+    let Some(gpu) = gpu() else { return };
+    let vector = 16 / size_of::<T>();
+    let (classes, step) = (16, 320 / (16 / vector));
+    let rows = 12 * 4 * step;
+    let quiet =
+        Case::sparse([rows, classes], &vec![QUIET; rows * classes], &vec![-1; rows], &vec![0.0; rows]);
+    let quiet = quiet.with(|options| options.grad_scale = nearly_most::<T>());
+    let mut logits = quiet.logits_as::<T>();
+    for beta in [2.0, 1.5] {
+        let case = quiet.clone().with_beta(beta);
+        let mut buffers = cuda::Buffers::<T>::new(&gpu, &case, &Layout::ALIGNED);
+        for (n, column) in (0..4).flat_map(|n| (0..vector).map(move |column| (n, column))) {
+            let at = (n * step + 3) * classes + column;
+            logits[at] = T::from_f64(LOUD);
+            buffers.logits.write(&gpu, &logits);
+            buffers.found_inf.write(&gpu, &[0.0]);
+            buffers.call(&gpu, &case, Pass::ForwardBackward).expect("a legal call");
+            let what = format!("step {n}, column {column}, beta {beta}");
+            check_alone(&what, &buffers.grad.read(&gpu), at, buffers.found_inf.read(&gpu)[0]);
+            logits[at] = T::from_f64(QUIET);
+        }
+    }
+}
+
+#[test]
+fn one_gradient_that_overflows_anywhere_in_a_tile() {
+    steps::<f32>();
+    steps::<f16>();
+    steps::<bf16>();
 }
 
 /// A head with one positive, whose quality is 1 and whose logit says so.
@@ -108,7 +187,7 @@ fn scene(beta: f64) -> Scene {
         normaliser: Normaliser::Nanodet,
         ..Settings::of(Profile::Mmdetection)
     };
-    let sizes = vec![(8, 8, 8.0), (3, 5, 16.0)];
+    let sizes = vec![(8, 8, 8.0), (3, 5, 16.0), (6, 6, 32.0)];
     let recipe = Recipe { batch: 1, classes: 8, sizes, positives: 0.0, ..Recipe::new(settings) };
     let mut scene = recipe.scene(&mut Random::new(111));
     for level in &mut scene.levels {
@@ -129,7 +208,7 @@ fn heads<T: OnDevice>() {
             [(2.0, "plain"), (2.0, "labelled"), (2.0, "box"), (1.5, "plain"), (1.5, "labelled")]
         {
             let mut scene = scene(beta);
-            scene.grad_scale = most::<T>();
+            scene.grad_scale = nearly_most::<T>();
             let of = &mut scene.levels[level];
             let positions = of.positions();
             // Half a stride to each side, so that two bins share the target; the logits say another.
@@ -172,6 +251,40 @@ fn one_gradient_of_a_head_that_overflows() {
     heads::<f32>();
     heads::<f16>();
     heads::<bf16>();
+}
+
+/// Wherever it is: in vectors of positions, of half as many, of channels, and by itself.
+fn places<T: OnDevice>() {
+    let Some(gpu) = gpu() else { return };
+    for (beta, form, offset) in [2.0, 1.5].into_iter().flat_map(|beta| {
+        [(Form::Nchw, 0), (Form::ChannelsLast, 0), (Form::Nchw, 1)].map(|(form, offset)| (beta, form, offset))
+    }) {
+        let mut scene = scene(beta);
+        scene.grad_scale = nearly_most::<T>();
+        let mut cuda = OnCuda::<T>::new(&gpu, &scene, form, offset);
+        for level in 0..scene.levels.len() {
+            let positions = scene.levels[level].positions();
+            for (channel, position) in
+                (0..8).flat_map(|channel| (0..8).map(move |position| (channel, position)))
+            {
+                let at = channel * positions + position;
+                scene.levels[level].cls[at] = LOUD;
+                cuda.refill(&gpu, &scene);
+                cuda.call(&gpu, &scene, Pass::ForwardBackward, Phases::Both).expect("a legal call");
+                let got = cuda.outcome(&gpu, &scene, Pass::ForwardBackward);
+                let what = format!("level {level}, beta {beta}, in {form:?}, {offset} off");
+                check_alone(&what, &got.grads[level][0], at, got.found_inf);
+                scene.levels[level].cls[at] = QUIET;
+            }
+        }
+    }
+}
+
+#[test]
+fn one_gradient_of_a_head_that_overflows_anywhere() {
+    places::<f32>();
+    places::<f16>();
+    places::<bf16>();
 }
 
 /// 0, and not 0 * inf; the other gradients are inf.

@@ -14,7 +14,7 @@ use support::gpu::{OnDevice, Poison as _};
 use support::plan::{Kind, Plan, config, plan};
 use support::random::Random;
 use support::tolerance::{Stored, check_same_bits};
-use support::{Buffer, Case, Gpu, Outcome, Pass, cpu, gpu};
+use support::{Buffer, Case, Gpu, LOUD, Outcome, Pass, QUIET, check_alone, cpu, gpu, nearly_most};
 
 /// The two cases of a step.
 fn step(
@@ -247,6 +247,48 @@ fn sums_over_narrow_ranges() {
             check_types(&gpu, &what, [&qfl, &dfl], [&Layout::ALIGNED, &Layout::MISALIGNED]);
         }
     }
+}
+
+/// One gradient that overflows sets the flag of its loss and not that of the other, wherever it is: at an end of a
+/// row, or in a vector, in either half of each word.
+fn overflows<T: OnDevice>() {
+    let Some(gpu) = gpu() else { return };
+    let (shape, layouts) = ([8, 19], [&Layout::ALIGNED, &Layout::MISALIGNED]);
+    for at in 0..8 * 19 {
+        let mut logits = vec![QUIET; 8 * 19];
+        logits[at] = LOUD;
+        let (mut bins, mut target) = (vec![0.0; 8 * 19], [3.5; 8]);
+        (bins[at], target[at / 19]) = (-9.0, (at % 19) as f32);
+        let dfl = Case::dfl(shape, &bins, &target);
+        for (dense, beta) in [(false, 2.0), (true, 2.0), (false, 1.5)] {
+            let qfl = if dense {
+                Case::dense(shape, &logits, &[0.0; 8 * 19])
+            } else {
+                Case::sparse(shape, &logits, &[19; 8], &[0.0; 8])
+            };
+            let qfl = qfl.with_beta(beta).with(|options| options.grad_scale = nearly_most::<T>());
+            let (got, _) = on_cuda::<T>(&gpu, [&qfl, &dfl], layouts, Pass::ForwardBackward);
+            check_alone(&format!("QFL, dense {dense}, beta {beta}"), &got[0].grad, at, got[0].found_inf);
+            assert_eq!(got[1].found_inf, Outcome::<T>::FLAG_BEFORE);
+        }
+        // What DFL's gradients are multiplied by is the most there is of them: beyond f16 and bf16, not beyond f32.
+        if T::NAME != "f32" {
+            let scale = if T::NAME == "f16" { 66000.0 } else { 3.402e38 };
+            let weight = (0..8).map(|row| if row == at / 19 { 1.0 } else { 0.5 }).collect();
+            let dfl = dfl.with(|options| (options.grad_scale, options.weight) = (scale, Some(weight)));
+            let qfl = Case::sparse(shape, &logits, &[19; 8], &[0.0; 8]);
+            let (got, _) = on_cuda::<T>(&gpu, [&qfl, &dfl], layouts, Pass::ForwardBackward);
+            check_alone("DFL", &got[1].grad, at, got[1].found_inf);
+            assert_eq!(got[0].found_inf, Outcome::<T>::FLAG_BEFORE);
+        }
+    }
+}
+
+#[test]
+fn one_gradient_that_overflows_anywhere() {
+    overflows::<f32>();
+    overflows::<f16>();
+    overflows::<bf16>();
 }
 
 #[test]

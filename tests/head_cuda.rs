@@ -15,7 +15,7 @@ use support::head::{
     FLAG_BEFORE, Form, Outcome, PointsAt, Profile, Scene, Settings, check, cpu, cuda, expect,
 };
 use support::random::Random;
-use support::tolerance::{check_golden_single, check_same_bits};
+use support::tolerance::{check_golden_single, check_rounded_once, check_same_bits};
 use support::{Gpu, Pass, gpu};
 
 const PASSES: [Pass; 2] = [Pass::Forward, Pass::ForwardBackward];
@@ -175,6 +175,117 @@ fn tiles_of_positions() {
             compare_in::<f32>(&gpu, &what, &scene, &forms);
             compare_in::<f16>(&gpu, &what, &scene, &forms);
             compare_in::<bf16>(&gpu, &what, &scene, &forms);
+        }
+    }
+}
+
+/// The largest class logit and the largest of each side, in all places: a positive for each. A side whose largest is
+/// overlooked by so much has exponentials beyond double.
+#[test]
+fn the_largest_wherever_it_is() {
+    let Some(gpu) = gpu() else { return };
+    let (classes, bins) = (130, 33);
+    let settings = Settings { bins, ..Settings::of(Profile::Mmdetection) };
+    let sizes = vec![(10, 13, 8.0)];
+    let recipe = Recipe { batch: 1, classes, sizes, positives: 1.0, ..Recipe::new(settings) };
+    for largest in [4.0, 2000.0] {
+        let mut scene = recipe.scene(&mut Random::new(86));
+        let level = &mut scene.levels[0];
+        let positions = level.positions();
+        for anchor in 0..positions {
+            level.cls[anchor % classes * positions + anchor] = 3.0;
+            for side in 0..4 {
+                let bin = (anchor + 8 * side) % bins;
+                level.boxes[(side * bins + bin) * positions + anchor] = largest;
+            }
+        }
+        let (what, forms) = (format!("{largest} at the top"), [Form::Nchw, Form::ChannelsLast]);
+        compare_in::<f32>(&gpu, &what, &scene, &forms);
+        compare_in::<f16>(&gpu, &what, &scene, &forms);
+        compare_in::<bf16>(&gpu, &what, &scene, &forms);
+    }
+}
+
+/// Sides that are alike, and boxes that touch: between two equal logits, above all others, a distance is exact.
+#[test]
+fn boxes_with_ties() {
+    let Some(gpu) = gpu() else { return };
+    // Where a target lies along an axis, whose prediction is from -1.5 to 1.5.
+    let along = [
+        (-3.0, -2.0),
+        (-2.5, -1.5),
+        (-2.5, 1.5),
+        (-2.5, 2.5),
+        (-1.5, 0.0),
+        (-1.5, 1.5),
+        (-1.5, 2.5),
+        (-0.5, 0.5),
+        (0.0, 1.5),
+        (1.5, 2.5),
+    ];
+    for kind in IouKind::ALL {
+        let settings = Settings {
+            iou: kind,
+            bins: 4,
+            quality: QualitySource::Given,
+            box_weight: BoxWeight::Quality,
+            ..Settings::of(Profile::Mmdetection)
+        };
+        let recipe = Recipe { batch: 1, sizes: vec![(10, 10, 8.0)], positives: 1.0, ..Recipe::new(settings) };
+        let mut scene = recipe.scene(&mut Random::new(88));
+        let level = &mut scene.levels[0];
+        level.points = PointsAt::Grid(0.0);
+        level.boxes =
+            (0..16 * 100).map(|at| if matches!(at / 100 % 4, 1 | 2) { 0.0 } else { -2000.0 }).collect();
+        level.quality = Some(vec![0.75; 100]);
+        level.box_targets = (0..100)
+            .flat_map(|anchor| {
+                let (x, y) = (anchor % 10, anchor / 10);
+                let [of_x, of_y] = [x, y].map(|at| (along[at].0 + at as f32, along[at].1 + at as f32));
+                [of_x.0, of_y.0, of_x.1, of_y.1].map(|side| 8.0 * side)
+            })
+            .collect();
+        let what = format!("ties of {kind:?}");
+        compare_in::<f32>(&gpu, &what, &scene, &[Form::Nchw]);
+        compare_in::<f16>(&gpu, &what, &scene, &[Form::Nchw]);
+        compare_in::<bf16>(&gpu, &what, &scene, &[Form::Nchw]);
+    }
+}
+
+/// Box loss and distribution loss of a level's one positive, and without a box loss the gradients of its box logits,
+/// are worked out in double and rounded once: the weights are given, and their sum is below 1, which W is then.
+#[test]
+fn one_positive_is_rounded_once() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(87);
+    for (n, kind) in (0..100).flat_map(|n| IouKind::ALL.map(|kind| (n, kind))) {
+        let with_box_loss = n % 2 == 0;
+        let settings = Settings {
+            beta: [2.0, 1.5][n / 2 % 2],
+            iou: kind,
+            weights: [1.0, if with_box_loss { 2.0 } else { 0.0 }, 0.25],
+            bins: [9, 16, 17][n % 3],
+            quality: QualitySource::Given,
+            box_weight: BoxWeight::Quality,
+            normaliser: Normaliser::Nanodet,
+            ..Settings::of(Profile::Mmdetection)
+        };
+        let sizes = vec![(1, 1, 8.0); 8];
+        let recipe = Recipe { batch: 1, sizes, positives: 1.0, ..Recipe::new(settings) };
+        let mut scene = recipe.scene(&mut random);
+        scene.grad_scale = 1.0;
+        scene
+            .levels
+            .iter_mut()
+            .for_each(|level| level.quality = Some(vec![random.between(0.05, 0.12) as f32]));
+        let want = expect(&scene.stored_as::<f32>());
+        let got = cuda::run::<f32>(&gpu, &scene, Form::Nchw, 0, Pass::ForwardBackward).expect("a legal call");
+        let what = format!("{settings:?}");
+        for (got, want) in got.losses.chunks(3).zip(want.losses.chunks(3)) {
+            check_rounded_once(&format!("{what}, losses"), &got[1..], &want[1..]);
+        }
+        for (got, want) in got.grads.iter().zip(&want.grads).filter(|_| !with_box_loss) {
+            check_rounded_once(&format!("{what}, gradients"), &got[1], &want[1]);
         }
     }
 }

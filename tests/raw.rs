@@ -12,7 +12,7 @@ use support::case::Loss;
 use support::gpu::OnDevice;
 use support::random::Random;
 use support::tolerance::{check_elements, check_same_bits};
-use support::{Buffer, Case, Gpu, cuda, expect, gpu};
+use support::{Buffer, Case, Gpu, check_alone, cuda, expect, gpu};
 
 /// Where a buffer is; it must outlive the launch.
 fn at<T: support::gpu::Poison>(gpu: &Gpu, buffer: &Buffer<T>) -> u64 {
@@ -57,6 +57,50 @@ fn expectations_with_their_gradients_and_a_flag() {
         integral::<f16>(&gpu, spoilt);
         integral::<bf16>(&gpu, spoilt);
     }
+}
+
+/// One gradient of the integral that overflows, at each bin of rows of every alignment: of three bins with something
+/// in them, two are as far from this one as from none of the others.
+fn integral_overflows<T: OnDevice>(gpu: &Gpu) {
+    let (rows, bins) = (8, 17);
+    let most = if T::NAME == "f16" { 5e4 } else { 2.6e38 };
+    for (row, bin) in (0..rows).flat_map(|row| (0..bins).map(move |bin| (row, bin))) {
+        let mut logits = vec![0.0; rows * bins];
+        let of_row = &mut logits[row * bins..][..bins];
+        of_row.fill(-60.0);
+        of_row[bin] = 0.0;
+        for further in [7, 8] {
+            let other = if bin + 8 < bins { bin + further } else { bin - further };
+            of_row[other] = -std::f64::consts::LN_2;
+        }
+        let logits: Vec<T> = logits.into_iter().map(T::from_f64).collect();
+        let mut upstream = vec![1.0; rows];
+        upstream[row] = most;
+        let (logits, upstream) = (Buffer::new(gpu, &logits, 0), Buffer::new(gpu, &upstream, 0));
+        let (grad, flag) = (Buffer::<T>::poisoned(gpu, rows * bins, 0), Buffer::new(gpu, &[0.375f32], 0));
+        let args = IntegralArgs {
+            logits: at(gpu, &logits),
+            upstream: at(gpu, &upstream),
+            grad: at(gpu, &grad),
+            found_inf: at(gpu, &flag),
+            rows: rows as u64,
+            bins: bins as u32,
+            ..IntegralArgs::default()
+        };
+        let (kernels, stream) = (gpu.handle.kernels(), gpu.stream.cu_stream().cast());
+        // SAFETY: as above.
+        unsafe { raw::launch_integral(kernels, T::STORAGE, Pass::ForwardBackward, &args, stream) }
+            .expect("a launch");
+        check_alone("the integral", &grad.read(gpu), row * bins + bin, flag.read(gpu)[0]);
+    }
+}
+
+#[test]
+fn one_gradient_of_the_integral_that_overflows() {
+    let Some(gpu) = gpu() else { return };
+    integral_overflows::<f32>(&gpu);
+    integral_overflows::<f16>(&gpu);
+    integral_overflows::<bf16>(&gpu);
 }
 
 #[test]

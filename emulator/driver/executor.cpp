@@ -343,8 +343,9 @@ Fault execute(const Launch& launch) {
     executor->held_count = 0;
     executor->hold_rate = 2u << (draw >> 8) % 3;
     // NaN shows what reads too early, unless the kernel has a way of its own for NaN; then a number
-    // that could be one of its own does.
-    executor->fill = draw >> 16 & 1 ? 0xff : 0x3c;
+    // that could be one of its own does; and of a flag that is only looked at for 0, zeros do.
+    constexpr int FILLS[] = {0xff, 0x3c, 0x00};
+    executor->fill = FILLS[(draw >> 16) % 3];
     executor->turn = 0;
     executor->next_release = ~0ull;
     executor->next_block = 0;

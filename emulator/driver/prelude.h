@@ -14,7 +14,7 @@
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 // Bare __shared__ stays undefined: an array of a block must be a SHARED, which the emulator can
-// give to every resident block anew, fill with NaN and guard.
+// give to every resident block anew, fill with what shows, and guard.
 
 #define threadIdx (emu::now->thread)
 #define blockIdx (emu::now->block)

@@ -22,10 +22,10 @@
 //! It finds accesses outside of allocations and after a free, misaligned vector accesses,
 //! indices beyond shared arrays, divergent barriers and shuffles, missing barriers and missing
 //! order between blocks (by running them in many orders), uninitialised memory (it is NaN, or in some
-//! launches shared memory holds plausible numbers), kernel parameters that differ from the PTX's, calls
-//! that a capture forbids, and modules that are unloaded while a kernel may run. It cannot show what
-//! the machine code does, how fast anything is, or what overlaps on a GPU: work is done when it is
-//! enqueued.
+//! launches shared memory holds plausible numbers, or zeros), kernel parameters that differ from the
+//! PTX's, calls that a capture forbids, and modules that are unloaded while a kernel may run. It cannot
+//! show what the machine code does, how fast anything is, or what overlaps on a GPU: work is done when it
+//! is enqueued.
 //!
 //! Environment, read at the first call:
 //! - `GFOCAL_EMULATOR_PTX`: `1` for the second mode.

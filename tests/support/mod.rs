@@ -30,6 +30,24 @@ pub fn root() -> std::path::PathBuf {
 /// -inf.
 pub const NOT_CONFIDENT: [f64; 5] = [7.5, 0.75, -0.75, -1e-3, 1e-3];
 
+/// The largest number of a type, but for a hundredth or less.
+pub fn nearly_most<T: Stored>() -> f64 {
+    if T::NAME == "f16" { 65000.0 } else { 3.38e38 }
+}
+
+/// A logit of a small gradient. Not a confident one, whose series has 3 times the scale on the way.
+pub const QUIET: f64 = -1.0;
+/// A background logit of the largest gradient there is, a little more than what it is multiplied by.
+pub const LOUD: f64 = 2.0;
+
+/// Asserts that a gradient is not finite, and no other, and that the flag says so.
+#[track_caller]
+pub fn check_alone<T: Stored>(what: &str, grad: &[T], at: usize, found_inf: f32) {
+    let bad: Vec<usize> = (0..grad.len()).filter(|&i| !grad[i].to_f64().is_finite()).collect();
+    assert_eq!(bad, [at], "{what} in {}: not finite", T::NAME);
+    assert_eq!(found_inf, 1.0, "{what} in {}: found_inf for {at}", T::NAME);
+}
+
 /// Compares what a backend gave with the reference.
 #[track_caller]
 pub fn check<T: Stored>(what: &str, case: &Case, pass: Pass, got: &Outcome<T>) {

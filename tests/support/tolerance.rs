@@ -23,6 +23,8 @@ const RELATIVE: f64 = 1e-5;
 const RELATIVE_REDUCED: f64 = 2e-6;
 /// Of gradients before they are rounded to 16 bits, for which the series of confident logits are good to 5e-5.
 const BEFORE_ROUNDING: f64 = 1e-4;
+/// Of results in double before they are rounded to f32: series are good to 1e-14, and differences lose some of it.
+const BEFORE_ROUNDING_TO_F32: f64 = 1e-12;
 const CANCELLATION: f64 = 2e-7;
 const UNDERFLOW: f64 = 1e-36;
 const DOUBLE: f64 = 1e-10;
@@ -215,6 +217,20 @@ pub fn check_nearest<T: Number>(what: &str, got: &[T], want: &[Option<Want>]) {
         let [low, high] = [-slack, slack].map(|slack| T::from_f64(want.value + slack).to_f64());
         let nearest = (low..=high).contains(&got.to_f64());
         assert!(nearest, "{what} [{index}]: {got:?} is not from {low:e} to {high:e}, for {:e}", want.value);
+    }
+}
+
+/// Compares with the nearest f32 to the truth, or to what arithmetic in double may have made of it. Closer than
+/// [`check_elements`]: shows that what is said to be worked out in double is, and rounded only at the end.
+#[track_caller]
+pub fn check_rounded_once(what: &str, got: &[f32], want: &[Option<Want>]) {
+    assert_eq!(got.len(), want.len(), "{what}: number of elements");
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        let Some(want) = want.filter(|want| want.value.is_finite()) else { continue };
+        let slack = BEFORE_ROUNDING_TO_F32 * (want.magnitude + want.scale);
+        let [low, high] = [-slack, slack].map(|slack| (want.value + slack) as f32);
+        let nearest = (low..=high).contains(got);
+        assert!(nearest, "{what} [{index}]: {got:e} is not from {low:e} to {high:e}, for {:e}", want.value);
     }
 }
 

@@ -59,11 +59,23 @@ impl Dual {
     fn constant(value: f64) -> Dual {
         Dual(value, 0.0)
     }
+    /// As autograd has it, half of each where they are alike.
     fn max(self, other: Dual) -> Dual {
-        if self.0 >= other.0 { self } else { other }
+        let half = Dual(self.0, (self.1 + other.1) / 2.0);
+        if self.0 > other.0 {
+            self
+        } else if self.0 == other.0 {
+            half
+        } else {
+            other
+        }
     }
     fn min(self, other: Dual) -> Dual {
-        if self.0 <= other.0 { self } else { other }
+        -(-self).max(-other)
+    }
+    /// As the library has it, constant at 0.
+    fn not_negative(self) -> Dual {
+        if self.0 > 0.0 { self } else { Dual::constant(0.0) }
     }
     fn atan(self) -> Dual {
         Dual(self.0.atan(), self.1 / (1.0 + self.0 * self.0))
@@ -76,12 +88,12 @@ pub fn box_loss(kind: IouKind, pred: [Dual; 4], target: [f64; 4], eps: f64) -> [
     let constant = Dual::constant;
     let [x1, y1, x2, y2] = pred;
     let [tx1, ty1, tx2, ty2] = target.map(constant);
-    let (eps, zero, one) = (constant(eps), constant(0.0), constant(1.0));
-    let overlap = (x2.min(tx2) - x1.max(tx1)).max(zero) * (y2.min(ty2) - y1.max(ty1)).max(zero);
+    let (eps, one) = (constant(eps), constant(1.0));
+    let overlap = (x2.min(tx2) - x1.max(tx1)).not_negative() * (y2.min(ty2) - y1.max(ty1)).not_negative();
     let union = (x2 - x1) * (y2 - y1) + (tx2 - tx1) * (ty2 - ty1) - overlap;
     let iou = overlap / union.max(eps);
     let (cw, ch) = (x2.max(tx2) - x1.min(tx1), y2.max(ty2) - y1.min(ty1));
-    let (cw, ch) = (cw.max(zero), ch.max(zero));
+    let (cw, ch) = (cw.not_negative(), ch.not_negative());
     let loss = match kind {
         IouKind::Iou => one - iou,
         IouKind::Giou => {

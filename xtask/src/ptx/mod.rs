@@ -2,6 +2,7 @@
 
 mod change;
 mod coverage;
+mod exceptions;
 mod mutants;
 mod tests;
 mod text;

@@ -6,35 +6,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use super::change::{Change, changes};
 use super::coverage::{CAPABILITIES, Lines, folder, read_all};
+use super::exceptions::{Exceptions, plain};
 use super::tests::{self, Test};
 use super::text::{Entry, Text};
-use crate::root;
 
 /// How many of the mutants must be noticed, or be excused.
 const LEAST: f64 = 0.95;
-
-/// A mutant that no test notices, and why that is right.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Exception {
-    /// An entry point, with its storage type.
-    entry: String,
-    /// The instruction as it is, and changed; spaces do not count.
-    from: String,
-    to: String,
-    reason: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Exceptions {
-    #[serde(default)]
-    within: Vec<Exception>,
-}
 
 /// What is known of a test: how long it takes, and what it runs.
 struct Known {
@@ -62,11 +41,6 @@ impl Mutant<'_> {
     }
 }
 
-/// With single spaces, and without the semicolon.
-fn plain(line: &str) -> String {
-    line.split_whitespace().collect::<Vec<_>>().join(" ").trim_end_matches(';').to_owned()
-}
-
 /// What became of a mutant.
 enum Verdict {
     Noticed(String),
@@ -77,10 +51,7 @@ enum Verdict {
 /// Tries `count` mutants that follow from `seed`.
 pub fn run(count: usize, seed: u64) -> Result<(), String> {
     let texts = Text::all()?;
-    let path = root().join("kernels/mutants.toml");
-    let exceptions = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let exceptions: Exceptions =
-        toml::from_str(&exceptions).map_err(|error| format!("{}: {error}", path.display()))?;
+    let exceptions = Exceptions::read()?;
     let known = known(&texts)?;
     let mutants = draw(&texts, &known, count, seed);
     if mutants.len() < count {
@@ -179,14 +150,9 @@ fn draw<'a>(texts: &'a [Text], known: &[Known], count: usize, seed: u64) -> Vec<
 }
 
 fn judge(mutant: &Mutant, known: &[Known], exceptions: &Exceptions) -> Result<Verdict, String> {
-    let old = plain(mutant.text.line(mutant.line));
-    let excused = exceptions.within.iter().find(|exception| {
-        exception.entry == mutant.entry.name
-            && plain(&exception.from) == old
-            && plain(&exception.to) == plain(&mutant.change.to)
-    });
-    if let Some(exception) = excused {
-        return Ok(Verdict::Excused(exception.reason.clone()));
+    let of = &mutant.entry.name;
+    if let Some(reason) = exceptions.reason(mutant.text, of, mutant.line, &mutant.change.to) {
+        return Ok(Verdict::Excused(reason.to_owned()));
     }
     let key = (mutant.text.hash, mutant.entry.name.clone());
     let order = format!("{:016x} {} {}", mutant.text.hash, mutant.line, mutant.change.to);
