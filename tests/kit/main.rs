@@ -57,6 +57,8 @@ mod overlaps;
 mod properties;
 #[path = "../raw.rs"]
 mod raw;
+#[path = "../rounded_once.rs"]
+mod rounded_once;
 #[path = "../rounding.rs"]
 mod rounding;
 #[path = "../semantics.rs"]
