@@ -141,40 +141,6 @@ fn one_gradient_that_overflows_anywhere_in_a_row() {
     rows::<bf16>();
 }
 
-/// Whole vectors: of so many rows each of the emulator's 12 blocks has four steps, which a thread has in flight (two,
-/// if beta is not 2), with a vector of each.
-fn steps<T: OnDevice>() {
-    let Some(gpu) = gpu() else { return };
-    let vector = 16 / size_of::<T>();
-    let (classes, step) = (16, 320 / (16 / vector));
-    let rows = 12 * 4 * step;
-    let quiet =
-        Case::sparse([rows, classes], &vec![QUIET; rows * classes], &vec![-1; rows], &vec![0.0; rows]);
-    let quiet = quiet.with(|options| options.grad_scale = nearly_most::<T>());
-    let mut logits = quiet.logits_as::<T>();
-    for beta in [2.0, 1.5] {
-        let case = quiet.clone().with_beta(beta);
-        let mut buffers = cuda::Buffers::<T>::new(&gpu, &case, &Layout::ALIGNED);
-        for (n, column) in (0..4).flat_map(|n| (0..vector).map(move |column| (n, column))) {
-            let at = (n * step + 3) * classes + column;
-            logits[at] = T::from_f64(LOUD);
-            buffers.logits.write(&gpu, &logits);
-            buffers.found_inf.write(&gpu, &[0.0]);
-            buffers.call(&gpu, &case, Pass::ForwardBackward).expect("a legal call");
-            let what = format!("step {n}, column {column}, beta {beta}");
-            check_alone(&what, &buffers.grad.read(&gpu), at, buffers.found_inf.read(&gpu)[0]);
-            logits[at] = T::from_f64(QUIET);
-        }
-    }
-}
-
-#[test]
-fn one_gradient_that_overflows_anywhere_in_a_tile() {
-    steps::<f32>();
-    steps::<f16>();
-    steps::<bf16>();
-}
-
 /// A head with one positive, whose quality is 1 and whose logit says so.
 fn scene(beta: f64) -> Scene {
     let settings = Settings {

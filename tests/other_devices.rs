@@ -1,5 +1,5 @@
 //! What needs another emulator than the usual one, each in a process of its own: a driver that is as old as is
-//! allowed, and a device that is as large as is usual.
+//! allowed, a device that is as large as is usual, and one that is as small as there is.
 
 mod support;
 
@@ -7,12 +7,12 @@ use std::process::Command;
 
 use gfocal::cuda;
 use gfocal::{Reduction, bf16, f16};
-use support::cuda::Layout;
+use support::cuda::{Buffers, Layout};
 use support::gpu::OnDevice;
 use support::head::scenes::Recipe;
 use support::head::{self, Form, Profile, Settings};
 use support::random::Random;
-use support::{Case, Gpu, Pass, check_cuda, gpu};
+use support::{Case, Gpu, LOUD, Pass, QUIET, check_alone, check_cuda, gpu, nearly_most};
 
 /// Whether this is the process with this setting. If not it is started, and runs the test of this name.
 fn has(test: &str, (variable, value): (&str, &str)) -> bool {
@@ -85,4 +85,42 @@ fn more_blocks_than_threads() {
     let scene = recipe.scene(&mut random);
     let got = head::cuda::run::<f32>(&gpu, &scene, Form::Scattered, 0, Pass::Forward).expect("a legal call");
     head::check("a large head", Pass::Forward, &got, &head::expect(&scene));
+}
+
+/// Of so many rows each of the blocks of one multiprocessor, at most 6, has four steps, which a thread has in flight
+/// (two, if beta is not 2), with a vector of each.
+fn steps<T: OnDevice>(gpu: &Gpu) {
+    let vector = 16 / size_of::<T>();
+    let (classes, step) = (16, 320 / (16 / vector));
+    let rows = 6 * 4 * step;
+    let quiet =
+        Case::sparse([rows, classes], &vec![QUIET; rows * classes], &vec![-1; rows], &vec![0.0; rows]);
+    let quiet = quiet.with(|options| options.grad_scale = nearly_most::<T>());
+    let mut logits = quiet.logits_as::<T>();
+    for beta in [2.0, 1.5] {
+        let case = quiet.clone().with_beta(beta);
+        let mut buffers = Buffers::<T>::new(gpu, &case, &Layout::ALIGNED);
+        for (n, column) in (0..4).flat_map(|n| (0..vector).map(move |column| (n, column))) {
+            let at = (n * step + 3) * classes + column;
+            logits[at] = T::from_f64(LOUD);
+            buffers.logits.write(gpu, &logits);
+            buffers.found_inf.write(gpu, &[0.0]);
+            buffers.call(gpu, &case, Pass::ForwardBackward).expect("a legal call");
+            let what = format!("step {n}, column {column}, beta {beta}");
+            check_alone(&what, &buffers.grad.read(gpu), at, buffers.found_inf.read(gpu)[0]);
+            logits[at] = T::from_f64(QUIET);
+        }
+    }
+}
+
+/// One gradient that overflows sets the flag, wherever it is of what a thread has at once.
+#[test]
+fn one_gradient_that_overflows_anywhere_in_a_tile() {
+    if !has("one_gradient_that_overflows_anywhere_in_a_tile", ("GFOCAL_EMULATOR_SMS", "1")) {
+        return;
+    }
+    let Some(gpu) = gpu() else { return };
+    steps::<f32>(&gpu);
+    steps::<f16>(&gpu);
+    steps::<bf16>(&gpu);
 }

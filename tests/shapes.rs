@@ -106,9 +106,19 @@ fn sums_over_narrow_ranges() {
     let mut random = Random::new(104);
     for (low, high) in [(-0.3, 0.3), (-4.0, -2.0), (1.0, 6.0)] {
         let logits = random.many(rows * classes, low, high);
+        let quality: Vec<f32> =
+            random.many(rows * classes, 0.02, 0.98).into_iter().map(|y| y as f32).collect();
         let background = Case::sparse([rows, classes], &logits, &vec![-1; rows], &vec![0.0; rows]);
+        let dense = Case::dense([rows, classes], &logits, &quality);
+        // Labels alone: of all others there is nothing.
+        let mut alone = vec![-300.0; rows * classes];
+        (0..rows).for_each(|row| alone[row * classes + row % classes] = logits[row]);
+        let labels: Vec<i64> = (0..rows).map(|row| (row % classes) as i64).collect();
+        let labelled = Case::sparse([rows, classes], &alone, &labels, &quality[..rows]);
         for beta in [2.0, 1.5] {
             check(&gpu, &background.clone().with_beta(beta));
+            check(&gpu, &dense.clone().with_beta(beta));
+            check(&gpu, &labelled.clone().with_beta(beta));
         }
     }
 }
