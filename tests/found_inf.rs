@@ -222,13 +222,14 @@ fn one_gradient_of_a_head_that_overflows() {
 /// Wherever it is: in vectors of positions, of half as many, of channels, and by itself.
 fn places<T: OnDevice>() {
     let Some(gpu) = gpu() else { return };
-    for (beta, form, offset) in [2.0, 1.5].into_iter().flat_map(|beta| {
-        [(Form::Nchw, 0), (Form::ChannelsLast, 0), (Form::Nchw, 1)].map(|(form, offset)| (beta, form, offset))
-    }) {
+    for (beta, form) in
+        [2.0, 1.5].into_iter().flat_map(|beta| [(beta, Form::Nchw), (beta, Form::ChannelsLast)])
+    {
         let mut scene = scene(beta);
         scene.grad_scale = nearly_most::<T>();
-        let mut cuda = OnCuda::<T>::new(&gpu, &scene, form, offset);
-        for level in 0..scene.levels.len() {
+        let mut cuda = OnCuda::<T>::new(&gpu, &scene, form, 0);
+        // Where channels come last, all levels are alike.
+        for level in 0..if form == Form::Nchw { scene.levels.len() } else { 1 } {
             let positions = scene.levels[level].positions();
             for (channel, position) in
                 (0..8).flat_map(|channel| (0..8).map(move |position| (channel, position)))
@@ -238,7 +239,7 @@ fn places<T: OnDevice>() {
                 cuda.refill(&gpu, &scene);
                 cuda.call(&gpu, &scene, Pass::ForwardBackward, Phases::Both).expect("a legal call");
                 let got = cuda.outcome(&gpu, &scene, Pass::ForwardBackward);
-                let what = format!("level {level}, beta {beta}, in {form:?}, {offset} off");
+                let what = format!("level {level}, beta {beta}, in {form:?}");
                 check_alone(&what, &got.grads[level][0], at, got.found_inf);
                 scene.levels[level].cls[at] = QUIET;
             }
