@@ -7,6 +7,8 @@
 struct Status {
     u32 bad_labels, bad_qualities, out_of_range_targets, unused;
     u64 not_first_bad_row;  // its complement, so that 0 means none
+    u32 assignment[4];      // of an assignment: bad boxes, bad labels, bad images, boxes without an anchor
+    u64 not_first_boxes[4]; // the first of each, likewise
 };
 
 DEVICE void report(u32* counter, Status* status, u64 row) {

@@ -239,19 +239,6 @@ DEVICE double dfl_of(const Side& side, const TwoHotDouble& t, double z_left, dou
 
 // ---- blocks
 
-// Whether a condition that is the same in all lanes holds. The compiler sees that a branch on it does not divide
-// the warp, so that shuffles and votes behind it need no provision for that.
-DEVICE bool whole_warp(bool condition) { return __any_sync(ALL_LANES, condition); }
-
-// True in all threads of the block that takes the last ticket, which sees what all others have stored.
-DEVICE bool is_last_block(u32* ticket) {
-    SHARED(u32, last, 1);
-    __syncthreads();
-    if (threadIdx.x == 0) last[0] = take_ticket(ticket, gridDim.x - 1) == gridDim.x - 1;
-    __syncthreads();
-    return whole_warp(last[0] != 0);
-}
-
 // The sum of what the blocks from `first` to `end` have stored, in the order of their numbers.
 DEVICE double sum_of_blocks(const double* partials, u32 first, u32 end) {
     double x = 0.0;

@@ -179,6 +179,17 @@ DEVICE double load_shared_by_blocks(const double* p) {
     return x;
 }
 
+DEVICE u32 load_shared_by_blocks(const u32* p) {
+    u32 x;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+    return x;
+}
+DEVICE u64 load_shared_by_blocks(const u64* p) {
+    u64 x;
+    asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(x) : "l"(p) : "memory");
+    return x;
+}
+
 // Hides from the compiler where a pointer comes from, so that it adds once, not at each use.
 template <class T>
 DEVICE T* opaque(T* p) {
@@ -355,6 +366,8 @@ DEVICE void count_up(u32* p) { atomicAdd(p, 1u); }
 DEVICE void raise_to(u64* p, u64 x) { atomicMax(p, x); }
 
 DEVICE double load_shared_by_blocks(const double* p) { return *(const volatile double*)p; }
+DEVICE u32 load_shared_by_blocks(const u32* p) { return *(const volatile u32*)p; }
+DEVICE u64 load_shared_by_blocks(const u64* p) { return *(const volatile u64*)p; }
 
 template <class T>
 DEVICE T* opaque(T* p) { return p; }

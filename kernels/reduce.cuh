@@ -40,6 +40,19 @@ DEVICE double block_sum(double x) {
     return lanes_sum(x, 32);
 }
 
+// Whether a condition that is the same in all lanes holds. The compiler sees that a branch on it does not divide
+// the warp, so that shuffles and votes behind it need no provision for that.
+DEVICE bool whole_warp(bool condition) { return __any_sync(ALL_LANES, condition); }
+
+// True in all threads of the block that takes the last ticket, which sees what all others have stored.
+DEVICE bool is_last_block(u32* ticket) {
+    SHARED(u32, last, 1);
+    __syncthreads();
+    if (threadIdx.x == 0) last[0] = take_ticket(ticket, gridDim.x - 1) == gridDim.x - 1;
+    __syncthreads();
+    return whole_warp(last[0] != 0);
+}
+
 // What a grid needs to add up its blocks: owned by the caller, zeroed once. `ticket` goes back
 // to 0 at the end of each launch. One launch at a time may use it.
 struct Scratch {

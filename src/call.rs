@@ -26,6 +26,11 @@ pub trait Memory: Sealed + 'static {
     type HeadWorkspace<'a>;
     /// What a call of the head loss knows beforehand of what to divide by.
     type HeadNormalisers: Default;
+
+    #[doc(hidden)]
+    fn len<T: 'static>(tensor: &Self::Slice<'_, T>) -> usize;
+    #[doc(hidden)]
+    fn len_mut<T: 'static>(tensor: &Self::SliceMut<'_, T>) -> usize;
 }
 
 /// A loss that can be called. What is hidden here is behind the methods of [`Call`].

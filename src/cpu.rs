@@ -22,6 +22,14 @@ impl Memory for Host {
     type StatusOut<'a> = ();
     type HeadWorkspace<'a> = ();
     type HeadNormalisers = Option<crate::head::Normalisers>;
+
+    fn len<T: 'static>(tensor: &&[T]) -> usize {
+        tensor.len()
+    }
+
+    fn len_mut<T: 'static>(tensor: &&mut [T]) -> usize {
+        tensor.len()
+    }
 }
 
 impl<'a, Op: Operation, T: Element> Call<'a, Op, Host, T> {

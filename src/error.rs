@@ -56,13 +56,49 @@ pub enum Error {
         targets: usize,
     },
 
-    /// A workspace was made for fewer anchors.
+    /// FCOS is told ranges for another number of levels.
+    #[error("there are {anchors} levels of anchors, but regress ranges for {ranges}")]
+    RegressRanges {
+        /// How many levels of anchors there are.
+        anchors: usize,
+        /// How many ranges there are.
+        ranges: usize,
+    },
+
+    /// Centre sampling goes by strides, which explicit anchors have none of.
+    #[error("level {level}: centre sampling needs a stride, which explicit anchors do not have; give a grid")]
+    NoStride {
+        /// The level, counted from 0.
+        level: usize,
+    },
+
+    /// Centerness is FCOS'.
+    #[error("level {level}: ATSS gives no centerness; leave it out, or take Fcos")]
+    NoCenterness {
+        /// The level, counted from 0.
+        level: usize,
+    },
+
+    /// A buffer does not have the length that the number of images asks for.
+    #[error("{tensor} has {actual} elements, {images} images need {expected}")]
+    ImageLength {
+        /// The buffer's name.
+        tensor: &'static str,
+        /// Its length, in elements.
+        actual: usize,
+        /// How many images there are.
+        images: usize,
+        /// The length that would be right.
+        expected: usize,
+    },
+
+    /// A workspace was made for fewer anchors, or fewer boxes.
     #[cfg(feature = "cuda")]
-    #[error(
-        "the workspace is for {actual} anchors of all images, the call has {expected}; make a larger one"
-    )]
+    #[error("the workspace is for {actual} {axis}, the call has {expected}; make a larger one")]
     SmallWorkspace {
-        /// How many anchors, times images, it is for.
+        /// What there is too much of: anchors of all images, or boxes.
+        axis: &'static str,
+        /// How many it is for.
         actual: usize,
         /// How many the call has.
         expected: usize,

@@ -31,4 +31,4 @@ pub use half::{bf16, f16};
 pub use head::HeadLoss;
 pub use qfl::{Background, QualityFocalLoss};
 pub use reduction::{AvgPolicy, Reduction};
-pub use status::Status;
+pub use status::{AssignmentStatus, Counted, Status};

@@ -16,6 +16,61 @@ pub struct Status {
     pub out_of_range_targets: u32,
     /// The first of all these rows.
     pub first_bad_row: Option<u64>,
+    /// What was wrong with the ground truth of an assignment.
+    pub assignment: AssignmentStatus,
+}
+
+/// Counts of ground-truth boxes that an assignment could not use, or found no anchor for. One may
+/// count in several; padding, which has image -1, counts in none.
+///
+/// Boxes to ignore that cannot be used count, too, where there is anything to ignore by; their
+/// numbers go on behind those of the boxes to be found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AssignmentStatus {
+    /// Not finite, or without width or height.
+    pub bad_boxes: Counted,
+    /// Whose label is not a class.
+    pub bad_labels: Counted,
+    /// In an image that is neither in the batch nor -1.
+    pub bad_images: Counted,
+    /// Which could be used, but have no anchor in the end: none fits, or others have all that do.
+    pub unassigned: Counted,
+}
+
+/// How many, and the number of the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// How many.
+    pub count: u32,
+    /// The number of the first.
+    pub first: Option<u64>,
+}
+
+impl Counted {
+    /// Numbers come in order, so that the first stays.
+    pub(crate) fn add(&mut self, number: usize) {
+        self.count += 1;
+        self.first.get_or_insert(number as u64);
+    }
+
+    fn append(&mut self, later: &Counted) {
+        self.count += later.count;
+        self.first = self.first.or(later.first);
+    }
+}
+
+impl AssignmentStatus {
+    /// Whether nothing was wrong.
+    pub fn is_ok(&self) -> bool {
+        *self == AssignmentStatus::default()
+    }
+
+    fn append(&mut self, later: &AssignmentStatus) {
+        self.bad_boxes.append(&later.bad_boxes);
+        self.bad_labels.append(&later.bad_labels);
+        self.bad_images.append(&later.bad_images);
+        self.unassigned.append(&later.unassigned);
+    }
 }
 
 impl Status {
@@ -45,6 +100,7 @@ impl Status {
         self.bad_qualities += later.bad_qualities;
         self.out_of_range_targets += later.out_of_range_targets;
         self.first_bad_row = self.first_bad_row.or(later.first_bad_row);
+        self.assignment.append(&later.assignment);
     }
 
     /// Rows come in order, so that the first stays.

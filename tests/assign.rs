@@ -6,7 +6,7 @@ mod support;
 
 use std::fmt::Debug;
 
-use gfocal::assign::{AnchorGrid, Anchors, Atss, AtssWorkspace, GroundTruth, LevelTargets};
+use gfocal::assign::{AnchorGrid, Anchors, AssignWorkspace, Atss, GroundTruth, LevelTargets};
 use gfocal::cuda::Device;
 use gfocal::{Host, Label};
 use support::atss::{Scene, Targets, Ties, transcription};
@@ -81,6 +81,7 @@ fn run<L: Cast>(atss: &Atss, levels: &[Level], scene: &Scene) -> gfocal::Result<
     let (labels, image) = (L::cast(&scene.labels), L::cast(&scene.image));
     let gt = GroundTruth::cpu(scene.boxes.as_flattened(), &labels, &image);
     atss.cpu(&anchors, gt, scene.images, scene.classes, &mut targets)?;
+    drop(targets);
     Ok(out)
 }
 
@@ -91,7 +92,7 @@ struct OnCuda<L> {
     labels: Buffer<L>,
     image: Buffer<L>,
     targets: Vec<(Buffer<L>, Buffer<f32>)>,
-    workspace: AtssWorkspace,
+    workspace: AssignWorkspace,
     images: usize,
     classes: usize,
 }
@@ -113,7 +114,8 @@ impl<L: Cast> OnCuda<L> {
             labels: Buffer::new(gpu, &L::cast(&scene.labels), offset),
             image: Buffer::new(gpu, &L::cast(&scene.image), offset),
             targets: levels.iter().map(targets).collect(),
-            workspace: AtssWorkspace::new(&gpu.stream, scene.images, anchors).expect("device memory"),
+            workspace: AssignWorkspace::new(&gpu.stream, scene.images, anchors, scene.boxes.len())
+                .expect("device memory"),
             images: scene.images,
             classes: scene.classes,
         }
@@ -131,7 +133,7 @@ impl<L: Cast> OnCuda<L> {
         let (boxes, labels, image) = (self.boxes.view(), self.labels.view(), self.image.view());
         let gt = GroundTruth::cuda(&boxes, &labels, &image);
         let workspace = &mut self.workspace;
-        atss.cuda(&gpu.handle, &anchors, gt, self.images, self.classes, &mut targets, workspace)
+        atss.cuda(&gpu.handle, &anchors, gt, self.images, self.classes, &mut targets, workspace, None)
     }
 
     fn read(&self, gpu: &Gpu) -> Targets<L> {
@@ -334,7 +336,9 @@ fn what_is_strange() {
     for image in [-1, 1, i64::MAX, i64::MIN] {
         assert_eq!(positives(&with(image, 7, false), 20), 0, "image {image}");
     }
-    assert!(with(0, -5, false)[0].0.contains(&-5));
+    for label in [-5, -1, 20] {
+        assert_eq!(positives(&with(0, label, false), 20), 0, "label {label}");
+    }
 
     // Huge boxes, whose areas are beyond f32; one anchor alone, whose IoU has no deviation; levels
     // without anchors; eight levels; no image.
@@ -456,9 +460,9 @@ fn errors() {
     assert_eq!(grid(AnchorGrid::new(2, 3, 8.0)), "labels has 12 elements, 18 boxes need 18");
     let odd = Level::Boxes(vec![0.0; 7]);
     assert_eq!(text(&[odd], &good), "anchors has 7 elements, 1 boxes need 4");
-    for topk in [0, 33] {
+    for topk in [0, 257] {
         let text = Atss::new(topk).expect_err("a wrong number").to_string();
-        assert_eq!(text, format!("topk is {topk}, it must be from 1 to 32"));
+        assert_eq!(text, format!("topk is {topk}, it must be from 1 to 256"));
     }
     let gt = GroundTruth::cpu(&[], &[0i64; 0], &[]);
     let one = [AnchorGrid::new(0, 0, 8.0).into()];
@@ -466,7 +470,7 @@ fn errors() {
     assert_eq!(text, "there are 1 levels of anchors, but targets for 0");
     if let Some(gpu) = &gpu {
         let mut call = OnCuda::<i64>::new(gpu, &pyramid(), &good, 0);
-        call.workspace = AtssWorkspace::new(&gpu.stream, 3, 100).expect("device memory");
+        call.workspace = AssignWorkspace::new(&gpu.stream, 3, 100, 4).expect("device memory");
         let text = call.call(gpu, &Atss::default()).expect_err("a small workspace").to_string();
         let want = "the workspace is for 300 anchors of all images, the call has 5118; make a larger one";
         assert_eq!(text, want);

@@ -6,7 +6,7 @@
 
 mod support;
 
-use gfocal::assign::{AnchorGrid, Atss, AtssWorkspace, GroundTruth, LevelTargets};
+use gfocal::assign::{AnchorGrid, AssignWorkspace, Atss, GroundTruth, LevelTargets};
 use gfocal::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use support::random::Random;
 use support::tolerance::check_same_bits;
@@ -60,7 +60,7 @@ fn an_assignment_is_captured_and_replayed() {
         )
     });
     let anchors: usize = SHAPES.iter().map(|(h, w, _)| h * w).sum();
-    let mut workspace = AtssWorkspace::new(&gpu.stream, IMAGES, anchors).expect("device memory");
+    let mut workspace = AssignWorkspace::new(&gpu.stream, IMAGES, anchors, ROOM).expect("device memory");
     gpu.handle.prepare(Atss::units()).expect("they load");
 
     gpu.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).expect("a capture begins");
@@ -72,7 +72,7 @@ fn an_assignment_is_captured_and_replayed() {
         let (boxes, labels, image) = (boxes.view(), labels.view(), image.view());
         let gt = GroundTruth::cuda(&boxes, &labels, &image);
         let anchors = SHAPES.map(|(h, w, stride)| AnchorGrid::new(h, w, stride).into());
-        Atss::default().cuda(&gpu.handle, &anchors, gt, IMAGES, CLASSES, &mut targets, &mut workspace)
+        Atss::default().cuda(&gpu.handle, &anchors, gt, IMAGES, CLASSES, &mut targets, &mut workspace, None)
     };
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = gpu.stream.end_capture(flags).expect("a capture ends").expect("a graph");

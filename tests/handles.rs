@@ -6,7 +6,7 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use gfocal::assign::{AnchorGrid, Atss, AtssWorkspace, GroundTruth, LevelTargets};
+use gfocal::assign::{AnchorGrid, AssignWorkspace, Atss, GroundTruth, LevelTargets};
 use gfocal::boxes::BoxLoss;
 use gfocal::cuda::Handle;
 use gfocal::{Gfl, Reduction, bf16, f16, integral};
@@ -128,7 +128,7 @@ fn assigned(gpu: &Gpu, random: &mut Random) -> Box<dyn Call> {
         })
         .collect();
     let numbers = |modulus: i64| (0..40).map(|i| i % modulus).collect::<Vec<i64>>();
-    let workspace = AtssWorkspace::new(&gpu.stream, 2, 32 * 32).expect("device memory");
+    let workspace = AssignWorkspace::new(&gpu.stream, 2, 32 * 32, 40).expect("device memory");
     Box::new(Of {
         state: (
             Buffer::new(gpu, &corners, 0),
@@ -142,7 +142,7 @@ fn assigned(gpu: &Gpu, random: &mut Random) -> Box<dyn Call> {
             let anchors = [AnchorGrid::new(32, 32, 8.0).into()];
             let mut targets = [LevelTargets::cuda(&mut out, &mut out_boxes)];
             let gt = GroundTruth::cuda(&boxes, &labels, &image);
-            Atss::default().cuda(&gpu.handle, &anchors, gt, 2, 20, &mut targets, workspace)
+            Atss::default().cuda(&gpu.handle, &anchors, gt, 2, 20, &mut targets, workspace, None)
         },
         bits: |(.., (labels, boxes), _), gpu| {
             let labels = labels.read(gpu).into_iter().map(|label| label as u64);

@@ -6,7 +6,7 @@ mod support;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use gfocal::assign::{Anchors, Atss, AtssWorkspace, GroundTruth, LevelTargets};
+use gfocal::assign::{Anchors, AssignWorkspace, Atss, GroundTruth, LevelTargets};
 use gfocal::boxes::BoxLoss;
 use gfocal::cuda::{Device, LabelBuffer};
 use gfocal::cudarc::driver::sys::CUdeviceptr;
@@ -168,10 +168,10 @@ const KINDS: [Kind; 8] = [
             let (mut labels, mut boxes) = (at.get::<i64>(0, 2), at.get(1, 8));
             let (gt, gt_labels, image, anchors) =
                 (at.get(2, 4), at.get::<i64>(3, 1), at.get(4, 1), at.get(5, 8));
-            let mut workspace = AtssWorkspace::new(&at.gpu.stream, 1, 2).expect("device memory");
+            let mut workspace = AssignWorkspace::new(&at.gpu.stream, 1, 2, 1).expect("device memory");
             let mut targets = [LevelTargets::cuda(&mut labels, &mut boxes)];
             let (anchors, gt) = ([Anchors::cuda(&anchors)], GroundTruth::cuda(&gt, &gt_labels, &image));
-            Atss::default().cuda(&at.gpu.handle, &anchors, gt, 1, 2, &mut targets, &mut workspace)
+            Atss::default().cuda(&at.gpu.handle, &anchors, gt, 1, 2, &mut targets, &mut workspace, None)
         },
     },
     Kind {

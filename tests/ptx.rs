@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use gfocal::cuda::raw::{
-    AtssArgs, AtssLevel, BoxesArgs, DflArgs, GflArgs, HeadArgs, HeadLevel, IntegralArgs, QflArgs,
+    AssignArgs, AssignLevel, BoxesArgs, DflArgs, GflArgs, HeadArgs, HeadLevel, IntegralArgs, QflArgs,
     StatusWords, Strides,
 };
 
@@ -41,7 +41,7 @@ fn family_source(family: &str) -> String {
 
 /// The structures and launches of raw pointers.
 fn raw_source() -> String {
-    let files = ["raw.rs", "raw/gfl.rs", "raw/head.rs", "raw/head/plan.rs", "units.rs"];
+    let files = ["raw.rs", "raw/assign.rs", "raw/gfl.rs", "raw/head.rs", "raw/head/plan.rs", "units.rs"];
     files.map(|file| read(&format!("src/cuda/{file}"))).concat()
 }
 
@@ -67,7 +67,7 @@ fn has_logits(unit: &str) -> bool {
 
 /// Each unit, and how many kernels it has.
 const UNITS: [(&str, usize); 14] = [
-    ("assign", 2),
+    ("assign", 3),
     ("boxes", 2),
     ("qfl", 3),
     ("qfl_forward", 3),
@@ -86,7 +86,7 @@ const UNITS: [(&str, usize); 14] = [
 /// Each operation, the structure that its kernels take, and its size.
 fn families() -> [(&'static str, &'static str, usize); 7] {
     [
-        ("assign", "AtssArgs", size_of::<AtssArgs>()),
+        ("assign", "AssignArgs", size_of::<AssignArgs>()),
         ("boxes", "BoxesArgs", size_of::<BoxesArgs>()),
         ("qfl", "QflArgs", size_of::<QflArgs>()),
         ("dfl", "DflArgs", size_of::<DflArgs>()),
@@ -296,7 +296,7 @@ fn device_fields(source: &str, name: &str) -> Vec<(String, usize)> {
             "Scaling" => 88,
             "QflArgs" => size_of::<QflArgs>(),
             "DflArgs" => size_of::<DflArgs>(),
-            "AtssLevel" => 8 * size_of::<AtssLevel>(),
+            "AssignLevel" => size_of::<AssignLevel>(),
             "Strides" => size_of::<Strides>(),
             "HeadLevel" => 8 * size_of::<HeadLevel>(),
             other => panic!("{name} has a field of the unknown type {other}"),
@@ -328,7 +328,10 @@ fn host_fields(name: &str) -> Vec<(String, usize)> {
         "Scaling" => size_of::<gfocal::cuda::raw::Scaling>(),
         "QflArgs" => size_of::<QflArgs>(),
         "DflArgs" => size_of::<DflArgs>(),
-        "[AtssLevel; 8]" => 8 * size_of::<AtssLevel>(),
+        "[AssignLevel; MAX_LEVELS]" => gfocal::assign::MAX_LEVELS * size_of::<AssignLevel>(),
+        "[f32; 32]" => 128,
+        "[u32; 4]" => 16,
+        "[u64; 4]" => 32,
         other => panic!("{name} has a field of the unknown type {other}"),
     };
     fields.map(|(field, kind)| (field.to_owned(), size(kind))).collect()
@@ -338,7 +341,7 @@ fn host_fields(name: &str) -> Vec<(String, usize)> {
 fn structures_are_twins() {
     let (call, status) = (read("kernels/call.cuh"), size_of::<StatusWords>());
     let mut pairs = vec![
-        ("AtssLevel", "AtssLevel", read("kernels/assign.cu"), size_of::<AtssLevel>()),
+        ("AssignLevel", "AssignLevel", family_source("assign"), size_of::<AssignLevel>()),
         ("Scaling", "Scaling", call.clone(), size_of::<gfocal::cuda::raw::Scaling>()),
         ("Status", "StatusWords", call, status),
         ("HeadLevel", "HeadLevel", family_source("head"), size_of::<HeadLevel>()),
@@ -370,8 +373,10 @@ fn constants_are_twins() {
         }
     }
     assert_eq!(checked, 11);
-    let (device, host) = (constants(&read("kernels/assign.cu")), read("src/assign/mod.rs"));
-    for name in ["MAX_LEVELS", "MAX_TOPK"] {
+    let device = constants(&read("kernels/assign.cuh"));
+    let host =
+        ["mod.rs", "atss/mod.rs", "anchors.rs"].map(|file| read(&format!("src/assign/{file}"))).concat();
+    for name in ["MAX_LEVELS", "MAX_TOPK", "MAX_SIZES"] {
         assert!(host.contains(&format!("pub const {name}: usize = {};", device[name])), "{name}");
     }
     assert_eq!(gfocal::head::MAX_LEVELS, 8, "HEAD_LEVELS in kernels/head.cuh");

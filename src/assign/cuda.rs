@@ -1,32 +1,45 @@
-//! ATSS on CUDA: checks, addresses, launches.
+//! What all assignments on CUDA do: memory to work in, and the parameters of the kernels.
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
-use super::{Anchors, Atss, GroundTruth, Lengths, Level, LevelTargets, check};
-use crate::cuda::raw::{AtssArgs, AtssLevel, atss_units, launch_atss};
-use crate::cuda::{Device, Handle, Prepared, Units, check as check_driver};
+use super::check::Level;
+use super::{Anchors, GroundTruth, LevelTargets, Options};
+use crate::cuda::raw::{AssignArgs, AssignLevel};
+use crate::cuda::{Device, Prepared, StatusBlock, check as check_driver};
 use crate::element::Label;
 use crate::error::{Error, Result};
+use crate::qfl::Background;
 
-/// The device memory that calls of [`Atss::cuda`] work in: 8 bytes for each anchor of each image.
-/// It serves one call at a time.
+/// The device memory that calls of [`Atss::cuda`](super::Atss::cuda) and
+/// [`Fcos::cuda`](super::Fcos::cuda) work in: 8 bytes for each anchor of each image, and 4 for each
+/// box. It serves one call at a time.
 #[derive(Debug)]
-pub struct AtssWorkspace {
-    keys: CudaSlice<u64>,
+pub struct AssignWorkspace {
+    /// What anchors are claimed by; a ticket; which boxes have an anchor, in halves.
+    words: CudaSlice<u64>,
+    anchors: usize,
+    boxes: usize,
 }
 
-impl AtssWorkspace {
-    /// Memory for calls with up to so many anchors, on all levels together, in so many images.
+impl AssignWorkspace {
+    /// Memory for calls with up to so many anchors, on all levels together, in so many images, and
+    /// with up to so many ground-truth boxes in all images.
     ///
     /// # Errors
     /// If the driver has no memory left.
-    pub fn new(stream: &Arc<CudaStream>, images: usize, anchors: usize) -> Result<AtssWorkspace> {
-        let words = images.checked_mul(anchors).ok_or(Error::TooManyBoxes { boxes: anchors })?;
-        // The driver refuses to allocate nothing.
-        let keys = check_driver("cuMemAllocAsync", stream.alloc_zeros::<u64>(words.max(1)))?;
-        Ok(AtssWorkspace { keys })
+    pub fn new(
+        stream: &Arc<CudaStream>,
+        images: usize,
+        anchors: usize,
+        boxes: usize,
+    ) -> Result<AssignWorkspace> {
+        let too_many = || Error::TooManyBoxes { boxes: anchors };
+        let anchors = images.checked_mul(anchors).ok_or_else(too_many)?;
+        let words = anchors.checked_add(1 + boxes.div_ceil(2)).ok_or_else(too_many)?;
+        let words = check_driver("cuMemAllocAsync", stream.alloc_zeros::<u64>(words))?;
+        Ok(AssignWorkspace { words, anchors, boxes })
     }
 
     /// Zeroes it: needed only after a call that did not run to its end.
@@ -34,7 +47,7 @@ impl AtssWorkspace {
     /// # Errors
     /// If the driver refuses.
     pub fn reset(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
-        check_driver("cuMemsetD8Async", stream.memset_zeros(&mut self.keys))
+        check_driver("cuMemsetD8Async", stream.memset_zeros(&mut self.words))
     }
 }
 
@@ -52,94 +65,150 @@ impl<'a, L: Label> GroundTruth<'a, Device, L> {
         labels: &'a impl DevicePtr<L>,
         image: &'a impl DevicePtr<L>,
     ) -> Self {
-        GroundTruth { boxes, labels, image }
+        GroundTruth { boxes, labels, image, weights: None, ignore: None, valid_hw: None }
+    }
+
+    /// As [`GroundTruth::<Host, L>::weights`](GroundTruth#method.weights).
+    #[must_use]
+    pub fn weights(self, weights: &'a impl DevicePtr<f32>) -> Self {
+        GroundTruth { weights: Some(weights), ..self }
+    }
+
+    /// As [`GroundTruth::<Host, L>::ignore`](GroundTruth#method.ignore).
+    #[must_use]
+    pub fn ignore(self, boxes: &'a impl DevicePtr<f32>, image: &'a impl DevicePtr<L>) -> Self {
+        GroundTruth { ignore: Some((boxes, image)), ..self }
+    }
+
+    /// As [`GroundTruth::<Host, L>::valid_hw`](GroundTruth#method.valid_hw).
+    #[must_use]
+    pub fn valid_hw(self, valid_hw: &'a impl DevicePtr<L>) -> Self {
+        GroundTruth { valid_hw: Some(valid_hw), ..self }
     }
 }
 
 impl<'a, L: Label> LevelTargets<'a, Device, L> {
     /// As [`LevelTargets::cpu`], on the device.
     pub fn cuda(labels: &'a mut impl DevicePtrMut<L>, box_targets: &'a mut impl DevicePtrMut<f32>) -> Self {
-        LevelTargets { labels, box_targets }
+        LevelTargets { labels, box_targets, label_weights: None, box_weights: None, centerness: None }
+    }
+
+    /// As [`LevelTargets::<Host, L>::label_weights`](LevelTargets#method.label_weights).
+    #[must_use]
+    pub fn label_weights(self, label_weights: &'a mut impl DevicePtrMut<f32>) -> Self {
+        LevelTargets { label_weights: Some(label_weights), ..self }
+    }
+
+    /// As [`LevelTargets::<Host, L>::box_weights`](LevelTargets#method.box_weights).
+    #[must_use]
+    pub fn box_weights(self, box_weights: &'a mut impl DevicePtrMut<f32>) -> Self {
+        LevelTargets { box_weights: Some(box_weights), ..self }
+    }
+
+    /// As [`LevelTargets::<Host, L>::centerness`](LevelTargets#method.centerness).
+    #[must_use]
+    pub fn centerness(self, centerness: &'a mut impl DevicePtrMut<f32>) -> Self {
+        LevelTargets { centerness: Some(centerness), ..self }
     }
 }
 
-impl Atss {
-    /// The kernels that calls need, for [`Handle::prepare`].
-    pub fn units() -> Units {
-        atss_units()
-    }
+/// A checked call: everything but what one kind of assignment knows alone.
+pub(super) struct Call<'c, 'x, 'g, L: Label> {
+    pub options: Options,
+    pub anchors: &'c [Anchors<'x, Device>],
+    pub levels: &'c [Level],
+    pub gt: GroundTruth<'g, Device, L>,
+    pub images: usize,
+    pub classes: usize,
+    /// Whether anchors are claimed in the workspace.
+    pub claims: bool,
+}
 
-    /// Enqueues the assignment of every anchor of every image, as two launches: levels of
-    /// anchors, boxes, how many images and classes, where the targets of each level go, and the
-    /// memory to work in. A captured call can be replayed with other boxes, and with fewer of
-    /// them: the rest is padding.
-    ///
-    /// # Errors
-    /// If a length does not fit, a number is outside its range, a buffer is in another context, or
-    /// the driver refuses a launch.
-    #[allow(clippy::too_many_arguments, reason = "the tensors of the CPU's call, and what it runs on")]
-    pub fn cuda<L: Label>(
-        &self,
-        handle: &Handle,
-        anchors: &[Anchors<'_, Device>],
-        gt: GroundTruth<'_, Device, L>,
-        images: usize,
-        classes: usize,
-        targets: &mut [LevelTargets<'_, Device, L>],
-        workspace: &mut AtssWorkspace,
-    ) -> Result<()> {
-        let lengths = anchors.iter().zip(targets.iter()).map(|(anchors, targets)| {
-            let (grid, boxes) = match anchors {
-                Anchors::Grid(grid) => (Some(*grid), 0),
-                Anchors::Boxes(boxes) => (None, boxes.len()),
-            };
-            let (labels, box_targets) = (targets.labels.len(), targets.box_targets.len());
-            Lengths { grid, boxes, labels, box_targets }
-        });
-        let counts = [anchors.len(), targets.len()];
-        let levels =
-            check(lengths, counts, [gt.boxes.len(), gt.labels.len(), gt.image.len()], images, classes)?;
-        let all = images * levels.iter().map(Level::anchors).sum::<usize>();
-        if workspace.keys.len() < all {
-            return Err(Error::SmallWorkspace { actual: workspace.keys.len(), expected: all });
+impl<'c, 'g, L: Label> Call<'c, '_, 'g, L> {
+    /// The parameters of the kernels, after the check that the workspace is large enough and nothing
+    /// that is written overlaps.
+    pub fn args<'s>(
+        self,
+        targets: &'s mut [LevelTargets<'_, Device, L>],
+        workspace: &'s mut AssignWorkspace,
+        status: Option<&'s mut StatusBlock>,
+        stream: &'s Arc<CudaStream>,
+        prepared: &mut Prepared<'s>,
+    ) -> Result<AssignArgs>
+    where
+        'c: 's,
+        'g: 's,
+    {
+        let Call { options, levels, gt, images, .. } = self;
+        let (all, gts) = (images * levels.iter().map(Level::anchors).sum::<usize>(), gt.labels.len());
+        let claimed = if self.claims { all } else { 0 };
+        for (axis, actual, expected) in
+            [("anchors of all images", workspace.anchors, claimed), ("boxes", workspace.boxes, gts)]
+        {
+            if actual < expected {
+                return Err(Error::SmallWorkspace { axis, actual, expected });
+            }
         }
-        let (stream, mut prepared) = (handle.stream(), Prepared::default());
-        let mut args = AtssArgs {
+        let ignore = gt.ignore.filter(|_| options.ignores());
+        let status = status.map(|status| status.buffer_mut() as &mut dyn DevicePtrMut<u64>);
+        let room = workspace.anchors as u64;
+        let keys = prepared.write("the workspace", Some(&mut workspace.words), stream)?;
+        let mut args = AssignArgs {
             gt_boxes: prepared.read("gt boxes", Some(gt.boxes), stream)?,
             gt_labels: prepared.read("gt labels", Some(gt.labels), stream)?,
             gt_image: prepared.read("gt image", Some(gt.image), stream)?,
-            keys: prepared.write("the workspace", Some(&mut workspace.keys), stream)?,
+            gt_weights: prepared.read("gt weights", gt.weights, stream)?,
+            ignore_boxes: prepared.read("ignore boxes", ignore.map(|(boxes, _)| boxes), stream)?,
+            ignore_image: prepared.read("ignore image", ignore.map(|(_, image)| image), stream)?,
+            valid_hw: prepared.read("valid_hw", gt.valid_hw, stream)?,
+            keys,
+            ticket: keys + 8 * room,
+            held: keys + 8 * (room + 1),
+            status: prepared.write("status", status, stream)?,
             anchors: all as u64,
-            gts: gt.labels.len() as u32,
+            gts: gts as u32,
+            ignores: ignore.map_or(0, |(_, image)| image.len()) as u32,
             images: images as u32,
             levels: levels.len() as u32,
-            topk: self.topk as u32,
-            classes: classes as u32,
+            classes: self.classes as u32,
+            ignore_iof: options.ignore_iof,
+            fallback: options.fallback,
+            background_first: (options.background == Background::First).into(),
             labels_are_i64: (size_of::<L>() == 8).into(),
-            ..AtssArgs::default()
+            ..AssignArgs::default()
         };
-        for (((to, level), anchors), targets) in args.level.iter_mut().zip(&levels).zip(anchors).zip(targets)
+        for (((to, level), anchors), targets) in
+            args.level.iter_mut().zip(levels).zip(self.anchors).zip(targets)
         {
-            *to = AtssLevel {
+            *to = AssignLevel {
                 labels: prepared.write("labels", Some(&mut *targets.labels), stream)?,
                 box_targets: prepared.write("box targets", Some(&mut *targets.box_targets), stream)?,
+                label_weights: prepared.write(
+                    "label weights",
+                    targets.label_weights.as_deref_mut(),
+                    stream,
+                )?,
+                box_weights: prepared.write("box weights", targets.box_weights.as_deref_mut(), stream)?,
+                centerness: prepared.write("centerness", targets.centerness.as_deref_mut(), stream)?,
                 first: (images * level.first) as u64,
+                before: level.first as u32,
                 height: level.height as u32,
                 width: level.width as u32,
-                ..AtssLevel::default()
+                each: level.each as u32,
+                reach: f32::INFINITY,
+                ..AssignLevel::default()
             };
             match anchors {
                 Anchors::Grid(grid) => {
-                    (to.stride, to.inverse) = (grid.stride, 1.0 / grid.stride);
-                    (to.half, to.offset) = (grid.size * 0.5, grid.offset);
+                    (to.stride, to.inverse, to.offset) = (grid.stride, 1.0 / grid.stride, grid.offset);
+                    for (half, side) in to.half.iter_mut().zip(grid.sizes().as_flattened()) {
+                        *half = side * 0.5;
+                    }
                 }
                 Anchors::Boxes(boxes) => to.anchors = prepared.read("anchors", Some(*boxes), stream)?,
             }
         }
         prepared.check_overlaps()?;
-        // SAFETY: `check` has compared every length, and the workspace's was above; Prepared has
-        // compared every context with the stream's and the places of the buffers, and keeps them
-        // borrowed until the launches are enqueued.
-        unsafe { launch_atss(handle.kernels(), &args, stream.cu_stream().cast()) }
+        Ok(args)
     }
 }

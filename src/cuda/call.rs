@@ -25,6 +25,14 @@ impl Memory for Device {
     type StatusOut<'a> = Option<&'a mut StatusBlock>;
     type HeadWorkspace<'a> = &'a mut crate::head::HeadWorkspace;
     type HeadNormalisers = bool;
+
+    fn len<T: 'static>(tensor: &&dyn DevicePtr<T>) -> usize {
+        tensor.len()
+    }
+
+    fn len_mut<T: 'static>(tensor: &&mut dyn DevicePtrMut<T>) -> usize {
+        tensor.len()
+    }
 }
 
 /// A number that the host knows, or one that is in device memory, `[1]` f32.

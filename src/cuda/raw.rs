@@ -8,6 +8,7 @@
 
 use std::ffi::c_void;
 
+mod assign;
 mod gfl;
 mod head;
 
@@ -16,6 +17,8 @@ use super::module::Function;
 use super::units::{Entry, Units, entry};
 use super::{Kernels, Storage};
 use crate::error::Result;
+pub(crate) use assign::assign_units;
+pub use assign::{AssignArgs, AssignLevel, launch_atss, launch_fcos};
 pub(crate) use gfl::gfl_units;
 pub use gfl::{GflArgs, launch_gfl};
 pub(crate) use head::head_units;
@@ -183,62 +186,6 @@ pub struct BoxesArgs {
     pub unused: u32,
 }
 
-/// Twin of `AtssLevel` in kernels/assign.cu.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct AtssLevel {
-    /// `[height * width, 4]` f32; or null: on a grid. With addresses, height is 1.
-    pub anchors: DeviceAddress,
-    /// `[images, height * width]` i64 or i32.
-    pub labels: DeviceAddress,
-    /// `[images, height * width, 4]` f32.
-    pub box_targets: DeviceAddress,
-    /// How many anchors the levels before have, in all images.
-    pub first: u64,
-    /// Of the grid.
-    pub height: u32,
-    /// Of the grid.
-    pub width: u32,
-    /// Of the grid.
-    pub stride: f32,
-    /// 1 / `stride`.
-    pub inverse: f32,
-    /// Half the size of a grid's anchors.
-    pub half: f32,
-    /// Where the grid's first centre is, in strides.
-    pub offset: f32,
-}
-
-/// Twin of `AtssArgs` in kernels/assign.cu.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct AtssArgs {
-    /// The first `levels` count.
-    pub level: [AtssLevel; 8],
-    /// `[gts, 4]` f32.
-    pub gt_boxes: DeviceAddress,
-    /// `[gts]` i64 or i32.
-    pub gt_labels: DeviceAddress,
-    /// `[gts]` i64 or i32.
-    pub gt_image: DeviceAddress,
-    /// `[anchors]` u64, zeroed once; not shared by launches that may run at the same time.
-    pub keys: DeviceAddress,
-    /// How many anchors there are, on all levels and in all images.
-    pub anchors: u64,
-    /// How many ground-truth boxes, below 2^31.
-    pub gts: u32,
-    /// How many images.
-    pub images: u32,
-    /// How many levels, 1 to 8.
-    pub levels: u32,
-    /// How many candidates a level gives, 1 to 32.
-    pub topk: u32,
-    /// The label of background.
-    pub classes: u32,
-    /// 1: labels and images are i64, 0: i32.
-    pub labels_are_i64: u32,
-}
-
 /// What [`Scaling::status`] points to; zeros: nothing was wrong. Twin of `Status` in
 /// kernels/call.cuh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -254,6 +201,10 @@ pub struct StatusWords {
     pub unused: u32,
     /// The bitwise complement of the first bad row; 0: none.
     pub not_first_bad_row: u64,
+    /// Of an assignment: bad boxes, bad labels, bad images, boxes without an anchor.
+    pub assignment: [u32; 4],
+    /// The bitwise complement of the first box of each kind; 0: none.
+    pub not_first_boxes: [u64; 4],
 }
 
 /// Twins of the constants in kernels/qfl.cuh.
@@ -266,8 +217,6 @@ const DFL_ROWS_BLOCK: u32 = 256;
 const INTEGRAL_BLOCK: u32 = 256;
 /// Twin of the constant in kernels/boxes.cu.
 const BOXES_BLOCK: u32 = 128;
-/// Twin of the constant in kernels/assign.cu.
-const ASSIGN_BLOCK: u32 = 256;
 
 /// The entry points: beta 2 and any other; rows of whole vectors, any rows, a target for every element; and
 /// by pass.
@@ -292,8 +241,6 @@ const DFL: [[Entry; 2]; 3] = [
 /// By pass.
 const INTEGRAL: [Entry; 2] = [entry("integral_forward"), entry("integral_forward_backward")];
 const BOXES: [Entry; 2] = [entry("boxes_forward"), entry("boxes_forward_backward")];
-/// One after the other.
-const ATSS: [Entry; 2] = [entry("atss_candidates"), entry("atss_targets")];
 
 /// What [`launch_qfl`] needs loaded.
 pub(crate) fn qfl_units(beta: f32, storage: Storage, pass: Pass) -> Units {
@@ -313,11 +260,6 @@ pub(crate) fn integral_units(storage: Storage) -> Units {
 /// What [`launch_boxes`] needs loaded.
 pub(crate) fn boxes_units() -> Units {
     Units::of(BOXES[0].unit, Storage::F32)
-}
-
-/// What [`launch_atss`] needs loaded.
-pub(crate) fn atss_units() -> Units {
-    Units::of(ATSS[0].unit, Storage::F32)
 }
 
 /// How many bytes [`Scaling::scratch`] needs: the same for all calls on a device.
@@ -467,32 +409,6 @@ pub unsafe fn launch_boxes(
     let grid = Grid::new(BOXES_BLOCK, args.boxes, block, multiprocessors, function.resident);
     // SAFETY: the function takes one BoxesArgs; the rest is the caller's promise.
     unsafe { launch(function, grid, args, stream.cast()) }
-}
-
-/// Enqueues ATSS on `stream`, a CUstream: two launches.
-///
-/// # Errors
-/// As [`launch_qfl`].
-///
-/// # Safety
-/// As [`launch_qfl`].
-pub unsafe fn launch_atss(kernels: &Kernels, args: &AtssArgs, stream: *mut c_void) -> Result<()> {
-    if args.anchors == 0 {
-        return Ok(());
-    }
-    let multiprocessors = kernels.multiprocessors();
-    let [candidates, targets] = ATSS;
-    let candidates = kernels.function(candidates, Storage::F32, stream.cast())?;
-    let targets = kernels.function(targets, Storage::F32, stream.cast())?;
-    if args.gts > 0 {
-        let grid = Grid::new(ASSIGN_BLOCK, args.gts.into(), 1, multiprocessors, candidates.resident);
-        // SAFETY: the function takes one AtssArgs; the rest is the caller's promise.
-        unsafe { launch(candidates, grid, args, stream.cast()) }?;
-    }
-    let block = u64::from(ASSIGN_BLOCK);
-    let grid = Grid::new(ASSIGN_BLOCK, args.anchors, block, multiprocessors, targets.resident);
-    // SAFETY: as above.
-    unsafe { launch(targets, grid, args, stream.cast()) }
 }
 
 /// The blocks of kernels in which `lanes` lanes share a row.

@@ -8,11 +8,12 @@ use cudarc::driver::{CudaSlice, CudaStream};
 use super::check;
 use super::raw::StatusWords;
 use crate::error::Result;
-use crate::status::Status;
+use crate::status::{AssignmentStatus, Counted, Status};
 
 const WORDS: usize = size_of::<StatusWords>() / size_of::<u64>();
 
-/// A [`Status`] in device memory, for [`Call::status`](crate::Call::status). Calls add to it, and
+/// A [`Status`] in device memory, for [`Call::status`](crate::Call::status), for a head and for the
+/// assignment of its targets. Calls add to it, and
 /// replays of a graph too, until it is [`reset`](StatusBlock::reset).
 pub struct StatusBlock {
     words: CudaSlice<u64>,
@@ -43,12 +44,19 @@ impl StatusBlock {
     pub fn read(&self, stream: &Arc<CudaStream>) -> Result<Status> {
         let words = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.words))?;
         let count = |i: usize| (words[i / 2] >> (32 * (i % 2))) as u32; // CUDA is little-endian
-        let not_first = words[WORDS - 1];
+        let first = |i: usize| (words[i] != 0).then_some(!words[i]);
+        let counted = |i: usize| Counted { count: count(6 + i), first: first(5 + i) };
         Ok(Status {
             bad_labels: count(0),
             bad_qualities: count(1),
             out_of_range_targets: count(2),
-            first_bad_row: (not_first != 0).then_some(!not_first),
+            first_bad_row: first(2),
+            assignment: AssignmentStatus {
+                bad_boxes: counted(0),
+                bad_labels: counted(1),
+                bad_images: counted(2),
+                unassigned: counted(3),
+            },
         })
     }
 

@@ -2,7 +2,7 @@
 //! results down.
 
 use gfocal::Result;
-use gfocal::assign::{self, Anchors, Atss, AtssWorkspace, GroundTruth};
+use gfocal::assign::{self, Anchors, AssignWorkspace, Atss, GroundTruth};
 use gfocal::cuda::{Device, LabelBuffer, StatusBlock, check};
 use gfocal::cudarc::driver::{CudaView, DevicePtr};
 use gfocal::head::{Gradients, HeadWorkspace, LOSSES, Level, Logits, Normalisers, Points, Targets};
@@ -116,7 +116,7 @@ fn assign(cuda: &Cuda, scene: &Scene, truth: &Truth) -> Result<Vec<DeviceTargets
         targets.push((Buffer::<i64>::zeros(stream, anchors)?, Buffer::<f32>::zeros(stream, 4 * anchors)?));
     }
     let all = scene.levels.iter().map(|level| level.positions()).sum();
-    let mut workspace = AtssWorkspace::new(stream, scene.batch, all)?;
+    let mut workspace = AssignWorkspace::new(stream, scene.batch, all, truth.labels.len())?;
     let corners = Buffer::upload(stream, &truth.boxes)?;
     let [labels, images] = [Buffer::upload(stream, &truth.labels)?, Buffer::upload(stream, &truth.images)?];
     let (corners, labels, images) = (corners.view(), labels.view(), images.view());
@@ -126,7 +126,7 @@ fn assign(cuda: &Cuda, scene: &Scene, truth: &Truth) -> Result<Vec<DeviceTargets
     let mut into: Vec<_> =
         views.iter_mut().map(|(labels, boxes)| assign::LevelTargets::cuda(labels, boxes)).collect();
     let atss = Atss::new(scene.topk)?;
-    atss.cuda(&cuda.handle, &anchors, truth, scene.batch, scene.classes, &mut into, &mut workspace)?;
+    atss.cuda(&cuda.handle, &anchors, truth, scene.batch, scene.classes, &mut into, &mut workspace, None)?;
     drop(into);
     drop(views);
     let assigned = |(labels, boxes)| DeviceTargets {

@@ -1,0 +1,50 @@
+//! FCOS' assignment on CUDA: checks, addresses, a launch.
+
+use super::Fcos;
+use crate::assign::check::check;
+use crate::assign::cuda::{AssignWorkspace, Call};
+use crate::assign::{Anchors, GroundTruth, LevelTargets};
+use crate::cuda::raw::{assign_units, launch_fcos};
+use crate::cuda::{Device, Handle, Prepared, StatusBlock, Units};
+use crate::element::Label;
+use crate::error::Result;
+
+impl Fcos {
+    /// The kernels that calls need, for [`Handle::prepare`].
+    pub fn units() -> Units {
+        assign_units()
+    }
+
+    /// Enqueues the assignment as one launch: as [`Atss::cuda`](crate::assign::Atss::cuda), but that
+    /// the workspace needs no room for anchors.
+    ///
+    /// # Errors
+    /// As [`Atss::cuda`](crate::assign::Atss::cuda) and [`Fcos::cpu`].
+    #[allow(clippy::too_many_arguments, reason = "the tensors of the CPU's call, and what it runs on")]
+    pub fn cuda<L: Label>(
+        &self,
+        handle: &Handle,
+        anchors: &[Anchors<'_, Device>],
+        gt: GroundTruth<'_, Device, L>,
+        images: usize,
+        classes: usize,
+        targets: &mut [LevelTargets<'_, Device, L>],
+        workspace: &mut AssignWorkspace,
+        status: Option<&mut StatusBlock>,
+    ) -> Result<()> {
+        let levels = check(anchors, &gt, images, classes, targets)?;
+        self.check(&levels)?;
+        let (stream, mut prepared) = (handle.stream(), Prepared::default());
+        let options = self.options;
+        let call = Call { options, anchors, levels: &levels, gt, images, classes, claims: false };
+        let mut args = call.args(targets, workspace, status, stream, &mut prepared)?;
+        for (level, [low, high]) in args.level.iter_mut().zip(self.ranges) {
+            (level.low, level.high) = (low, high);
+            if let Some(radius) = self.radius {
+                level.reach = level.stride * radius;
+            }
+        }
+        // SAFETY: as for ATSS.
+        unsafe { launch_fcos(handle.kernels(), &args, stream.cu_stream().cast()) }
+    }
+}
