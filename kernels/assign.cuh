@@ -50,6 +50,7 @@ struct AssignArgs {
     u32 fallback;              // how many anchors a box gets that has none otherwise
     u32 background_first;
     u32 labels_are_i64;
+    u32 points;                // FCOS: anchors are points, and claim boxes themselves
 };
 
 enum Fault : u32 { BAD_BOX, BAD_LABEL, BAD_IMAGE, UNASSIGNED };
@@ -69,6 +70,9 @@ DEVICE u32 size_of(const AssignLevel& level) { return level.height * row_of(leve
 // are __fmul_rn and __dmul_rn). Its twin is src/assign/math.rs: the same names in the same order.
 
 DEVICE bool is_number(float x) { return fabsf(x) <= 3.402823466e38f; }
+
+// As load_corners, in few instructions.
+DEVICE Corners load_box(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
 
 // As load_corners, where the compiler has lost sight of where the pointer leads: it is one of several levels'.
 DEVICE Corners load_anchor(const float* p) {
@@ -112,11 +116,6 @@ DEVICE u32 valid_positions(long long pixels, float stride, u32 length) {
         else high = middle;
     }
     return low;
-}
-
-// Whether a point is in a valid size.
-DEVICE bool is_valid(Point p, long long height, long long width) {
-    return (double)p.x < (double)width && (double)p.y < (double)height;
 }
 
 // Sorts anchors by squared distance, then by number, the highest first: more than 0. What is not
@@ -290,103 +289,73 @@ struct Truth {
 
 DEVICE Truth truth(const AssignArgs& a, u32 gt) {
     const long long image = integer(a.gt_image, gt, a.labels_are_i64);
-    const Corners box = load_corners(a.gt_boxes + 4 * (u64)gt);
+    const Corners box = load_box(a.gt_boxes + 4 * (u64)gt);
     const long long label = integer(a.gt_labels, gt, a.labels_are_i64);
     return {box, (u32)image, image != -1 && faults_of(a, box, image, label) == 0};
 }
 
-// How anchors are seen: as boxes (ATSS), or as points (FCOS).
-template <bool POINTS>
-struct By;
-
-template <>
-struct By<false> {
-    DEVICE static Point point(const AssignLevel& level, u32 y, u32 place) { return centre(anchor(level, y, place)); }
-    DEVICE static float part_in(const AssignLevel& level, u32 y, u32 place, const Corners& box) {
-        return iof(anchor(level, y, place), box);
-    }
+// An anchor of an image: a box, or for FCOS a point.
+struct Anchor {
+    u32 image, y, place;  // the row, and the place in it
+    Corners sides;        // of a point its coordinates, twice
 };
 
-template <>
-struct By<true> {
-    DEVICE static Point point(const AssignLevel& level, u32 y, u32 place) {
-        if (level.anchors) return centre(load_anchor(level.anchors + 4 * (u64)place));
-        return grid_point(level, y, level.each == 1 ? place : place / level.each);
+DEVICE Anchor anchor_of(const AssignArgs& a, const AssignLevel& level, u32 image, u32 number) {
+    const u32 y = number / row_of(level), place = number - y * row_of(level);
+    Corners sides = anchor(level, y, place);
+    if (a.points) {
+        const Point p = level.anchors ? centre(sides) : grid_point(level, y, place / level.each);
+        sides = {{p.x, p.y, p.x, p.y}};
     }
-    DEVICE static float part_in(const AssignLevel& level, u32 y, u32 place, const Corners& box) {
-        return is_inside(point(level, y, place), box, 0.0f) ? 1.0f : 0.0f;
-    }
-};
-
-// Whether an anchor is too far in a box to ignore.
-template <bool POINTS>
-DEVICE bool is_ignored(const AssignArgs& a, const AssignLevel& level, u32 image, u32 y, u32 place) {
-#pragma unroll 1
-    for (u32 i = 0; i < a.ignores; ++i) {
-        if (integer(a.ignore_image, i, a.labels_are_i64) != (long long)image) continue;
-        const Corners box = load_corners(a.ignore_boxes + 4 * (u64)i);
-        if (is_usable(box) && By<POINTS>::part_in(level, y, place, box) > a.ignore_iof) return true;
-    }
-    return false;
+    return {image, y, place, sides};
 }
 
-// Whether an anchor takes part: it is in the image, and not ignored.
-template <bool POINTS>
-DEVICE bool takes_part(const AssignArgs& a, const AssignLevel& level, u32 image, u32 y, u32 place) {
+// Whether an anchor takes part: it is in the image, and not too far in a box to ignore.
+DEVICE bool takes_part(const AssignArgs& a, const AssignLevel& level, const Anchor& of) {
+    const Point point = centre(of.sides);
     if (a.valid_hw) {
-        const long long height = integer(a.valid_hw, 2 * (u64)image, a.labels_are_i64);
-        const long long width = integer(a.valid_hw, 2 * (u64)image + 1, a.labels_are_i64);
-        if (level.anchors) {
-            if (!is_valid(By<POINTS>::point(level, y, place), height, width)) return false;
-        } else {
-            const double stride = level.stride;
-            const u32 x = place / level.each;
-            if (!(__dmul_rn((double)y, stride) < (double)height && __dmul_rn((double)x, stride) < (double)width))
-                return false;
-        }
+        const u64 at = 2 * (u64)of.image;
+        const double height = (double)integer(a.valid_hw, at, a.labels_are_i64);
+        const double width = (double)integer(a.valid_hw, at + 1, a.labels_are_i64);
+        const bool listed = level.anchors != nullptr;
+        const double y = listed ? (double)point.y : __dmul_rn((double)of.y, (double)level.stride);
+        const double x = listed ? (double)point.x : __dmul_rn((double)(of.place / level.each), (double)level.stride);
+        if (!(y < height && x < width)) return false;
     }
-    return !is_ignored<POINTS>(a, level, image, y, place);
+#pragma unroll 1
+    for (u32 i = 0; i < a.ignores; ++i) {
+        const Corners box = load_box(a.ignore_boxes + 4 * (u64)i);
+        const float part = a.points ? (is_inside(point, box, 0.0f) ? 1.0f : 0.0f) : iof(of.sides, box);
+        if (part > a.ignore_iof && integer(a.ignore_image, i, a.labels_are_i64) == (long long)of.image &&
+            is_usable(box))
+            return false;
+    }
+    return true;
 }
 
 // ---- What an anchor is given
 
 constexpr u32 NOBODY = 0xffffffffu;
 
-// An anchor of an image.
-struct Place {
-    u32 image, y, place;
-    u64 at;  // in the level's tensors
-};
-
-DEVICE Place place_of(const AssignLevel& level, u64 at) {
-    const u32 size = size_of(level), image = (u32)(at / size), number = (u32)(at - (u64)image * size);
-    const u32 y = number / row_of(level);
-    return {image, y, number - y * row_of(level), at};
-}
-
 DEVICE long long background(const AssignArgs& a) { return a.background_first ? 0 : (long long)a.classes; }
 
-// Gives an anchor to a box, or to nobody.
-template <bool POINTS>
-DEVICE void give(const AssignArgs& a, const AssignLevel& level, const Place& p, u32 gt) {
+// Gives an anchor, number `at` of the level in all images, to a box, or to nobody.
+DEVICE void give(const AssignArgs& a, const AssignLevel& level, const Corners& sides, u64 at, u32 gt) {
     long long label = background(a);
     Corners box = {{0.0f, 0.0f, 0.0f, 0.0f}};
-    float weight = 0.0f, centre = 0.0f;
+    float weight = 0.0f;
     if (gt != NOBODY) {
         label = integer(a.gt_labels, gt, a.labels_are_i64);
-        box = load_corners(a.gt_boxes + 4 * (u64)gt);
+        box = load_box(a.gt_boxes + 4 * (u64)gt);
         weight = a.gt_weights ? a.gt_weights[gt] : 1.0f;
-        if (POINTS && level.centerness) centre = centerness(By<true>::point(level, p.y, p.place), box);
         if (a.status || a.fallback) a.held[gt] = 1;  // all who write it write the same
     }
     if (a.labels_are_i64) {
-        ((long long*)level.labels)[p.at] = label;
+        ((long long*)level.labels)[at] = label;
     } else {
-        ((int*)level.labels)[p.at] = (int)label;
+        ((int*)level.labels)[at] = (int)label;
     }
-    store_corners(level.box_targets + 4 * p.at, box);
-    if (level.box_weights) level.box_weights[p.at] = weight;
-    if (POINTS && level.centerness) level.centerness[p.at] = centre;
-    if (level.label_weights)
-        level.label_weights[p.at] = takes_part<POINTS>(a, level, p.image, p.y, p.place) ? 1.0f : 0.0f;
+    store_corners(level.box_targets + 4 * at, box);
+    if (level.box_weights) level.box_weights[at] = weight;
+    if (level.centerness) level.centerness[at] = centerness(centre(sides), box);
 }

@@ -4,201 +4,23 @@
 
 mod support;
 
-use std::fmt::Debug;
-
-use gfocal::assign::{AnchorGrid, Anchors, AssignWorkspace, Atss, GroundTruth, LevelTargets};
-use gfocal::cuda::Device;
-use gfocal::{Host, Label};
-use support::atss::{Scene, Targets, Ties, transcription};
-use support::gpu::Poison;
+use gfocal::Background;
+use gfocal::assign::{AnchorGrid, AssignWorkspace, Atss, GroundTruth, LevelTargets};
+use support::assign::{
+    Level, OfLevel, OnCuda, Outcome, Rules, Scene, Ties, eight_levels, on_cpu, pyramid, real_scene, same,
+    same_on_cuda, scene, transcription,
+};
+use support::gpu;
 use support::random::Random;
-use support::tolerance::check_same_bits;
 use support::vectors::Vectors;
-use support::{Buffer, Gpu, gpu};
 
-/// A level, as a grid or as its boxes.
-#[derive(Clone)]
-enum Level {
-    Grid(AnchorGrid, usize),
-    Boxes(Vec<f32>),
+fn explicit(levels: &[Level]) -> Vec<Level> {
+    levels.iter().map(Level::explicit).collect()
 }
 
-impl Level {
-    /// mmdetection's anchors: 8 strides wide.
-    fn new(height: usize, width: usize, stride: f32) -> Level {
-        Level::Grid(AnchorGrid::new(height, width, stride), height * width)
-    }
-
-    fn anchors(&self) -> usize {
-        match self {
-            Level::Grid(_, anchors) => *anchors,
-            Level::Boxes(boxes) => boxes.len() / 4,
-        }
-    }
-}
-
-/// The boxes of [`Level::new`], from their definition.
-fn boxes_of(height: usize, width: usize, stride: f32) -> Vec<f32> {
-    let centre = |i: usize| i as f32 * stride;
-    let one = |i: usize| {
-        let (x, y, half) = (centre(i % width), centre(i / width), 4.0 * stride);
-        [x - half, y - half, x + half, y + half]
-    };
-    (0..height * width).flat_map(one).collect()
-}
-
-trait Cast: Label + Poison + PartialEq {
-    fn cast(labels: &[i64]) -> Vec<Self>;
-}
-
-impl Cast for i64 {
-    fn cast(labels: &[i64]) -> Vec<i64> {
-        labels.to_vec()
-    }
-}
-
-impl Cast for i32 {
-    fn cast(labels: &[i64]) -> Vec<i32> {
-        labels.iter().map(|&label| label as i32).collect()
-    }
-}
-
-fn run<L: Cast>(atss: &Atss, levels: &[Level], scene: &Scene) -> gfocal::Result<Targets<L>> {
-    let mut out: Targets<L> = (levels.iter())
-        .map(|level| {
-            let anchors = scene.images * level.anchors();
-            (vec![L::POISON; anchors], vec![f32::NAN; 4 * anchors])
-        })
-        .collect();
-    let anchors: Vec<Anchors> = (levels.iter())
-        .map(|level| match level {
-            Level::Grid(grid, _) => (*grid).into(),
-            Level::Boxes(boxes) => Anchors::cpu(boxes),
-        })
-        .collect();
-    let mut targets: Vec<LevelTargets<Host, L>> =
-        out.iter_mut().map(|(labels, boxes)| LevelTargets::cpu(labels, boxes)).collect();
-    let (labels, image) = (L::cast(&scene.labels), L::cast(&scene.image));
-    let gt = GroundTruth::cpu(scene.boxes.as_flattened(), &labels, &image);
-    atss.cpu(&anchors, gt, scene.images, scene.classes, &mut targets)?;
-    drop(targets);
-    Ok(out)
-}
-
-/// The buffers of a call on CUDA, for calls again and again.
-struct OnCuda<L> {
-    levels: Vec<(Option<AnchorGrid>, Buffer<f32>)>,
-    boxes: Buffer<f32>,
-    labels: Buffer<L>,
-    image: Buffer<L>,
-    targets: Vec<(Buffer<L>, Buffer<f32>)>,
-    workspace: AssignWorkspace,
-    images: usize,
-    classes: usize,
-}
-
-impl<L: Cast> OnCuda<L> {
-    fn new(gpu: &Gpu, levels: &[Level], scene: &Scene, offset: usize) -> OnCuda<L> {
-        let anchors: usize = levels.iter().map(Level::anchors).sum();
-        let targets = |level: &Level| {
-            let anchors = scene.images * level.anchors();
-            (Buffer::poisoned(gpu, anchors, offset), Buffer::poisoned(gpu, 4 * anchors, offset))
-        };
-        let level = |level: &Level| match level {
-            Level::Grid(grid, _) => (Some(*grid), Buffer::new(gpu, &[], 0)),
-            Level::Boxes(boxes) => (None, Buffer::new(gpu, boxes, offset)),
-        };
-        OnCuda {
-            levels: levels.iter().map(level).collect(),
-            boxes: Buffer::new(gpu, scene.boxes.as_flattened(), offset),
-            labels: Buffer::new(gpu, &L::cast(&scene.labels), offset),
-            image: Buffer::new(gpu, &L::cast(&scene.image), offset),
-            targets: levels.iter().map(targets).collect(),
-            workspace: AssignWorkspace::new(&gpu.stream, scene.images, anchors, scene.boxes.len())
-                .expect("device memory"),
-            images: scene.images,
-            classes: scene.classes,
-        }
-    }
-
-    fn call(&mut self, gpu: &Gpu, atss: &Atss) -> gfocal::Result<()> {
-        let views: Vec<_> = self.levels.iter().map(|(_, boxes)| boxes.view()).collect();
-        let anchors: Vec<Anchors<Device>> = (self.levels.iter().zip(&views))
-            .map(|((grid, _), boxes)| grid.map_or_else(|| Anchors::cuda(boxes), Anchors::Grid))
-            .collect();
-        let mut views: Vec<_> =
-            self.targets.iter_mut().map(|(labels, boxes)| (labels.view_mut(), boxes.view_mut())).collect();
-        let mut targets: Vec<LevelTargets<Device, L>> =
-            (views.iter_mut()).map(|(labels, boxes)| LevelTargets::cuda(labels, boxes)).collect();
-        let (boxes, labels, image) = (self.boxes.view(), self.labels.view(), self.image.view());
-        let gt = GroundTruth::cuda(&boxes, &labels, &image);
-        let workspace = &mut self.workspace;
-        atss.cuda(&gpu.handle, &anchors, gt, self.images, self.classes, &mut targets, workspace, None)
-    }
-
-    fn read(&self, gpu: &Gpu) -> Targets<L> {
-        self.targets.iter().map(|(labels, boxes)| (labels.read(gpu), boxes.read(gpu))).collect()
-    }
-}
-
-#[track_caller]
-fn same<L: Debug + PartialEq>(what: &str, got: &Targets<L>, want: &Targets<L>) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    for (level, (got, want)) in got.iter().zip(want).enumerate() {
-        let different = got.0.iter().zip(&want.0).position(|(got, want)| got != want);
-        assert_eq!(different.map(|i| (i, &got.0[i], &want.0[i])), None, "{what}, level {level}: labels");
-        check_same_bits(&format!("{what}, level {level}, box targets"), &got.1, &want.1);
-    }
-}
-
-/// On CUDA as on the CPU, for labels of both types, at good and bad alignment.
-#[track_caller]
-fn same_on_cuda(what: &str, gpu: &Option<Gpu>, atss: &Atss, levels: &[Level], scene: &Scene) {
-    let Some(gpu) = gpu else { return };
-    let want = run::<i64>(atss, levels, scene).expect("a legal call");
-    let mut wide = OnCuda::<i64>::new(gpu, levels, scene, 0);
-    wide.call(gpu, atss).expect("a legal call");
-    same(what, &wide.read(gpu), &want);
-    let mut narrow = OnCuda::<i32>::new(gpu, levels, scene, 1);
-    narrow.call(gpu, atss).expect("a legal call");
-    same(what, &narrow.read(gpu), &run::<i32>(atss, levels, scene).expect("a legal call"));
-}
-
-/// The levels of an image of 256 by 320 pixels: height, width, stride.
-const PYRAMID: [(usize, usize, f32); 5] =
-    [(32, 40, 8.0), (16, 20, 16.0), (8, 10, 32.0), (4, 5, 64.0), (2, 3, 128.0)];
-
-fn pyramid() -> Vec<Level> {
-    PYRAMID.map(|(height, width, stride)| Level::new(height, width, stride)).to_vec()
-}
-
-fn pyramid_boxes() -> Vec<Vec<f32>> {
-    PYRAMID.map(|(height, width, stride)| boxes_of(height, width, stride)).to_vec()
-}
-
-/// Boxes of all sizes in and around the image; some on the lattice of the anchors, some twice.
-fn scene(random: &mut Random, boxes: usize) -> Scene {
-    let mut scene = Scene { images: 3, classes: 20, ..Scene::default() };
-    for _ in 0..boxes {
-        let (x, y) = (random.between(-60.0, 380.0), random.between(-60.0, 316.0));
-        let size = |random: &mut Random| 2f64.powf(random.between(0.0, 9.5)) / 2.0;
-        let (w, h) = (size(random), size(random));
-        let mut b = [x - w, y - h, x + w, y + h].map(|side| side as f32);
-        if random.chance(0.3) {
-            b = b.map(|side| (side / 4.0).round() * 4.0);
-        }
-        if random.chance(0.1) && !scene.boxes.is_empty() {
-            b = scene.boxes[random.index(scene.boxes.len())];
-        }
-        scene.boxes.push(b);
-        scene.labels.push(random.index(20) as i64);
-        scene.image.push(random.index(4) as i64 - 1); // -1: padding
-    }
-    scene
-}
-
-fn positives(targets: &Targets, classes: usize) -> usize {
-    targets.iter().flat_map(|(labels, _)| labels).filter(|&&label| label != classes as i64).count()
+/// A call on the CPU that must be legal.
+fn assigned(rules: &Rules, levels: &[Level], scene: &Scene) -> Outcome {
+    on_cpu(rules, levels, scene).expect("a legal call")
 }
 
 #[test]
@@ -208,20 +30,23 @@ fn as_mmdetection_does() {
         let vectors = Vectors::open(format!("tests/golden/{name}.safetensors"));
         let number = |key: &str| vectors.case[key].as_f64().expect("a number");
         let strides = vectors.case["strides"].as_array().expect("strides");
-        let (mut grids, mut anchors, mut want) = (Vec::new(), Vec::new(), Targets::new());
+        let (mut grids, mut boxes, mut want) = (Vec::new(), Vec::new(), Outcome::default());
         let mut images = 0;
         for (i, stride) in strides.iter().enumerate() {
             let shape = vectors.shape(&format!("level{i}.cls_logits"));
             let stride = stride.as_f64().expect("a stride") as f32;
             images = shape[0];
-            let grid = AnchorGrid::new(shape[2], shape[3], stride).with_scale(number("anchor_scale") as f32);
-            grids.push(Level::Grid(grid, shape[2] * shape[3]));
+            let size = number("anchor_scale") as f32 * stride;
+            grids.push(Level::new(shape[2], shape[3], stride).sizes(&[[size; 2]]));
             // The same in all images.
-            anchors.push(vectors.f32s(&format!("level{i}.anchors"))[..4 * shape[2] * shape[3]].to_vec());
-            want.push((
-                vectors.i64s(&format!("level{i}.labels")),
-                vectors.f32s(&format!("level{i}.box_targets")),
-            ));
+            let anchors = vectors.f32s(&format!("level{i}.anchors"));
+            boxes.push(Level::Boxes(anchors.as_chunks().0[..shape[2] * shape[3]].to_vec()));
+            want.levels.push(OfLevel {
+                labels: vectors.i64s(&format!("level{i}.labels")),
+                box_targets: vectors.f32s(&format!("level{i}.box_targets")),
+                label_weights: vectors.f32s(&format!("level{i}.label_weights")),
+                ..OfLevel::default()
+            });
         }
         let scene = Scene {
             boxes: vectors.f32s("gt_boxes").as_chunks().0.to_vec(),
@@ -229,20 +54,24 @@ fn as_mmdetection_does() {
             image: vectors.i64s("gt_image"),
             images,
             classes: number("num_classes") as usize,
+            ..Scene::default()
         };
         assert_eq!(scene.boxes.is_empty(), name == "head_no_gt");
-        assert_eq!(positives(&want, scene.classes) > 0, !scene.boxes.is_empty(), "{name}");
-        let topk = number("atss_topk") as usize;
-        let atss = Atss::new(topk).expect("a legal number");
-        let defined = |ties| transcription(topk, ties, &anchors, &scene);
+        assert_eq!(want.positives() > 0, !scene.boxes.is_empty(), "{name}");
+        let rules = Rules::atss(number("atss_topk") as usize);
+        let defined = |ties| transcription(&rules, ties, &boxes, &scene);
+        want.status = defined(Ties::Higher).status;
         same(&format!("{name}, as defined"), &defined(Ties::Higher), &want);
         // Of head_small, anchors 91 and 94 of the first image are equally near to the first box, as its
         // ninth and tenth candidate, and PyTorch took 94.
-        assert_eq!(name == "head_small", defined(Ties::Lower) != want, "{name}");
-        let explicit = anchors.into_iter().map(Level::Boxes).collect();
-        for levels in [grids, explicit] {
-            same(name, &run(&atss, &levels, &scene).expect("a legal call"), &want);
-            same_on_cuda(name, &gpu, &atss, &levels, &scene);
+        let other = defined(Ties::Lower);
+        let labels = |outcome: &Outcome| -> Vec<Vec<i64>> {
+            outcome.levels.iter().map(|level| level.labels.clone()).collect()
+        };
+        assert_eq!(name == "head_small", labels(&other) != labels(&want), "{name}");
+        for levels in [&grids, &boxes] {
+            same(name, &assigned(&rules, levels, &scene), &want);
+            same_on_cuda(name, &gpu, &rules, levels, &scene);
         }
     }
 }
@@ -251,21 +80,21 @@ fn as_mmdetection_does() {
 fn as_the_definition_says() {
     let gpu = gpu();
     let mut random = Random::new(41);
-    let explicit: Vec<Level> = pyramid_boxes().into_iter().map(Level::Boxes).collect();
-    for (round, boxes) in [0, 1, 3, 20, 60, 200, 60, 60].into_iter().enumerate() {
-        let scene = scene(&mut random, boxes);
-        for topk in [9, 1, 4, 7, 32] {
-            let atss = Atss::new(topk).expect("a legal number");
-            let what = format!("round {round}, {boxes} boxes, topk {topk}");
-            let want = transcription(topk, Ties::Higher, &pyramid_boxes(), &scene);
-            assert!(positives(&want, 20) > 0 || boxes < 20, "{what}");
-            same(&what, &run(&atss, &pyramid(), &scene).expect("a legal call"), &want);
-            same(&what, &run(&atss, &explicit, &scene).expect("a legal call"), &want);
+    let (grids, boxes) = (pyramid(), explicit(&pyramid()));
+    for (round, count) in [0, 1, 3, 20, 60, 120].into_iter().enumerate() {
+        let scene = scene(&mut random, count);
+        for topk in [9, 1, 4, 7, 32, 33] {
+            let rules = Rules::atss(topk);
+            let what = format!("round {round}, {count} boxes, topk {topk}");
+            let want = transcription(&rules, Ties::Higher, &boxes, &scene);
+            assert!(want.positives() > 0 || count < 20, "{what}");
+            same(&what, &assigned(&rules, &grids, &scene), &want);
+            same(&what, &assigned(&rules, &boxes, &scene), &want);
             if topk == 9 || round == 3 {
-                same_on_cuda(&what, &gpu, &atss, &pyramid(), &scene);
+                same_on_cuda(&what, &gpu, &rules, &grids, &scene);
             }
-            if round == 3 {
-                same_on_cuda(&what, &gpu, &atss, &explicit, &scene);
+            if round == 2 {
+                same_on_cuda(&what, &gpu, &rules, &boxes, &scene);
             }
         }
     }
@@ -276,23 +105,103 @@ fn as_the_definition_says() {
 #[test]
 fn eight_levels_as_the_definition_says() {
     let gpu = gpu();
-    let sizes = [4.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0].map(|stride| {
-        let cells = |pixels: f32| (pixels / stride).ceil() as usize;
-        (cells(160.0), cells(224.0), stride)
-    });
-    let grids = sizes.map(|(height, width, stride)| Level::new(height, width, stride));
-    let boxes = sizes.map(|(height, width, stride)| boxes_of(height, width, stride));
-    let explicit = boxes.clone().map(Level::Boxes);
+    let (grids, boxes) = (eight_levels(), explicit(&eight_levels()));
     let scene = scene(&mut Random::new(44), 250);
     for topk in [9, 16] {
-        let atss = Atss::new(topk).expect("a legal number");
-        let (what, want) = (format!("topk {topk}"), transcription(topk, Ties::Higher, &boxes, &scene));
-        let of_level = |level: &(Vec<i64>, Vec<f32>)| level.0.iter().any(|&label| label != 20);
-        assert!(want.iter().all(of_level), "{what}: every level has positives");
-        for levels in [&grids, &explicit] {
-            same(&what, &run(&atss, levels, &scene).expect("a legal call"), &want);
-            same_on_cuda(&what, &gpu, &atss, levels, &scene);
+        let rules = Rules::atss(topk);
+        let (what, want) = (format!("topk {topk}"), transcription(&rules, Ties::Higher, &boxes, &scene));
+        let of_level = |level: &OfLevel<i64>| level.labels.iter().any(|&label| label != 20);
+        assert!(want.levels.iter().all(of_level), "{what}: every level has positives");
+        for levels in [&grids, &boxes] {
+            same(&what, &assigned(&rules, levels, &scene), &want);
+            same_on_cuda(&what, &gpu, &rules, levels, &scene);
         }
+    }
+}
+
+/// As many candidates as there may be: on levels that have fewer, on strips, and near corners.
+#[test]
+fn many_candidates() {
+    let gpu = gpu();
+    let levels = [
+        Level::new(24, 30, 8.0),
+        Level::new(1, 150, 8.0),
+        Level::new(90, 2, 16.0),
+        Level::new(6, 8, 32.0),
+        Level::new(0, 9, 8.0),
+    ];
+    let scene = scene(&mut Random::new(45), 14);
+    for topk in [2, 31, 64, 100, 255, 256] {
+        let (rules, what) = (Rules::atss(topk), format!("topk {topk}"));
+        let want = transcription(&rules, Ties::Higher, &levels, &scene);
+        assert!(want.positives() > 0, "{what}");
+        same(&what, &assigned(&rules, &levels, &scene), &want);
+        if [31, 256].contains(&topk) {
+            same_on_cuda(&what, &gpu, &rules, &levels, &scene);
+        }
+    }
+}
+
+/// Images of several sizes, regions to ignore, weights, broken boxes, several anchors at a position, either
+/// background, anchors for boxes that have none.
+#[test]
+fn real_scenes_as_the_definition_says() {
+    let gpu = gpu();
+    let mut random = Random::new(46);
+    let sizes = [[32.0, 64.0], [48.0, 48.0], [96.0, 24.0]];
+    let several: Vec<Level> = pyramid().into_iter().skip(1).map(|level| level.sizes(&sizes)).collect();
+    let (mut ignored, mut unassigned, mut positives) = (0, 0, 0);
+    for (round, count) in [40, 0, 12, 90, 25, 60, 33, 8].into_iter().enumerate() {
+        let scene = real_scene(&mut random, count);
+        let levels = match round % 4 {
+            0 => pyramid(),
+            1 => several.clone(),
+            2 => explicit(&pyramid()[1..]),
+            _ => pyramid().into_iter().map(|level| level.offset(0.5)).collect(),
+        };
+        let rules = Rules::atss([9, 27, 5, 40][round % 4])
+            .ignoring([0.5, 0.25, 0.75, -1.0][round / 2])
+            .falling_back([0, 1, 3, 2][(round + round / 4) % 4])
+            .background([Background::Last, Background::First][round / 2 % 2]);
+        let what = format!("round {round}, {count} boxes, {rules:?}");
+        let want = transcription(&rules, Ties::Higher, &levels, &scene);
+        ignored += want.label_weights().filter(|&weight| weight == 0.0).count();
+        unassigned += want.status.unassigned.count;
+        positives += want.positives();
+        same(&what, &assigned(&rules, &levels, &scene), &want);
+        same_on_cuda(&what, &gpu, &rules, &levels, &scene);
+    }
+    assert!(ignored > 5000 && unassigned > 5 && positives > 400, "{ignored} {unassigned} {positives}");
+}
+
+/// Whole regions without an anchor: the nearest are far, or there are none.
+#[test]
+fn nothing_near_takes_part() {
+    let gpu = gpu();
+    let levels = pyramid();
+    let mut scene = scene(&mut Random::new(47), 30);
+    let rules = Rules::atss(9).ignoring(0.5).falling_back(2);
+    let all = [-1e4, -1e4, 1e4, 1e4];
+    for (what, ignore, valid_hw) in [
+        ("a crowd in the middle", Some([40.0, 30.0, 260.0, 220.0]), None),
+        ("everything is a crowd", Some(all), None),
+        ("no valid pixel", None, Some([0, 0])),
+        ("a negative size", None, Some([-64, 320])),
+        ("one valid anchor a level", None, Some([1, 1])),
+        ("a larger size", None, Some([10_000, 10_000])),
+        ("a corner, and a crowd in it", Some([-60.0, -60.0, 70.0, 60.0]), Some([64, 80])),
+    ] {
+        // The third image is as it was.
+        scene.ignore = ignore.map(|b| (vec![b; 2], vec![0, 1]));
+        scene.valid_hw = valid_hw.map(|[h, w]: [i64; 2]| vec![h, w, h, w, 256, 320]);
+        let want = transcription(&rules, Ties::Higher, &levels, &scene);
+        assert!(want.positives() > 0, "{what}");
+        same(what, &assigned(&rules, &levels, &scene), &want);
+        same_on_cuda(what, &gpu, &rules, &levels, &scene);
+        let listed = explicit(&levels[2..]);
+        let want = transcription(&rules, Ties::Higher, &listed, &scene);
+        same(what, &assigned(&rules, &listed, &scene), &want);
+        same_on_cuda(what, &gpu, &rules, &listed, &scene);
     }
 }
 
@@ -314,14 +223,23 @@ fn what_is_strange() {
         [40.0, 40.0, 40.001, 40.001],
     ];
     let count = boxes.len();
-    let unusable = Scene { boxes, labels: vec![3; count], image: vec![0; count], images: 1, classes: 20 };
-    let atss = Atss::default();
-    let none = run::<i64>(&atss, &pyramid(), &unusable).expect("a legal call");
-    assert_eq!(positives(&none, 20), 0);
-    assert!(none.iter().all(|(_, boxes)| boxes.iter().all(|side| side.to_bits() == 0)));
-    same_on_cuda("unusable", &gpu, &atss, &pyramid(), &unusable);
+    let unusable = Scene {
+        boxes,
+        labels: vec![3; count],
+        image: vec![0; count],
+        images: 1,
+        classes: 20,
+        ..Scene::default()
+    };
+    let rules = Rules::atss(9);
+    let none = assigned(&rules, &pyramid(), &unusable);
+    assert_eq!(none.positives(), 0);
+    assert!(none.levels.iter().all(|level| level.box_targets.iter().all(|side| side.to_bits() == 0)));
+    assert_eq!((none.status.bad_boxes.count, none.status.bad_boxes.first), (7, Some(0)));
+    assert_eq!((none.status.unassigned.count, none.status.unassigned.first), (3, Some(7)));
+    same_on_cuda("unusable", &gpu, &rules, &pyramid(), &unusable);
 
-    // Around a good box they change nothing; nor does a box in no image; labels are copied.
+    // Around a good box they change nothing; nor does a box in no image; nor one of no class.
     let good = [30.0, 30.0, 90.0, 80.0];
     let with = |image: i64, label: i64, all: bool| {
         let mut scene =
@@ -329,15 +247,18 @@ fn what_is_strange() {
         scene.boxes.push(good);
         scene.labels.push(label);
         scene.image.push(image);
-        run::<i64>(&atss, &pyramid(), &scene).expect("a legal call")
+        assigned(&rules, &pyramid(), &scene)
     };
-    same("among unusable boxes", &with(0, 7, true), &with(0, 7, false));
-    assert!(positives(&with(0, 7, false), 20) > 0);
+    let among = Outcome { status: with(0, 7, false).status, ..with(0, 7, true) };
+    same("among unusable boxes", &among, &with(0, 7, false));
+    assert!(with(0, 7, false).positives() > 0);
     for image in [-1, 1, i64::MAX, i64::MIN] {
-        assert_eq!(positives(&with(image, 7, false), 20), 0, "image {image}");
+        let nobody = with(image, 7, false);
+        assert_eq!((nobody.positives(), nobody.status.is_ok()), (0, image == -1), "image {image}");
     }
-    for label in [-5, -1, 20] {
-        assert_eq!(positives(&with(0, label, false), 20), 0, "label {label}");
+    for label in [-5, -1, 20, i64::MAX] {
+        let nobody = with(0, label, false);
+        assert_eq!((nobody.positives(), nobody.status.bad_labels.count), (0, 1), "label {label}");
     }
 
     // Huge boxes, whose areas are beyond f32; one anchor alone, whose IoU has no deviation; levels
@@ -348,6 +269,7 @@ fn what_is_strange() {
         image: vec![0; 4],
         images: 1,
         classes: 20,
+        ..Scene::default()
     };
     let levels = [
         pyramid(),
@@ -355,16 +277,23 @@ fn what_is_strange() {
         vec![Level::new(0, 7, 8.0), Level::new(5, 5, 8.0), Level::Boxes(vec![])],
         (0..8).map(|i| Level::new(3 + i, 9 - i, 8.0)).collect(),
         vec![Level::Boxes(vec![
-            nan, 0.0, 1.0, 1.0, 0.0, 0.0, 60.0, 60.0, inf, inf, inf, inf, -max, -max, max, max,
+            [nan, 0.0, 1.0, 1.0],
+            [0.0, 0.0, 60.0, 60.0],
+            [inf, inf, inf, inf],
+            [-max, -max, max, max],
         ])],
+        vec![Level::new(0, 0, 8.0)],
     ];
     for levels in &levels {
         let what = format!("{} levels", levels.len());
-        same_on_cuda(&what, &gpu, &atss, levels, &huge);
-        same_on_cuda(&what, &gpu, &atss, levels, &Scene { images: 0, ..huge.clone() });
+        for rules in [rules.clone(), rules.clone().falling_back(1)] {
+            same_on_cuda(&what, &gpu, &rules, levels, &huge);
+            same_on_cuda(&what, &gpu, &rules, levels, &Scene { images: 0, ..huge.clone() });
+        }
     }
-    let alone = run::<i64>(&atss, &levels[1], &huge).expect("a legal call");
-    assert_eq!(positives(&alone, 20), 0);
+    assert_eq!(assigned(&rules, &levels[1], &huge).positives(), 0);
+    let nowhere = assigned(&rules, &levels[5], &huge).status;
+    assert_eq!((nowhere.unassigned.count, nowhere.unassigned.first), (4, Some(0)));
 }
 
 /// Of equal IoUs, all count as equal to their mean; of equal boxes, the first has the anchors.
@@ -376,41 +305,52 @@ fn ties() {
         image: vec![0; 2],
         images: 1,
         classes: 20,
+        ..Scene::default()
     };
     let level = [Level::new(4, 4, 8.0)];
-    let got = run::<i64>(&Atss::default(), &level, &scene).expect("a legal call");
-    assert_eq!(got[0].0, [20, 20, 20, 20, 20, 5, 5, 5, 20, 5, 5, 5, 20, 5, 5, 5]);
+    let got = assigned(&Rules::atss(9), &level, &scene);
+    assert_eq!(got.levels[0].labels, [20, 20, 20, 20, 20, 5, 5, 5, 20, 5, 5, 5, 20, 5, 5, 5]);
+    // The other one has lost all its anchors. Of those that are left, (16, 0) and (0, 16) are nearest to its
+    // centre: the second has the higher number.
+    assert_eq!((got.status.unassigned.count, got.status.unassigned.first), (1, Some(1)));
+    let got = assigned(&Rules::atss(9).falling_back(1), &level, &scene);
+    assert_eq!(got.levels[0].labels, [20, 20, 20, 20, 20, 5, 5, 5, 6, 5, 5, 5, 20, 5, 5, 5]);
+    assert!(got.status.is_ok());
     // The centre of the box is between four anchors: with one candidate, the last is nearest. On
     // two levels that are the same, both candidates have the mean IoU.
     let scene = Scene { boxes: vec![[4.0, 4.0, 20.0, 20.0]], labels: vec![5], image: vec![0], ..scene };
-    let levels = [Level::new(4, 4, 8.0), Level::Boxes(boxes_of(4, 4, 8.0))];
-    let got = run::<i64>(&Atss::new(1).expect("a legal number"), &levels, &scene).expect("a legal call");
-    for (labels, _) in &got {
-        let taken: Vec<usize> = (0..16).filter(|&i| labels[i] == 5).collect();
+    let levels = [level[0].clone(), level[0].explicit()];
+    let got = assigned(&Rules::atss(1), &levels, &scene);
+    for level in &got.levels {
+        let taken: Vec<usize> = (0..16).filter(|&i| level.labels[i] == 5).collect();
         assert_eq!(taken, [10]);
     }
-    same_on_cuda("ties", &gpu(), &Atss::default(), &levels, &scene);
+    let gpu = gpu();
+    same_on_cuda("ties", &gpu, &Rules::atss(9), &levels, &scene);
+    same_on_cuda("ties", &gpu, &Rules::atss(9).falling_back(3), &levels, &scene);
 }
 
 #[test]
 fn two_launches_no_allocation_no_wait() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(42);
-    for boxes in [0, 40] {
-        let scene = scene(&mut random, boxes);
-        let want = run::<i64>(&Atss::default(), &pyramid(), &scene).expect("a legal call");
+    let atss = Rules::atss(9).ignoring(0.5).falling_back(1);
+    let fcos = Rules::fcos_for(&pyramid(), Some(1.5)).ignoring(0.5).falling_back(1);
+    for (rules, boxes, launches) in [(&atss, 0, 1), (&atss, 40, 2), (&fcos, 0, 1), (&fcos, 40, 1)] {
+        let scene = real_scene(&mut random, boxes);
+        let want = assigned(rules, &pyramid(), &scene);
         let mut call = OnCuda::<i64>::new(&gpu, &pyramid(), &scene, 0);
-        for seed in 0..5 {
+        for seed in 0..4 {
             if let Some(emulator) = gpu.emulator {
                 emulator.set_seed(seed * 7919 + 1);
             }
+            call.status.reset(&gpu.stream).expect("a reset");
             let before = gpu.emulator.map(|emulator| emulator.counters());
-            call.call(&gpu, &Atss::default()).expect("a legal call");
+            call.call(&gpu, rules).expect("a legal call");
             if let (Some(emulator), Some(before)) = (gpu.emulator, before) {
                 let spent = emulator.counters().since(&before);
                 let counts =
                     (spent.allocations, spent.frees, spent.waits, spent.copies_to_host, spent.launches);
-                let launches = if boxes == 0 { 1 } else { 2 };
                 assert_eq!(counts, (0, 0, 0, 0, launches), "allocations, frees, waits, copies, launches");
             }
             // Each call finds the workspace as the one before left it.
@@ -422,15 +362,16 @@ fn two_launches_no_allocation_no_wait() {
 #[test]
 fn errors() {
     let gpu = gpu();
-    let good = scene(&mut Random::new(43), 4);
+    let good = real_scene(&mut Random::new(43), 4);
+    let rules = Rules::atss(9);
     let text = |levels: &[Level], scene: &Scene| {
-        let text = run::<i64>(&Atss::default(), levels, scene).expect_err("a wrong call").to_string();
+        let text = on_cpu::<i64>(&rules, levels, scene).expect_err("a wrong call").to_string();
         if let Some(gpu) = &gpu {
             let mut call = OnCuda::<i64>::new(gpu, levels, scene, 0);
-            let on_cuda = call.call(gpu, &Atss::default()).expect_err("a wrong call");
+            let on_cuda = call.call(gpu, &rules).expect_err("a wrong call");
             assert_eq!(on_cuda.to_string(), text);
-            let untouched = call.read(gpu).iter().all(|(_, boxes)| boxes.iter().all(|side| side.is_nan()));
-            assert!(untouched, "a call that failed wrote something");
+            let is_untouched = |level: &OfLevel<i64>| level.box_targets.iter().all(|side| side.is_nan());
+            assert!(call.read(gpu).levels.iter().all(is_untouched), "a call that failed wrote something");
         }
         text
     };
@@ -441,6 +382,15 @@ fn errors() {
     };
     assert_eq!(wrong(|scene| scene.boxes.truncate(3)), "gt boxes has 12 elements, 4 boxes need 16");
     assert_eq!(wrong(|scene| scene.image.push(0)), "gt image has 5 elements, 4 boxes need 4");
+    assert_eq!(
+        wrong(|scene| scene.weights = Some(vec![1.0; 3])),
+        "gt weights has 3 elements, 4 boxes need 4"
+    );
+    assert_eq!(
+        wrong(|scene| scene.ignore = Some((vec![[0.0; 4]; 3], vec![0; 2]))),
+        "ignore boxes has 12 elements, 2 boxes need 8"
+    );
+    assert_eq!(wrong(|scene| scene.valid_hw = Some(vec![64; 5])), "valid_hw has 5 elements, 3 images need 6");
     let number = "at most 2147483647";
     assert_eq!(
         wrong(|scene| scene.classes = 1 << 31),
@@ -451,28 +401,77 @@ fn errors() {
         let want = format!("the number of levels is {count}, it must be from 1 to 8");
         assert_eq!(text(&levels(count), &good), want);
     }
-    let grid = |grid: AnchorGrid| text(&[Level::Grid(grid, 4)], &good);
-    assert_eq!(grid(AnchorGrid::new(2, 2, 0.0)), "stride is 0, it must be a number above 0");
-    let small = AnchorGrid::new(2, 2, 8.0).with_scale(-1.0);
-    assert_eq!(grid(small), "the anchors' size is -8, it must be a number above 0");
-    let away = AnchorGrid::new(2, 2, 8.0).with_offset(f32::INFINITY);
-    assert_eq!(grid(away), "offset is inf, it must be a finite number");
-    assert_eq!(grid(AnchorGrid::new(2, 3, 8.0)), "labels has 12 elements, 18 boxes need 18");
-    let odd = Level::Boxes(vec![0.0; 7]);
-    assert_eq!(text(&[odd], &good), "anchors has 7 elements, 1 boxes need 4");
-    for topk in [0, 257] {
-        let text = Atss::new(topk).expect_err("a wrong number").to_string();
-        assert_eq!(text, format!("topk is {topk}, it must be from 1 to 256"));
+    let one = |level: Level| text(&[level], &good);
+    assert_eq!(one(Level::new(2, 2, 0.0)), "stride is 0, it must be a number above 0");
+    let sizes = |side: f32| Level::new(2, 2, 8.0).sizes(&[[8.0, 8.0], [8.0, side]]);
+    assert_eq!(one(sizes(-8.0)), "the anchors' size is -8, it must be a number above 0");
+    assert_eq!(one(sizes(f32::NAN)), "the anchors' size is NaN, it must be a number above 0");
+    let away = Level::new(2, 2, 8.0).offset(f32::INFINITY);
+    assert_eq!(one(away), "offset is inf, it must be a finite number");
+    let options: [(&str, fn() -> gfocal::Result<()>); 8] = [
+        ("topk is 0, it must be from 1 to 256", || Atss::new(0).map(drop)),
+        ("topk is 257, it must be from 1 to 256", || Atss::new(257).map(drop)),
+        ("ignore_iof is 0, it must be above 0 and at most 1, or -1 for none", || {
+            Atss::default().with_ignore_iof(0.0).map(drop)
+        }),
+        ("ignore_iof is 1.5, it must be above 0 and at most 1, or -1 for none", || {
+            Atss::default().with_ignore_iof(1.5).map(drop)
+        }),
+        ("ignore_iof is NaN, it must be above 0 and at most 1, or -1 for none", || {
+            Atss::default().with_ignore_iof(f32::NAN).map(drop)
+        }),
+        ("fallback is 2147483648, it must be at most 2147483647", || {
+            Atss::default().with_fallback(1 << 31).map(drop)
+        }),
+        ("the number of anchors at a position is 0, it must be from 1 to 16", || {
+            AnchorGrid::new(2, 2, 8.0).with_sizes(&[]).map(drop)
+        }),
+        ("the number of anchors at a position is 17, it must be from 1 to 16", || {
+            AnchorGrid::new(2, 2, 8.0).with_sizes(&[[8.0; 2]; 17]).map(drop)
+        }),
+    ];
+    for (want, wrong) in options {
+        assert_eq!(wrong().expect_err("a wrong option").to_string(), want);
     }
-    let gt = GroundTruth::cpu(&[], &[0i64; 0], &[]);
-    let one = [AnchorGrid::new(0, 0, 8.0).into()];
-    let text = Atss::default().cpu(&one, gt, 1, 20, &mut []).expect_err("a wrong call").to_string();
-    assert_eq!(text, "there are 1 levels of anchors, but targets for 0");
     if let Some(gpu) = &gpu {
         let mut call = OnCuda::<i64>::new(gpu, &pyramid(), &good, 0);
-        call.workspace = AssignWorkspace::new(&gpu.stream, 3, 100, 4).expect("device memory");
-        let text = call.call(gpu, &Atss::default()).expect_err("a small workspace").to_string();
-        let want = "the workspace is for 300 anchors of all images, the call has 5118; make a larger one";
-        assert_eq!(text, want);
+        let mut text = |[images, anchors, boxes]: [usize; 3]| {
+            call.workspace =
+                AssignWorkspace::new(&gpu.stream, images, anchors, boxes).expect("device memory");
+            call.call(gpu, &rules).expect_err("a small workspace").to_string()
+        };
+        let end = "; make a larger one";
+        let anchors = format!("the workspace is for 300 anchors of all images, the call has 5118{end}");
+        assert_eq!(text([3, 100, 4]), anchors);
+        assert_eq!(text([3, 2000, 3]), format!("the workspace is for 3 boxes, the call has 4{end}"));
     }
+}
+
+/// What the shared calls of this file always get right.
+#[test]
+fn lengths_of_targets() {
+    let gt = || GroundTruth::cpu(&[], &[0i64; 0], &[]);
+    let one = [AnchorGrid::new(2, 3, 8.0).into()];
+    let text = |targets: &mut [LevelTargets<gfocal::Host, i64>]| {
+        Atss::default().cpu(&one, gt(), 1, 20, targets).expect_err("a wrong call").to_string()
+    };
+    assert_eq!(text(&mut []), "there are 1 levels of anchors, but targets for 0");
+    let (mut labels, mut boxes, mut six, mut five) = ([0i64; 6], [0.0; 24], [0.0; 6], [0.0; 5]);
+    let mut few = [0i64; 4];
+    assert_eq!(text(&mut [LevelTargets::cpu(&mut few, &mut boxes)]), "labels has 4 elements, 6 boxes need 6");
+    let mut short = [0.0; 23];
+    let targets = LevelTargets::cpu(&mut labels, &mut short);
+    assert_eq!(text(&mut [targets]), "box targets has 23 elements, 6 boxes need 24");
+    let targets = LevelTargets::cpu(&mut labels, &mut boxes).label_weights(&mut five);
+    assert_eq!(text(&mut [targets]), "label weights has 5 elements, 6 boxes need 6");
+    let targets = LevelTargets::cpu(&mut labels, &mut boxes).box_weights(&mut five);
+    assert_eq!(text(&mut [targets]), "box weights has 5 elements, 6 boxes need 6");
+    let targets = LevelTargets::cpu(&mut labels, &mut boxes).centerness(&mut five);
+    assert_eq!(text(&mut [targets]), "centerness has 5 elements, 6 boxes need 6");
+    let targets = LevelTargets::cpu(&mut labels, &mut boxes).centerness(&mut six);
+    assert_eq!(text(&mut [targets]), "level 0: ATSS gives no centerness; leave it out, or take Fcos");
+    let odd = [gfocal::assign::Anchors::cpu(&[0.0; 7])];
+    let targets = &mut [LevelTargets::cpu(&mut few, &mut boxes)];
+    let text = Atss::default().cpu(&odd, gt(), 1, 20, targets).expect_err("a wrong call").to_string();
+    assert_eq!(text, "anchors has 7 elements, 1 boxes need 4");
 }

@@ -67,7 +67,7 @@ fn has_logits(unit: &str) -> bool {
 
 /// Each unit, and how many kernels it has.
 const UNITS: [(&str, usize); 14] = [
-    ("assign", 3),
+    ("assign", 2),
     ("boxes", 2),
     ("qfl", 3),
     ("qfl_forward", 3),

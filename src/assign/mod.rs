@@ -35,7 +35,7 @@
 //! let gt = GroundTruth::cpu(&boxes, &[2i64, 2, 1, 0], &[0, 0, 1, -1])
 //!     .weights(&[1.0, 1.0, 0.5, 0.0])
 //!     .valid_hw(&[32, 32, 16, 24])
-//!     .ignore(&[0.0, 20.0, 32.0, 40.0], &[0]); // a crowd at the bottom of the first
+//!     .ignore(&[-8.0, 20.0, 40.0, 40.0], &[0]); // a crowd at the bottom of the first
 //! let (mut labels, mut box_targets) = ([-1i64; 32], [f32::NAN; 128]);
 //! let (mut label_weights, mut box_weights) = ([f32::NAN; 32], [f32::NAN; 32]);
 //! let targets = LevelTargets::cpu(&mut labels, &mut box_targets)

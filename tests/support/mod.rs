@@ -2,7 +2,7 @@
 
 #![allow(dead_code, unused_imports, reason = "every test binary uses another part")]
 
-pub mod atss;
+pub mod assign;
 pub mod case;
 pub mod cpu;
 pub mod cuda;

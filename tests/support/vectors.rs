@@ -8,6 +8,8 @@ pub struct Vectors {
     bytes: Vec<u8>,
     /// The JSON object.
     pub case: serde_json::Value,
+    /// The JSON object under `expect`, if there is one.
+    pub expect: serde_json::Value,
 }
 
 impl Vectors {
@@ -16,7 +18,13 @@ impl Vectors {
         let bytes = std::fs::read(super::root().join(path)).expect("a readable file");
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
         let metadata = header.metadata().as_ref().expect("metadata");
-        Vectors { case: serde_json::from_str(&metadata["case"]).expect("JSON"), bytes }
+        let json = |text: &str| serde_json::from_str(text).expect("JSON");
+        let expect = metadata.get("expect").map_or(serde_json::Value::Null, |text| json(text));
+        Vectors { case: json(&metadata["case"]), expect, bytes }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.file().tensor(name).is_ok()
     }
 
     pub fn f32s(&self, name: &str) -> Vec<f32> {

@@ -101,20 +101,22 @@ pub struct AssignArgs {
     pub background_first: u32,
     /// 1: labels, images and sizes are i64, 0: i32.
     pub labels_are_i64: u32,
+    /// Set by the launch.
+    pub points: u32,
 }
 
 /// Twin of the constant in kernels/assign.cuh.
 const ASSIGN_BLOCK: u32 = 256;
 
-/// One after the other.
-const ATSS: [Entry; 2] = [entry("atss_candidates"), entry("atss_targets")];
-const FCOS: Entry = entry("fcos_targets");
+/// ATSS' first, and the one that writes what both give.
+const CANDIDATES: Entry = entry("atss_candidates");
+const TARGETS: Entry = entry("assign_targets");
 
 const _: () = assert!(MAX_SIZES * 2 == 32);
 
 /// What [`launch_atss`] and [`launch_fcos`] need loaded.
 pub(crate) fn assign_units() -> Units {
-    Units::of(FCOS.unit, Storage::F32)
+    Units::of(TARGETS.unit, Storage::F32)
 }
 
 /// Enqueues ATSS on `stream`, a CUstream: two launches.
@@ -125,15 +127,16 @@ pub(crate) fn assign_units() -> Units {
 /// # Safety
 /// As [`launch_qfl`](super::launch_qfl).
 pub unsafe fn launch_atss(kernels: &Kernels, args: &AssignArgs, stream: *mut c_void) -> Result<()> {
+    let args = AssignArgs { points: 0, ..*args };
     if args.gts > 0 && args.anchors > 0 {
-        let candidates = kernels.function(ATSS[0], Storage::F32, stream.cast())?;
+        let candidates = kernels.function(CANDIDATES, Storage::F32, stream.cast())?;
         let multiprocessors = kernels.multiprocessors();
         let grid = Grid::new(ASSIGN_BLOCK, args.gts.into(), 1, multiprocessors, candidates.resident);
         // SAFETY: the function takes one AssignArgs; the rest is the caller's promise.
-        unsafe { launch(candidates, grid, args, stream.cast()) }?;
+        unsafe { launch(candidates, grid, &args, stream.cast()) }?;
     }
     // SAFETY: the caller's promise.
-    unsafe { launch_targets(kernels, ATSS[1], args, stream) }
+    unsafe { launch_targets(kernels, &args, stream) }
 }
 
 /// Enqueues FCOS' assignment on `stream`, a CUstream: one launch.
@@ -145,24 +148,19 @@ pub unsafe fn launch_atss(kernels: &Kernels, args: &AssignArgs, stream: *mut c_v
 /// As [`launch_qfl`](super::launch_qfl).
 pub unsafe fn launch_fcos(kernels: &Kernels, args: &AssignArgs, stream: *mut c_void) -> Result<()> {
     // SAFETY: the caller's promise.
-    unsafe { launch_targets(kernels, FCOS, args, stream) }
+    unsafe { launch_targets(kernels, &AssignArgs { points: 1, ..*args }, stream) }
 }
 
 /// Enqueues what writes the targets, and counts.
 ///
 /// # Safety
-/// As [`launch_qfl`](super::launch_qfl); the entry point takes [`AssignArgs`].
-unsafe fn launch_targets(
-    kernels: &Kernels,
-    entry: Entry,
-    args: &AssignArgs,
-    stream: *mut c_void,
-) -> Result<()> {
+/// As [`launch_qfl`](super::launch_qfl).
+unsafe fn launch_targets(kernels: &Kernels, args: &AssignArgs, stream: *mut c_void) -> Result<()> {
     let counted = if args.status == 0 { 0 } else { u64::from(args.gts) + u64::from(args.ignores) };
     if args.anchors == 0 && counted == 0 {
         return Ok(());
     }
-    let function = kernels.function(entry, Storage::F32, stream.cast())?;
+    let function = kernels.function(TARGETS, Storage::F32, stream.cast())?;
     let block = u64::from(ASSIGN_BLOCK);
     let grid = Grid::new(ASSIGN_BLOCK, args.anchors, block, kernels.multiprocessors(), function.resident);
     // SAFETY: the function takes one AssignArgs; the rest is the caller's promise.
