@@ -82,12 +82,12 @@ pub fn on_cpu<L: Cast>(rules: &Rules, levels: &[Level], scene: &Scene) -> gfocal
 /// The buffers of a call on CUDA, for calls again and again.
 pub struct OnCuda<L> {
     levels: Vec<(Option<AnchorGrid>, Buffer<f32>)>,
-    pub boxes: Buffer<f32>,
-    pub labels: Buffer<L>,
-    pub image: Buffer<L>,
-    pub weights: Option<Buffer<f32>>,
-    pub ignore: Option<(Buffer<f32>, Buffer<L>)>,
-    pub valid_hw: Option<Buffer<L>>,
+    boxes: Buffer<f32>,
+    labels: Buffer<L>,
+    image: Buffer<L>,
+    weights: Option<Buffer<f32>>,
+    ignore: Option<(Buffer<f32>, Buffer<L>)>,
+    valid_hw: Option<Buffer<L>>,
     targets: Vec<OnDevice<L>>,
     pub workspace: AssignWorkspace,
     pub status: StatusBlock,
@@ -184,6 +184,23 @@ impl<L: Cast> OnCuda<L> {
             Assigner::Fcos(fcos) => {
                 fcos.cuda(handle, &anchors, gt, images, classes, &mut targets, workspace, status)
             }
+        }
+    }
+
+    /// Other ground truth, of the same lengths.
+    pub fn write(&mut self, gpu: &Gpu, scene: &Scene) {
+        self.boxes.write(gpu, scene.boxes.as_flattened());
+        self.labels.write(gpu, &L::cast(&scene.labels));
+        self.image.write(gpu, &L::cast(&scene.image));
+        if let (Some(to), Some(weights)) = (&mut self.weights, &scene.weights) {
+            to.write(gpu, weights);
+        }
+        if let (Some((to_boxes, to_image)), Some((boxes, image))) = (&mut self.ignore, &scene.ignore) {
+            to_boxes.write(gpu, boxes.as_flattened());
+            to_image.write(gpu, &L::cast(image));
+        }
+        if let (Some(to), Some(sizes)) = (&mut self.valid_hw, &scene.valid_hw) {
+            to.write(gpu, &L::cast(sizes));
         }
     }
 
