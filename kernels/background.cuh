@@ -78,7 +78,8 @@ DEVICE bool confident(const Words& words) {
 }
 
 // The loss of a vector of background logits (TWICE: doubled), which their gradients replace. All lanes of a
-// warp call it together: most negatives of a detector are confident, and then all take the short way.
+// warp call it together: most negatives of a detector are confident, and then all take the short way. Another beta
+// comes with the call, and so does the way of beta 0.
 template <bool GRADIENT, bool BETA_2, bool TWICE>
 DEVICE float background_vector(Words& words, float beta, float scale) {
     float x[VECTOR], loss = 0.0f;
@@ -87,6 +88,13 @@ DEVICE float background_vector(Words& words, float beta, float scale) {
 #pragma unroll
         for (int k = 0; k < VECTOR; ++k) {
             LossGrad element = qfl_confident<sizeof(Scalar) == 2, TWICE>(x[k], scale, k);
+            loss += element.loss;
+            x[k] = element.grad;
+        }
+    } else if (!BETA_2 && beta == 0.0f) {
+#pragma unroll
+        for (int k = 0; k < VECTOR; ++k) {
+            LossGrad element = bce_background(x[k], scale);
             loss += element.loss;
             x[k] = element.grad;
         }

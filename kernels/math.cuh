@@ -161,6 +161,24 @@ DEVICE LossGrad qfl_background_any_beta(float x, float beta, float scale) {
     return {power * sp, power * (scale * fmaf(beta * s.q, sp, s.p))};
 }
 
+// exp(-|x|), to 4e-7: the rounding of |x| * log2(e) is taken out. NaN where x is not finite.
+DEVICE float exp_of_size(float x) {
+    const float t = fmaxf(-LOG2_E * fabsf(x), -200.0f), e = exp2_approx(t);
+    return fmaf(e, fmaf(t, -LN_2, -fabsf(x)), e);
+}
+
+// QFL at target 0 and beta = 0, which is binary cross entropy: loss = softplus(x), grad = p.
+DEVICE LossGrad bce_background(float x, float scale) {
+    const float e = exp_of_size(x), large = rcp_approx(1.0f + e);
+    return {fmaf(e, log1p_ratio(e), fmaxf(x, 0.0f)), scale * ((x >= 0.0f ? 1.0f : e) * large)};
+}
+
+// The same at any target y in [0, 1]: loss = ce, grad = p - y.
+DEVICE LossGrad bce_soft(float x, float y, float scale) {
+    const Sigmoid s = sigmoid(x, exp_of_size(x));
+    return {cross_entropy(x, y, s.log1p_e), scale * fmaf(s.p, 1.0f - y, -s.q * y)};
+}
+
 // ---- double precision, for soft targets with beta != 2: for beta < 2 the gradient is so steep
 // around p = y that float cannot resolve it. Only labelled elements come here.
 
