@@ -119,6 +119,8 @@ pub(crate) struct Lengths<'a> {
     pub logits: usize,
     /// Name and length of what has one element a row.
     pub per_row: &'a [(&'static str, Option<usize>)],
+    /// Name and length of what has one element a column.
+    pub per_column: &'a [(&'static str, Option<usize>)],
     /// Name and length of what has the logits' shape.
     pub like_logits: &'a [(&'static str, Option<usize>)],
     /// Length of the loss, and how many losses there are.
@@ -140,7 +142,12 @@ pub(crate) fn check_lengths(lengths: &Lengths, axis: &'static str, minimum: usiz
         if actual == expected { Ok(()) } else { Err(Error::Length { tensor, actual, shape, expected }) }
     };
     check("logits", lengths.logits, elements)?;
-    let groups = [(lengths.like_logits, elements), (lengths.per_row, rows), (lengths.scalars, 1)];
+    let groups = [
+        (lengths.like_logits, elements),
+        (lengths.per_row, rows),
+        (lengths.per_column, columns),
+        (lengths.scalars, 1),
+    ];
     for (tensors, expected) in groups {
         for &(tensor, actual) in tensors {
             actual.map_or(Ok(()), |actual| check(tensor, actual, expected))?;

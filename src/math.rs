@@ -39,7 +39,11 @@ fn cross_entropy(x: f64, y: f64, log1p_e: f64) -> f64 {
 
 /// base^beta for base in [0, 1]; 0^0 is 1.
 fn power(base: f64, beta: f64) -> f64 {
-    if beta == 2.0 { base * base } else { base.powf(beta) }
+    match beta {
+        2.0 => base * base,
+        0.0 => 1.0,
+        _ => base.powf(beta),
+    }
 }
 
 /// QFL and its gradient at target 0:
@@ -58,6 +62,20 @@ pub(crate) fn qfl_soft(x: f64, y: f64, beta: f64) -> LossGrad {
     let d = s.p * (1.0 - y) - s.q * y;
     let m = power(d.abs(), beta);
     let grad = if d == 0.0 { 0.0 * ce } else { m * (d + beta * s.p * s.q * ce / d) };
+    LossGrad { loss: m * ce, grad }
+}
+
+/// QFL of a probability p instead of a logit, and its gradient with respect to p, at any target y in [0, 1]: with
+/// ce = -y * log(p) - (1 - y) * log(1 - p), whose logarithms are at least -100, d = p - y and m = |d|^beta,
+/// loss = m * ce, grad = m * (d / max(p * (1 - p), 1e-12) + beta * ce / d), and 0 at d = 0. NaN outside [0, 1].
+pub(crate) fn qfl_of_probability(p: f64, y: f64, beta: f64) -> LossGrad {
+    if !(0.0..=1.0).contains(&p) {
+        return LossGrad { loss: f64::NAN, grad: f64::NAN };
+    }
+    let ce = -y * p.ln().max(-100.0) - (1.0 - y) * (-p).ln_1p().max(-100.0);
+    let d = p - y;
+    let m = power(d.abs(), beta);
+    let grad = if d == 0.0 { 0.0 } else { m * (d / (p * (1.0 - p)).max(1e-12) + beta * ce / d) };
     LossGrad { loss: m * ce, grad }
 }
 

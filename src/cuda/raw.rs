@@ -94,6 +94,10 @@ pub struct QflArgs {
     pub quality: DeviceAddress,
     /// `[rows, classes]` f32 for dense targets, else null.
     pub target: DeviceAddress,
+    /// `[classes]` f32, or null: ones.
+    pub class_weights: DeviceAddress,
+    /// `[rows, classes]` f32, or null: ones.
+    pub element_weights: DeviceAddress,
     /// `[rows, classes]`, aligned to its element; not overlapping the logits.
     pub grad: DeviceAddress,
     /// How many rows.
@@ -110,6 +114,12 @@ pub struct QflArgs {
     pub background_first: u32,
     /// 1: rows with `ignore_label` give nothing.
     pub has_ignore_label: u32,
+    /// 1: the logits are probabilities.
+    pub activated: u32,
+    /// 1: elements are multiplied by y * alpha + (1 - y) * (1 - alpha).
+    pub has_alpha: u32,
+    /// From 0 to 1.
+    pub alpha: f32,
     /// Set by the launch, as all that follows.
     pub block_steps: u32,
     /// See `block_steps`.
@@ -242,9 +252,9 @@ const DFL: [[Entry; 2]; 3] = [
 const INTEGRAL: [Entry; 2] = [entry("integral_forward"), entry("integral_forward_backward")];
 const BOXES: [Entry; 2] = [entry("boxes_forward"), entry("boxes_forward_backward")];
 
-/// What [`launch_qfl`] needs loaded.
-pub(crate) fn qfl_units(beta: f32, storage: Storage, pass: Pass) -> Units {
-    Units::of(QFL[usize::from(beta != 2.0)][0][pass.index()].unit, storage)
+/// What [`launch_qfl`] needs loaded. `general`: with weights of elements, α or probabilities.
+pub(crate) fn qfl_units(beta: f32, general: bool, storage: Storage, pass: Pass) -> Units {
+    Units::of(QFL[usize::from(general || beta != 2.0)][0][pass.index()].unit, storage)
 }
 
 /// What [`launch_dfl`] needs loaded.
@@ -293,14 +303,16 @@ pub unsafe fn launch_qfl(
     let vector = storage.vector() as u32;
     let addresses = args.logits | if pass == Pass::ForwardBackward { args.grad } else { 0 };
     let dense = args.target != 0;
+    let general = args.class_weights | args.element_weights != 0 || args.activated | args.has_alpha != 0;
     let linear = !dense
+        && !general
         && args.scaling.per_row == 0
         && args.scaling.upstream == 0
         && args.classes.is_multiple_of(vector)
         && args.classes / vector <= QFL_BLOCK
         && addresses.is_multiple_of(16)
         && args.rows < 1 << 32; // the kernel counts steps in 32 bits
-    let beta_is_2 = args.beta == 2.0;
+    let beta_is_2 = args.beta == 2.0 && !general;
     let shape = match (linear, dense) {
         (true, _) => 0,
         (false, false) => 1,

@@ -29,6 +29,7 @@ pub(super) fn run<T: Element>(
             ("weight", call.weight.map(<[_]>::len)),
             ("upstream", call.upstream.map(<[_]>::len)),
         ],
+        per_column: &[],
         like_logits: &[("grad", grad.as_deref().map(<[_]>::len))],
         loss: loss.as_deref().map(|loss| (loss.len(), call.reduction.losses(shape[0]))),
         scalars: &[("found_inf", call.found_inf.as_deref().map(<[_]>::len))],

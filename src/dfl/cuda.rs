@@ -58,6 +58,7 @@ pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
         shape: call.shape,
         logits: logits.len(),
         per_row: &[("target", Some(target.len())), weight, upstream],
+        per_column: &[],
         like_logits: &[("grad", grad.as_deref().map(DeviceSlice::len))],
         loss: loss.as_deref().map(|loss| (loss.len(), call.reduction.losses(rows))),
         scalars: &scalars,

@@ -44,6 +44,7 @@ fn check(
         shape,
         logits,
         per_row: &[("expectation", expectation), ("upstream", upstream)],
+        per_column: &[],
         like_logits: &[("grad", grad)],
         loss: None,
         scalars: &[],

@@ -21,7 +21,8 @@ impl QualityFocalLoss {
         quality: &'a impl DevicePtr<f32>,
     ) -> Call<'a, Self, Device, T> {
         let (logits, quality): (&dyn DevicePtr<T>, &dyn DevicePtr<f32>) = (logits, quality);
-        Call::new(self, handle, logits, shape, Targets::Sparse { labels: L::device(labels), quality })
+        let targets = Targets::Sparse { labels: L::device(labels), quality };
+        Call::new(self, handle, logits, shape, targets.into())
     }
 
     /// A call on CUDA with a target for each logit: as [`cpu_dense`](Self::cpu_dense).
@@ -33,12 +34,34 @@ impl QualityFocalLoss {
         target: &'a impl DevicePtr<f32>,
     ) -> Call<'a, Self, Device, T> {
         let (logits, target): (&dyn DevicePtr<T>, &dyn DevicePtr<f32>) = (logits, target);
-        Call::new(self, handle, logits, shape, Targets::Dense { target })
+        Call::new(self, handle, logits, shape, Targets::Dense { target }.into())
     }
 
-    /// The kernels that calls need, for [`Handle::prepare`].
+    /// The kernels that calls need, for [`Handle::prepare`]. Calls with class weights or element weights need
+    /// [others](Self::units_with_weights).
     pub fn units(&self, storage: Storage, pass: Pass) -> Units {
-        qfl_units(self.beta as f32, storage, pass)
+        qfl_units(self.beta as f32, self.alpha.is_some() || self.activated, storage, pass)
+    }
+
+    /// The kernels that calls with class weights or element weights need, for [`Handle::prepare`].
+    pub fn units_with_weights(&self, storage: Storage, pass: Pass) -> Units {
+        qfl_units(self.beta as f32, true, storage, pass)
+    }
+}
+
+impl<'a, T: StorageElement> Call<'a, QualityFocalLoss, Device, T> {
+    /// Weights of the classes, `[classes]`: what the elements of a class are multiplied by, loss and gradient. A
+    /// weight of exactly 0 masks its elements, whatever their logits.
+    pub fn class_weights(mut self, weights: &'a impl DevicePtr<f32>) -> Self {
+        self.targets.class_weights = Some(weights);
+        self
+    }
+
+    /// Weights of the elements, `[rows, classes]`, or a mask of zeros and ones: as
+    /// [`class_weights`](Self::class_weights), with which they are multiplied if both are given.
+    pub fn element_weights(mut self, weights: &'a impl DevicePtr<f32>) -> Self {
+        self.targets.element_weights = Some(weights);
+        self
     }
 }
 
@@ -65,9 +88,9 @@ pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
     grad: Option<&'s mut (dyn DevicePtrMut<T> + 'b)>,
     prepared: &mut Prepared<'s>,
 ) -> Result<QflArgs> {
-    let (qfl, handle, logits, targets, [rows, classes]) =
+    let (qfl, handle, logits, inputs, [rows, classes]) =
         (call.operation, call.backend, call.logits, call.targets, call.shape);
-    let (labels, quality, target) = match targets {
+    let (labels, quality, target) = match inputs.targets {
         Targets::Sparse { labels, quality } => (Some(labels.len()), Some(quality.len()), None),
         Targets::Dense { target } => (None, None, Some(target.len())),
     };
@@ -76,7 +99,12 @@ pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
         shape: call.shape,
         logits: logits.len(),
         per_row: &[("labels", labels), ("quality", quality), weight, upstream],
-        like_logits: &[("target", target), ("grad", grad.as_deref().map(DeviceSlice::len))],
+        per_column: &[("class_weights", inputs.class_weights.map(DeviceSlice::len))],
+        like_logits: &[
+            ("target", target),
+            ("element_weights", inputs.element_weights.map(DeviceSlice::len)),
+            ("grad", grad.as_deref().map(DeviceSlice::len)),
+        ],
         loss: loss.as_deref().map(|loss| (loss.len(), call.reduction.losses(rows))),
         scalars: &scalars,
     };
@@ -86,6 +114,8 @@ pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
     let mut args = QflArgs {
         scaling: call.prepare(qfl.loss_weight, loss, prepared)?,
         logits: prepared.read("logits", Some(logits), stream)?,
+        class_weights: prepared.read("class_weights", inputs.class_weights, stream)?,
+        element_weights: prepared.read("element_weights", inputs.element_weights, stream)?,
         grad: prepared.write("grad", grad, stream)?,
         rows: rows as u64,
         classes: classes as u32,
@@ -93,9 +123,12 @@ pub(crate) fn prepare<'s, 'b: 's, T: StorageElement>(
         ignore_label: qfl.ignore_label.unwrap_or(0),
         has_ignore_label: qfl.ignore_label.is_some().into(),
         background_first: (qfl.background == Background::First).into(),
+        activated: qfl.activated.into(),
+        has_alpha: qfl.alpha.is_some().into(),
+        alpha: qfl.alpha.unwrap_or(0.0) as f32,
         ..QflArgs::default()
     };
-    match targets {
+    match inputs.targets {
         Targets::Sparse { labels, quality } => {
             let (labels, labels_are_i64) = prepared.read_labels(labels, stream)?;
             args.labels = labels;

@@ -31,10 +31,64 @@
 //! assert!((loss[0] - (distance * distance * ce + others)).abs() < 1e-5);
 //! # Ok::<(), gfocal::Error>(())
 //! ```
+//!
+//! # Weights of elements
+//!
+//! Loss and gradient of an element are multiplied by the weight of its row ([`Call::weight`]), of its class
+//! ([`Call::class_weights`]) and its own ([`Call::element_weights`]), and with
+//! [α](QualityFocalLoss::with_alpha) by y·α + (1−y)(1−α). None of them is in a mean's denominator. Any that is
+//! exactly 0 masks: loss 0 and gradient 0, whatever the logit holds.
+//!
+//! ```
+//! use gfocal::{QualityFocalLoss, Reduction};
+//!
+//! // α of focal loss and binary cross entropy: one positive and two negatives, of which one is masked.
+//! let qfl = QualityFocalLoss::new(0.0)?.with_alpha(0.25)?;
+//! let (logits, labels, quality) = ([0.0f32, 0.0, f32::NAN], [0i64], [1.0f32]);
+//! let (mut loss, mut grad) = ([0.0f32], [0.0f32; 3]);
+//! qfl.cpu(&logits, [1, 3], &labels, &quality)
+//!     .class_weights(&[2.0, 1.0, 0.0])
+//!     .reduction(Reduction::Sum)
+//!     .forward_backward(&mut loss, &mut grad)?;
+//! assert!((loss[0] - (2.0 * 0.25 + 0.75) * 2f32.ln()).abs() < 1e-6);
+//! assert_eq!(grad, [-0.5 * 2.0 * 0.25, 0.5 * 0.75, 0.0]);
+//! # Ok::<(), gfocal::Error>(())
+//! ```
+//!
+//! # Probabilities
+//!
+//! With [`with_activated`](QualityFocalLoss::with_activated) the input is p = σ(x) itself, and the gradient is with
+//! respect to p, as in mmdetection's `quality_focal_loss_with_prob`:
+//!
+//! ```text
+//! ce         = −y·log p − (1−y)·log(1−p)              logarithms at least −100
+//! QFL(p, y)  = |d|^β · ce                             d = p − y
+//! dQFL/dp    = |d|^β · (d / max(p(1−p), 10^−12) + β·ce/d),   0 at d = 0
+//! ```
+//!
+//! The two bounds are those of PyTorch's `binary_cross_entropy`, which refuses p outside [0, 1]; here such a p, or
+//! NaN, makes its loss and its gradient NaN.
+//!
+//! ```
+//! use gfocal::{QualityFocalLoss, Reduction};
+//!
+//! let qfl = QualityFocalLoss::default().with_activated(true);
+//! let (probs, labels, quality) = ([0.5f32, 0.25], [0i64], [0.75f32]);
+//! let (mut loss, mut grad) = ([0.0f32], [0.0f32; 2]);
+//! qfl.cpu(&probs, [1, 2], &labels, &quality)
+//!     .reduction(Reduction::Sum)
+//!     .forward_backward(&mut loss, &mut grad)?;
+//! let (labelled, other) = (2f32.ln(), -0.75f32.ln()); // cross entropies
+//! assert!((loss[0] - (0.0625 * labelled + 0.0625 * other)).abs() < 1e-7);
+//! assert!((grad[0] - (0.0625 * -0.25 / 0.25 - 2.0 * 0.25 * labelled)).abs() < 1e-6);
+//! assert!((grad[1] - (0.0625 * 0.25 / 0.1875 + 2.0 * 0.25 * other)).abs() < 1e-6);
+//! # Ok::<(), gfocal::Error>(())
+//! ```
 
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod factors;
 
 use crate::call::{Call, Lengths, Memory, Operation, check_lengths, check_options};
 use crate::cpu::Host;
@@ -59,17 +113,26 @@ pub struct QualityFocalLoss {
     pub(crate) loss_weight: f64,
     pub(crate) background: Background,
     pub(crate) ignore_label: Option<i64>,
+    pub(crate) alpha: Option<f64>,
+    pub(crate) activated: bool,
 }
 
 impl Default for QualityFocalLoss {
-    /// β = 2, loss weight 1, [`Background::Last`], no ignore label: mmdetection's defaults.
+    /// β = 2, loss weight 1, [`Background::Last`], no ignore label, no α, logits: mmdetection's defaults.
     fn default() -> Self {
-        QualityFocalLoss { beta: 2.0, loss_weight: 1.0, background: Background::Last, ignore_label: None }
+        QualityFocalLoss {
+            beta: 2.0,
+            loss_weight: 1.0,
+            background: Background::Last,
+            ignore_label: None,
+            alpha: None,
+            activated: false,
+        }
     }
 }
 
 impl QualityFocalLoss {
-    /// The loss with another β, the exponent of the modulating factor. 2 is the fastest; 0 is
+    /// The loss with another β, the exponent of the modulating factor. The fastest are 2, and 0, which is
     /// binary cross entropy.
     ///
     /// # Errors
@@ -100,6 +163,24 @@ impl QualityFocalLoss {
         QualityFocalLoss { ignore_label: Some(label), ..self }
     }
 
+    /// α of focal loss: an element with target y is multiplied by y·α + (1−y)(1−α), as YOLOv5's `QFocalLoss` has
+    /// it. It is off by default, which is not the same as 0.5: that halves everything. A factor of 0 masks the
+    /// element, whatever its logit.
+    ///
+    /// # Errors
+    /// α must be from 0 to 1.
+    pub fn with_alpha(self, alpha: f64) -> Result<Self> {
+        check_option("alpha", alpha, "from 0 to 1", (0.0..=1.0).contains(&alpha))?;
+        Ok(QualityFocalLoss { alpha: Some(alpha), ..self })
+    }
+
+    /// Whether the input holds probabilities instead of logits: see [the module](self#probabilities). The loss of
+    /// logits is exact where a probability, above all a 16-bit one, has no digits left: prefer it.
+    #[must_use]
+    pub fn with_activated(self, activated: bool) -> Self {
+        QualityFocalLoss { activated, ..self }
+    }
+
     /// β.
     pub fn beta(&self) -> f64 {
         self.beta
@@ -108,6 +189,16 @@ impl QualityFocalLoss {
     /// What loss and gradient are multiplied by.
     pub fn loss_weight(&self) -> f64 {
         self.loss_weight
+    }
+
+    /// α, if there is one.
+    pub fn alpha(&self) -> Option<f64> {
+        self.alpha
+    }
+
+    /// Whether the input holds probabilities.
+    pub fn activated(&self) -> bool {
+        self.activated
     }
 
     /// The class of a label, of `classes`.
@@ -138,7 +229,7 @@ impl QualityFocalLoss {
         labels: &'a [L],
         quality: &'a [f32],
     ) -> Call<'a, Self, Host, T> {
-        Call::new(self, (), logits, shape, Targets::Sparse { labels: L::host(labels), quality })
+        Call::new(self, (), logits, shape, Targets::Sparse { labels: L::host(labels), quality }.into())
     }
 
     /// A call on the CPU with a target for each logit: `[rows, classes]`, clamped to [0, 1]. A
@@ -149,7 +240,7 @@ impl QualityFocalLoss {
         shape: [usize; 2],
         target: &'a [f32],
     ) -> Call<'a, Self, Host, T> {
-        Call::new(self, (), logits, shape, Targets::Dense { target })
+        Call::new(self, (), logits, shape, Targets::Dense { target }.into())
     }
 }
 
@@ -189,9 +280,45 @@ impl<M: Memory> Clone for Targets<'_, M> {
 }
 impl<M: Memory> Copy for Targets<'_, M> {}
 
+/// What a call is given besides its logits: targets, and weights of elements.
+pub struct Inputs<'a, M: Memory> {
+    pub(crate) targets: Targets<'a, M>,
+    pub(crate) class_weights: Option<M::Slice<'a, f32>>,
+    pub(crate) element_weights: Option<M::Slice<'a, f32>>,
+}
+
+impl<M: Memory> Clone for Inputs<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M: Memory> Copy for Inputs<'_, M> {}
+
+impl<'a, M: Memory> From<Targets<'a, M>> for Inputs<'a, M> {
+    fn from(targets: Targets<'a, M>) -> Self {
+        Inputs { targets, class_weights: None, element_weights: None }
+    }
+}
+
+impl<'a, T: Element> Call<'a, QualityFocalLoss, Host, T> {
+    /// Weights of the classes, `[classes]`: what the elements of a class are multiplied by, loss and gradient. A
+    /// weight of exactly 0 masks its elements, whatever their logits.
+    pub fn class_weights(mut self, weights: &'a [f32]) -> Self {
+        self.targets.class_weights = Some(weights);
+        self
+    }
+
+    /// Weights of the elements, `[rows, classes]`, or a mask of zeros and ones: as
+    /// [`class_weights`](Self::class_weights), with which they are multiplied if both are given.
+    pub fn element_weights(mut self, weights: &'a [f32]) -> Self {
+        self.targets.element_weights = Some(weights);
+        self
+    }
+}
+
 impl Sealed for QualityFocalLoss {}
 impl Operation for QualityFocalLoss {
-    type Targets<'a, M: Memory> = Targets<'a, M>;
+    type Targets<'a, M: Memory> = Inputs<'a, M>;
 
     fn run_cpu<T: Element>(
         call: &mut Call<'_, Self, Host, T>,

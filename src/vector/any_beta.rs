@@ -1,10 +1,10 @@
-//! QFL at target 0 for any beta, as long as f32 is enough.
+//! QFL at target 0 for any beta, as long as f32 is enough; and at any target for beta 0.
 
 use super::isa::{Isa, dispatch};
-use super::rows::{Loss, QflRow, each_row};
+use super::rows::{Given, Loss, QflRow, each_row};
 use super::simd::Simd;
 use super::storage::Storage;
-use super::{NONE, exp_of_sum_or_0, sigmoid};
+use super::{cross_entropy, exp_of_sum_or_0, sigmoid};
 
 /// A beta that the functions below take, halved, in two f32.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +20,13 @@ impl Beta {
     pub(crate) fn new(isa: Isa, beta: f64) -> Option<Beta> {
         let (whole, half) = (beta as f32, (0.5 * beta) as f32);
         let half_low = (0.5 * beta - f64::from(half)) as f32;
-        (isa.is_fused() && beta <= 4.0).then_some(Beta { whole, half, half_low })
+        let is_enough = beta == 0.0 || (isa.is_fused() && beta <= 4.0);
+        is_enough.then_some(Beta { whole, half, half_low })
+    }
+
+    /// Binary cross entropy, which needs no power.
+    pub(crate) fn is_0(self) -> bool {
+        self.whole == 0.0
     }
 }
 
@@ -56,51 +62,94 @@ impl<S: Simd> Loss<S> for Background {
     }
 }
 
-/// At target 0, times weights that take the place of the targets.
+/// At target 0 and beta 0: loss = softplus(x), grad = p.
 #[derive(Clone, Copy)]
-struct Weighted(Beta);
-impl<S: Simd> Loss<S> for Weighted {
+struct Bce;
+impl<S: Simd> Loss<S> for Bce {
     #[inline(always)]
-    fn of(self, s: S, x: S::F, weight: S::F, scale: S::F) -> (S::F, S::F) {
-        let (loss, slope) = background_any_beta(s, x, self.0, s.mul(weight, scale));
-        (s.mul(weight, loss), slope)
+    fn of(self, s: S, x: S::F, _: S::F, scale: S::F) -> (S::F, S::F) {
+        let (zero, of_x) = (s.splat(0.0), sigmoid(s, x));
+        let softplus = s.fma(x, zero, s.add(s.max(x, zero), of_x.log1p_e)); // NaN for inf
+        (softplus, s.mul(scale, of_x.p))
+    }
+}
+
+/// At any target, which is clamped to [0, 1], and beta 0: loss = ce, grad = p - y.
+#[derive(Clone, Copy)]
+struct SoftBce;
+impl<S: Simd> Loss<S> for SoftBce {
+    #[inline(always)]
+    fn of(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
+        let (zero, one) = (s.splat(0.0), s.splat(1.0));
+        let (of_x, y) = (sigmoid(s, x), s.min(s.max(y, zero), one));
+        let ce = s.fma(x, zero, cross_entropy(s, x, y, of_x.log1p_e)); // NaN for inf
+        let d = s.fma(of_x.p, s.sub(one, y), s.sub(zero, s.mul(of_x.q, y)));
+        (ce, s.mul(scale, d))
     }
 }
 
 #[inline(always)]
-fn rows_body<S: Simd, T: Storage>(
+fn rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
     s: S,
     x: &[T],
-    y: &[f32],
+    given: Given,
     beta: Beta,
     rows: &mut [QflRow],
     grad: Option<&mut [T]>,
 ) {
-    each_row(s, Background(beta), x, y, rows, grad);
+    each_row::<_, _, _, WEIGHTED>(s, Background(beta), x, given, rows, grad);
 }
 
 #[inline(always)]
-fn weighted_body<S: Simd, T: Storage>(
+fn bce_rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
     s: S,
     x: &[T],
-    weight: &[f32],
-    beta: Beta,
-    scale: f32,
+    given: Given,
+    rows: &mut [QflRow],
     grad: Option<&mut [T]>,
-) -> f64 {
-    let mut rows = [QflRow { left_out: NONE, scale, loss: 0.0 }];
-    each_row(s, Weighted(beta), x, weight, &mut rows, grad);
-    rows[0].loss
+) {
+    each_row::<_, _, _, WEIGHTED>(s, Bce, x, given, rows, grad);
+}
+
+#[inline(always)]
+fn soft_bce_rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
+    s: S,
+    x: &[T],
+    given: Given,
+    rows: &mut [QflRow],
+    grad: Option<&mut [T]>,
+) {
+    each_row::<_, _, _, WEIGHTED>(s, SoftBce, x, given, rows, grad);
+}
+
+/// [`qfl_rows`](super::qfl_rows) for another beta than 2.
+pub(super) fn qfl_rows<T: Storage>(
+    isa: Isa,
+    beta: Beta,
+    x: &[T],
+    given: Given,
+    rows: &mut [QflRow],
+    grad: Option<&mut [T]>,
+) {
+    let (weighted, dense) = (!given.weights.is_empty(), !given.targets.is_empty());
+    match (beta.is_0(), dense, weighted) {
+        (true, false, false) => bce_rows::<T, false>(isa, x, given, rows, grad),
+        (true, false, true) => bce_rows::<T, true>(isa, x, given, rows, grad),
+        (true, true, false) => soft_bce_rows::<T, false>(isa, x, given, rows, grad),
+        (true, true, true) => soft_bce_rows::<T, true>(isa, x, given, rows, grad),
+        (false, _, false) => any_beta_rows::<T, false>(isa, x, given, beta, rows, grad),
+        (false, _, true) => any_beta_rows::<T, true>(isa, x, given, beta, rows, grad),
+    }
 }
 
 dispatch! {
-    /// [`qfl_background_rows`](super::qfl_background_rows) for another beta. Where there are targets `y`,
-    /// elements with one above 0 give nothing.
-    qfl_any_beta_rows<T: Storage> = rows_body(
-        x: &[T], y: &[f32], beta: Beta, rows: &mut [QflRow], grad: Option<&mut [T]>,
+    any_beta_rows<T: Storage, const WEIGHTED: bool> = rows_body(
+        x: &[T], given: Given<'_>, beta: Beta, rows: &mut [QflRow], grad: Option<&mut [T]>,
     ) -> ();
-    /// [`qfl_weighted_background`](super::qfl_weighted_background) for another beta.
-    qfl_weighted_any_beta<T: Storage> = weighted_body(
-        x: &[T], weight: &[f32], beta: Beta, scale: f32, grad: Option<&mut [T]>,
-    ) -> f64;
+    bce_rows<T: Storage, const WEIGHTED: bool> = bce_rows_body(
+        x: &[T], given: Given<'_>, rows: &mut [QflRow], grad: Option<&mut [T]>,
+    ) -> ();
+    soft_bce_rows<T: Storage, const WEIGHTED: bool> = soft_bce_rows_body(
+        x: &[T], given: Given<'_>, rows: &mut [QflRow], grad: Option<&mut [T]>,
+    ) -> ();
 }

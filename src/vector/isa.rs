@@ -49,28 +49,28 @@ impl Isa {
 macro_rules! dispatch {
     ($(
         $(#[$doc:meta])*
-        $name:ident $(<$t:ident: $bound:path>)? = $body:ident($($arg:ident: $type:ty),* $(,)?) -> $out:ty;
+        $name:ident $(<$t:ident: $bound:path $(, const $flag:ident: bool)?>)? = $body:ident($($arg:ident: $type:ty),* $(,)?) -> $out:ty;
     )*) => {$(
         $(#[$doc])*
-        pub(crate) fn $name $(<$t: $bound>)? (isa: $crate::vector::Isa, $($arg: $type),*) -> $out {
+        pub(crate) fn $name $(<$t: $bound $(, const $flag: bool)?>)? (isa: $crate::vector::Isa, $($arg: $type),*) -> $out {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2 $(<$t: $bound>)? (simd: $crate::vector::simd::Avx2, $($arg: $type),*) -> $out {
-                $body(simd, $($arg),*)
+            fn avx2 $(<$t: $bound $(, const $flag: bool)?>)? (simd: $crate::vector::simd::Avx2, $($arg: $type),*) -> $out {
+                $body $(::<_, $t $(, $flag)?>)? (simd, $($arg),*)
             }
             #[cfg(all(target_arch = "x86_64", has_avx512))]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-            fn avx512 $(<$t: $bound>)? (simd: $crate::vector::simd::Avx512, $($arg: $type),*) -> $out {
-                $body(simd, $($arg),*)
+            fn avx512 $(<$t: $bound $(, const $flag: bool)?>)? (simd: $crate::vector::simd::Avx512, $($arg: $type),*) -> $out {
+                $body $(::<_, $t $(, $flag)?>)? (simd, $($arg),*)
             }
             match isa.0 {
                 // SAFETY: `Avx512::detect`, which alone makes this value, has found these features.
                 #[cfg(all(target_arch = "x86_64", has_avx512))]
-                $crate::vector::isa::Set::Avx512(simd) => unsafe { avx512(simd, $($arg),*) },
+                $crate::vector::isa::Set::Avx512(simd) => unsafe { avx512 $(::<$t $(, $flag)?>)? (simd, $($arg),*) },
                 // SAFETY: `Avx2::detect`, which alone makes this value, has found these features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::vector::isa::Set::Avx2(simd) => unsafe { avx2(simd, $($arg),*) },
-                $crate::vector::isa::Set::Portable => $body($crate::vector::simd::Portable, $($arg),*),
+                $crate::vector::isa::Set::Avx2(simd) => unsafe { avx2 $(::<$t $(, $flag)?>)? (simd, $($arg),*) },
+                $crate::vector::isa::Set::Portable => $body $(::<_, $t $(, $flag)?>)? ($crate::vector::simd::Portable, $($arg),*),
             }
         }
     )*};

@@ -18,11 +18,11 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use any_beta::{Beta, qfl_any_beta_rows, qfl_weighted_any_beta};
+pub(crate) use any_beta::Beta;
 pub(crate) use dfl::{DflRows, dfl_rows};
 pub use isa::Isa;
 use isa::dispatch;
-pub(crate) use rows::QflRow;
+pub(crate) use rows::{Given, QflRow};
 use rows::{Loss, each_row};
 pub(crate) use simd::LANES;
 use simd::Simd;
@@ -216,17 +216,6 @@ impl<S: Simd> Loss<S> for Background {
     }
 }
 
-/// QFL at target 0, times weights that take the place of the targets.
-#[derive(Clone, Copy)]
-struct WeightedBackground;
-impl<S: Simd> Loss<S> for WeightedBackground {
-    #[inline(always)]
-    fn of(self, s: S, x: S::F, weight: S::F, scale: S::F) -> (S::F, S::F) {
-        let (loss, slope) = Background.of(s, x, weight, s.mul(weight, scale));
-        (s.mul(weight, loss), slope)
-    }
-}
-
 /// QFL at targets that are clamped to [0, 1].
 #[derive(Clone, Copy)]
 struct Soft;
@@ -238,39 +227,60 @@ impl<S: Simd> Loss<S> for Soft {
 }
 
 #[inline(always)]
-fn qfl_background_body<S: Simd, T: Storage>(s: S, x: &[T], scale: f32, grad: Option<&mut [T]>) -> f64 {
-    let mut rows = [QflRow { left_out: NONE, scale, loss: 0.0 }];
-    each_row(s, Background, x, &[], &mut rows, grad);
-    rows[0].loss
+fn background_rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
+    s: S,
+    x: &[T],
+    given: Given,
+    rows: &mut [QflRow],
+    grad: Option<&mut [T]>,
+) {
+    each_row::<_, _, _, WEIGHTED>(s, Background, x, given, rows, grad);
 }
 
 #[inline(always)]
-fn qfl_weighted_background_body<S: Simd, T: Storage>(
+fn soft_rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
     s: S,
     x: &[T],
-    weight: &[f32],
+    given: Given,
+    rows: &mut [QflRow],
+    grad: Option<&mut [T]>,
+) {
+    each_row::<_, _, _, WEIGHTED>(s, Soft, x, given, rows, grad);
+}
+
+/// The losses of rows of equally many logits, and their gradients, if asked for, as many as logits. `beta`: if it is
+/// not 2. At one that is neither 2 nor 0, elements with a target above 0 give nothing.
+pub(crate) fn qfl_rows<T: Storage>(
+    isa: Isa,
+    beta: Option<Beta>,
+    x: &[T],
+    given: Given,
+    rows: &mut [QflRow],
+    grad: Option<&mut [T]>,
+) {
+    let (weighted, dense) = (!given.weights.is_empty(), !given.targets.is_empty());
+    match (beta, dense, weighted) {
+        (None, false, false) => background_rows::<T, false>(isa, x, given, rows, grad),
+        (None, false, true) => background_rows::<T, true>(isa, x, given, rows, grad),
+        (None, true, false) => soft_rows::<T, false>(isa, x, given, rows, grad),
+        (None, true, true) => soft_rows::<T, true>(isa, x, given, rows, grad),
+        (Some(beta), _, _) => any_beta::qfl_rows(isa, beta, x, given, rows, grad),
+    }
+}
+
+/// The loss of logits with target 0, at any beta: as [`qfl_rows`]. Gradients are multiplied by `scale`. There are as
+/// many weights as logits, or none.
+pub(crate) fn qfl_background<T: Storage>(
+    isa: Isa,
+    beta: Option<Beta>,
+    x: &[T],
+    weights: &[f32],
     scale: f32,
     grad: Option<&mut [T]>,
 ) -> f64 {
     let mut rows = [QflRow { left_out: NONE, scale, loss: 0.0 }];
-    each_row(s, WeightedBackground, x, weight, &mut rows, grad);
+    qfl_rows(isa, beta, x, Given { targets: &[], weights }, &mut rows, grad);
     rows[0].loss
-}
-
-#[inline(always)]
-fn qfl_background_rows_body<S: Simd, T: Storage>(s: S, x: &[T], rows: &mut [QflRow], grad: Option<&mut [T]>) {
-    each_row(s, Background, x, &[], rows, grad);
-}
-
-#[inline(always)]
-fn qfl_soft_rows_body<S: Simd, T: Storage>(
-    s: S,
-    x: &[T],
-    y: &[f32],
-    rows: &mut [QflRow],
-    grad: Option<&mut [T]>,
-) {
-    each_row(s, Soft, x, y, rows, grad);
 }
 
 /// The number of no element.
@@ -286,22 +296,27 @@ fn any_nan_body<S: Simd>(_: S, values: &[f32]) -> bool {
     any
 }
 
+/// The least and the largest size of those that are not 0, as bits are ordered.
+#[inline(always)]
+fn sizes_body<S: Simd>(_: S, values: &[f32]) -> [f32; 2] {
+    let (mut least, mut most) = (u32::MAX, 0);
+    for value in values {
+        let size = value.to_bits() & 0x7fff_ffff;
+        least = least.min(size.wrapping_sub(1)); // 0 becomes the largest
+        most = most.max(size);
+    }
+    if most == 0 { [0.0; 2] } else { [f32::from_bits(least + 1), f32::from_bits(most)] }
+}
+
 dispatch! {
-    /// The loss of logits with target 0, at beta = 2. Their gradients are multiplied by `scale`. Here and
-    /// below, all slices of elements are as long as x.
-    qfl_background<T: Storage> = qfl_background_body(x: &[T], scale: f32, grad: Option<&mut [T]>) -> f64;
-    /// The same with a weight for each element, which its loss and its gradient are multiplied by.
-    qfl_weighted_background<T: Storage> = qfl_weighted_background_body(
-        x: &[T], weight: &[f32], scale: f32, grad: Option<&mut [T]>,
-    ) -> f64;
-    /// The same for rows of equally many logits, of which one in each may have another target.
-    qfl_background_rows<T: Storage> = qfl_background_rows_body(
-        x: &[T], rows: &mut [QflRow], grad: Option<&mut [T]>,
+    background_rows<T: Storage, const WEIGHTED: bool> = background_rows_body(
+        x: &[T], given: Given<'_>, rows: &mut [QflRow], grad: Option<&mut [T]>,
     ) -> ();
-    /// The same with targets `y`, which are clamped to [0, 1].
-    qfl_soft_rows<T: Storage> = qfl_soft_rows_body(
-        x: &[T], y: &[f32], rows: &mut [QflRow], grad: Option<&mut [T]>,
+    soft_rows<T: Storage, const WEIGHTED: bool> = soft_rows_body(
+        x: &[T], given: Given<'_>, rows: &mut [QflRow], grad: Option<&mut [T]>,
     ) -> ();
     /// Whether any is NaN.
     any_nan = any_nan_body(values: &[f32]) -> bool;
+    /// The least and the largest size of those that are not 0; zeros without any.
+    sizes = sizes_body(values: &[f32]) -> [f32; 2];
 }

@@ -1,5 +1,7 @@
 //! Rows of losses of single elements, and their sums.
 
+use std::ops::Range;
+
 use super::simd::{LANES, Lanes, Simd};
 use super::storage::Storage;
 
@@ -9,8 +11,7 @@ const PART: usize = 16;
 /// A loss of single elements. (Not a closure: that would not always be inlined, and then be compiled
 /// for the wrong instructions.)
 pub(super) trait Loss<S: Simd>: Copy {
-    /// (Loss, gradient times `scale`) for logits `x` and targets `y`, in place of which there may be
-    /// weights.
+    /// (Loss, gradient times `scale`) for logits `x` and targets `y`.
     fn of(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F);
 }
 
@@ -25,29 +26,49 @@ pub(crate) struct QflRow {
     pub loss: f64,
 }
 
-/// The sums of the losses of rows of x, which all have as many elements. `y` is as long as x, or empty: zeros.
+/// What is given for elements besides their logits.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Given<'a> {
+    /// The targets: as many as logits, or none for zeros.
+    pub targets: &'a [f32],
+    /// What losses and gradients are multiplied by: as many as logits, or those of one row for all rows, or none for
+    /// ones. 0 masks, whatever the logit.
+    pub weights: &'a [f32],
+}
+
+impl<'a> Given<'a> {
+    /// What is given for some of the elements, which are whole rows.
+    #[inline(always)]
+    fn of(self, elements: Range<usize>, columns: usize) -> Given<'a> {
+        let of = |values: &'a [f32]| if values.is_empty() { values } else { &values[elements.clone()] };
+        let weights = if self.weights.len() == columns { self.weights } else { of(self.weights) };
+        Given { targets: of(self.targets), weights }
+    }
+}
+
+/// The sums of the losses of rows of x, which all have as many elements. `WEIGHTED`: there are weights.
 #[inline(always)]
-pub(super) fn each_row<S: Simd, L: Loss<S>, T: Storage>(
+pub(super) fn each_row<S: Simd, L: Loss<S>, T: Storage, const WEIGHTED: bool>(
     s: S,
     losses: L,
     x: &[T],
-    y: &[f32],
+    given: Given,
     rows: &mut [QflRow],
     grad: Option<&mut [T]>,
 ) {
     match grad {
-        Some(grad) => each_row_with::<S, L, T, true>(s, losses, x, y, rows, grad),
-        None => each_row_with::<S, L, T, false>(s, losses, x, y, rows, &mut []),
+        Some(grad) => each_row_with::<S, L, T, true, WEIGHTED>(s, losses, x, given, rows, grad),
+        None => each_row_with::<S, L, T, false, WEIGHTED>(s, losses, x, given, rows, &mut []),
     }
 }
 
 /// `grad` is as long as x if `GRAD`, and not looked at otherwise.
 #[inline(always)]
-fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
+fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool, const WEIGHTED: bool>(
     s: S,
     losses: L,
     x: &[T],
-    y: &[f32],
+    given: Given,
     rows: &mut [QflRow],
     grad: &mut [T],
 ) {
@@ -56,36 +77,64 @@ fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
         return rows.iter_mut().for_each(|row| row.loss = 0.0);
     }
     let of = |first: usize, count: usize| first * columns..(first + count) * columns;
-    let if_there = |there: bool, elements| if there { elements } else { 0..0 };
     let at_once = if columns < LANES { LANES } else { 1 };
     for (i, rows) in rows.chunks_mut(at_once).enumerate() {
         let inside = of(i * at_once, rows.len());
-        let y = &y[if_there(!y.is_empty(), inside.clone())];
-        let grad = &mut grad[if_there(GRAD, inside.clone())];
+        let given = given.of(inside.clone(), columns);
+        let grad = &mut grad[if GRAD { inside.clone() } else { 0..0 }];
         match rows {
             [row] if columns >= LANES => {
-                row.loss = row_in_parts::<S, L, T, GRAD>(s, losses, &x[inside], y, row, grad);
+                let x = &x[inside];
+                row.loss = row_in_parts::<S, L, T, GRAD, WEIGHTED>(s, losses, x, given, row, grad);
             }
-            rows => short_rows::<S, L, T, GRAD>(s, losses, &x[inside], y, rows, grad),
+            rows => short_rows::<S, L, T, GRAD, WEIGHTED>(s, losses, &x[inside], given, rows, grad),
         }
     }
 }
 
+/// A vector of elements: their losses and gradients.
+#[inline(always)]
+fn weighted<S: Simd, L: Loss<S>, const WEIGHTED: bool>(
+    s: S,
+    losses: L,
+    x: S::F,
+    y: S::F,
+    weight: S::F,
+    scale: S::F,
+) -> (S::F, S::F) {
+    if !WEIGHTED {
+        return losses.of(s, x, y, scale);
+    }
+    let masked = s.le(s.abs(weight), s.splat(0.0));
+    let x = s.select(masked, s.splat(f32::NO_LOSS), x);
+    let (loss, slope) = losses.of(s, x, y, s.mul(weight, scale));
+    (s.mul(weight, loss), slope)
+}
+
 /// Up to [`LANES`] rows of fewer elements than that: together they are whole vectors.
 #[inline(always)]
-fn short_rows<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
+fn short_rows<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool, const WEIGHTED: bool>(
     s: S,
     losses: L,
     x: &[T],
-    y: &[f32],
+    given: Given,
     rows: &mut [QflRow],
     grad: &mut [T],
 ) {
     let columns = x.len() / rows.len();
     let (mut logits, mut targets) = ([[T::NO_LOSS; LANES]; LANES], [[0.0; LANES]; LANES]);
     let (mut scales, mut results) = ([[0.0; LANES]; LANES], [[0.0; LANES]; LANES]);
+    let mut weights = [[1.0; LANES]; LANES];
     logits.as_flattened_mut()[..x.len()].copy_from_slice(x);
-    targets.as_flattened_mut()[..y.len()].copy_from_slice(y);
+    targets.as_flattened_mut()[..given.targets.len()].copy_from_slice(given.targets);
+    if WEIGHTED {
+        let mut rest = &mut weights.as_flattened_mut()[..x.len()];
+        while !rest.is_empty() {
+            let (to, others) = rest.split_at_mut(given.weights.len());
+            to.copy_from_slice(given.weights);
+            rest = others;
+        }
+    }
     for (i, row) in rows.iter().enumerate() {
         let first = i * columns;
         scales.as_flattened_mut()[first..first + columns].fill(row.scale);
@@ -94,8 +143,9 @@ fn short_rows<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
         }
     }
     for i in 0..x.len().div_ceil(LANES) {
-        let scale = s.load(&scales[i]);
-        let (loss, slope) = losses.of(s, T::load(s, &logits[i]), s.load(&targets[i]), scale);
+        let (logit, target) = (T::load(s, &logits[i]), s.load(&targets[i]));
+        let (weight, scale) = (s.load(&weights[i]), s.load(&scales[i]));
+        let (loss, slope) = weighted::<S, L, WEIGHTED>(s, losses, logit, target, weight, scale);
         s.store(loss, &mut results[i]);
         if GRAD {
             T::store(s, slope, &mut logits[i]);
@@ -112,18 +162,20 @@ fn short_rows<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
 /// A row of [`LANES`] elements or more. If they are not whole vectors, the last one has some elements that
 /// the one before it has, too.
 #[inline(always)]
-fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
+fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool, const WEIGHTED: bool>(
     s: S,
     losses: L,
     x: &[T],
-    y: &[f32],
+    given: Given,
     row: &QflRow,
     grad: &mut [T],
 ) -> f64 {
+    let Given { targets: y, weights: w } = given;
     assert!((y.is_empty() || y.len() == x.len()) && (!GRAD || grad.len() == x.len()));
+    assert!(!WEIGHTED || w.len() == x.len());
     let (scale, left_out) = (s.splat(row.scale), row.left_out);
     let (rest, last) = (x.len() % LANES, x.len() - LANES);
-    let (vectors, targets) = (x.as_chunks().0, y.as_chunks().0);
+    let (vectors, targets, weights) = (x.as_chunks().0, y.as_chunks().0, w.as_chunks().0);
     let mut total = 0.0;
     let mut first = 0;
     loop {
@@ -135,7 +187,8 @@ fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
                 logits = without(s, logits, left_out % LANES);
             }
             let y = if y.is_empty() { s.splat(0.0) } else { s.load(&targets[at]) };
-            let (loss, slope) = losses.of(s, logits, y, scale);
+            let weight = if WEIGHTED { s.load(&weights[at]) } else { s.splat(1.0) };
+            let (loss, slope) = weighted::<S, L, WEIGHTED>(s, losses, logits, y, weight, scale);
             sum = s.add(sum, loss);
             if GRAD {
                 T::store(s, slope, &mut grad.as_chunks_mut().0[at]);
@@ -148,9 +201,10 @@ fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool>(
             if (last..x.len()).contains(&left_out) {
                 logits = without(s, logits, left_out - last);
             }
-            let y =
-                if y.is_empty() { s.splat(0.0) } else { s.load(y[last..].first_chunk().expect("a vector")) };
-            let (loss, slope) = losses.of(s, logits, y, scale);
+            let of_last = |values: &[f32]| s.load(values[last..].first_chunk().expect("a vector"));
+            let y = if y.is_empty() { s.splat(0.0) } else { of_last(y) };
+            let weight = if WEIGHTED { of_last(w) } else { s.splat(1.0) };
+            let (loss, slope) = weighted::<S, L, WEIGHTED>(s, losses, logits, y, weight, scale);
             let is_new = s.le(s.splat((LANES - rest) as f32), s.load(&LANE));
             sum = s.add(sum, s.select(is_new, loss, s.splat(0.0)));
             if GRAD {

@@ -18,10 +18,11 @@ fn qfl_row(isa: Isa, x: &[f32], y: Option<f32>) -> (f64, Vec<f32>, Vec<f32>) {
     let run = |x: &[f32], grad: Option<&mut [f32]>| match y {
         Some(y) => {
             let mut row = [QflRow { left_out: NONE, scale: 1.0, loss: 0.0 }];
-            qfl_soft_rows(isa, x, &vec![y; x.len()], &mut row, grad);
+            let given = Given { targets: &vec![y; x.len()], weights: &[] };
+            qfl_rows(isa, None, x, given, &mut row, grad);
             row[0].loss
         }
-        None => qfl_background(isa, x, 1.0, grad),
+        None => qfl_background(isa, None, x, &[], 1.0, grad),
     };
     let each = x.iter().map(|&x| run(&[x], None) as f32).collect();
     (run(x, Some(&mut grad)), each, grad)
@@ -76,9 +77,9 @@ fn any_beta_is_exact_to_2e_6() {
             };
             let mut grad = vec![0.0; x.len()];
             let mut row = [QflRow { left_out: NONE, scale: 1.0, loss: 0.0 }];
-            qfl_any_beta_rows(isa, &x, &[], of_vectors, &mut row, Some(&mut grad));
+            qfl_rows(isa, Some(of_vectors), &x, Given::default(), &mut row, Some(&mut grad));
             for (&x, grad) in x.iter().zip(grad) {
-                let loss = qfl_weighted_any_beta(isa, &[x], &[0.5], of_vectors, 1.0, None);
+                let loss = qfl_background(isa, Some(of_vectors), &[x], &[0.5], 1.0, None);
                 let want = math::qfl_background(x.into(), beta);
                 for (got, want) in [(loss, 0.5 * want.loss), (grad.into(), want.grad)] {
                     let error = (got - want).abs();
@@ -155,8 +156,8 @@ fn weights_multiply_losses_and_gradients() {
         let x = &logits()[15_300..][..203];
         let weight: Vec<f32> = (0..x.len()).map(|i| (i % 5) as f32 * 0.75).collect();
         let mut grad = vec![0.0; x.len()];
-        let sum = qfl_weighted_background(isa, x, &weight, -3.0, Some(&mut grad));
-        let forward = qfl_weighted_background(isa, x, &weight, -3.0, None);
+        let sum = qfl_background(isa, None, x, &weight, -3.0, Some(&mut grad));
+        let forward = qfl_background(isa, None, x, &weight, -3.0, None);
         assert_eq!(sum.to_bits(), forward.to_bits(), "{isa:?}");
         let mut want_sum = 0.0;
         for ((&x, &weight), &got) in x.iter().zip(&weight).zip(&grad) {
@@ -217,7 +218,7 @@ fn rows_of_any_length() {
                 .map(|row| QflRow { left_out: left_out(row), scale: 1.0 + row as f32, loss: f64::NAN })
                 .collect();
             let mut grad = vec![f32::NAN; x.len()];
-            qfl_background_rows(isa, x, &mut rows, Some(&mut grad));
+            qfl_rows(isa, None, x, Given::default(), &mut rows, Some(&mut grad));
             for (row, (x, grad)) in x.chunks(columns).zip(grad.chunks(columns)).enumerate() {
                 let mut sum = 0.0;
                 for (column, (&x, &grad)) in x.iter().zip(grad).enumerate() {
@@ -235,10 +236,10 @@ fn rows_of_any_length() {
                 assert!(error <= 1e-6 * sum, "{isa:?}, {columns}, {row}: {:e}, not {sum:e}", rows[row].loss);
             }
             let mut forward = rows.clone();
-            qfl_background_rows(isa, x, &mut forward, None);
+            qfl_rows(isa, None, x, Given::default(), &mut forward, None);
             assert!(rows.iter().zip(&forward).all(|(a, b)| a.loss.to_bits() == b.loss.to_bits()), "{isa:?}");
         }
-        assert_eq!(qfl_background::<f32>(isa, &[], 1.0, None), 0.0);
+        assert_eq!(qfl_background::<f32>(isa, None, &[], &[], 1.0, None), 0.0);
     }
 }
 
@@ -249,11 +250,11 @@ fn one_is_left_out() {
         for len in [1, 5, 16, 80, 91, 300] {
             let x = &logits()[15_300..][..len];
             let mut all = vec![0.0; len];
-            let whole = qfl_background(isa, x, 2.0, Some(&mut all));
+            let whole = qfl_background(isa, None, x, &[], 2.0, Some(&mut all));
             for left_out in [0, len / 2, len - 1] {
                 let mut grad = vec![f32::NAN; len];
                 let mut row = [QflRow { left_out, scale: 2.0, loss: 0.0 }];
-                qfl_background_rows(isa, x, &mut row, Some(&mut grad));
+                qfl_rows(isa, None, x, Given::default(), &mut row, Some(&mut grad));
                 let sum = row[0].loss;
                 let gone = math::qfl_background(x[left_out].into(), 2.0).loss;
                 assert!(

@@ -151,16 +151,12 @@ impl<'a, T: Element> Classes<'a, T> {
             }
             single = others;
         }
+        let given = if self.plain { &[] } else { weights };
         let factor = self.factor as f32;
         let mut grad = grad;
         let to = grad.as_deref_mut();
-        let mut loss = match Beta::new(isa, self.beta) {
-            Some(beta) if self.beta != 2.0 => {
-                vector::qfl_weighted_any_beta(isa, single, weights, beta, factor, to)
-            }
-            _ if self.plain => vector::qfl_background(isa, single, factor, to),
-            _ => vector::qfl_weighted_background(isa, single, weights, factor, to),
-        };
+        let beta = if self.beta == 2.0 { None } else { Beta::new(isa, self.beta) };
+        let mut loss = vector::qfl_background(isa, beta, single, given, factor, to);
         for &(element, quality) in labelled {
             let at = element - tile.start;
             let weight = f64::from(weights[at]);
