@@ -34,8 +34,8 @@ struct SomeBlocks {
     }
 };
 
-// QFL at any beta, with labels or a target for every element, one element after the other: it is seldom asked for,
-// and never of many rows here.
+// QFL at any beta, with labels or a target for every element and weights of elements, one element after the other: it
+// is seldom asked for, and never of many rows here.
 template <bool GRADIENT>
 DEVICE void qfl_elements(const QflArgs& a, const SomeBlocks& blocks) {
     const u32 lanes = a.scaling.lanes, lane = threadIdx.x % lanes, rows_per_block = GFL_BLOCK / lanes;
@@ -67,15 +67,11 @@ DEVICE void qfl_elements(const QflArgs& a, const SomeBlocks& blocks) {
         double loss = 0.0;
 #pragma unroll 1
         for (u32 i = lane; i < classes; i += lanes) {
-            LossGrad element = {0.0f, 0.0f};
             if (!masked) {
                 const float y = dense ? __saturatef(a.target[start + i]) : i == target.column ? target.quality : 0.0f;
-                element = soft<false>(load(a.logits + start + i), y, a.beta, scale);
-            }
-            loss += (double)element.loss;
-            if (GRADIENT) {
-                store(a.grad + start + i, element.grad);
-                finite &= is_finite(a.grad + start + i);
+                loss += (double)general_loss<GRADIENT>(a, start, i, y, scale, finite);
+            } else if (GRADIENT) {
+                store(a.grad + start + i, 0.0f);
             }
         }
         if (!masked) sum = fma(loss, (double)target.weight, sum);
@@ -92,7 +88,7 @@ DEVICE void gfl(const GflArgs& a) {
         dfl_rows<GRADIENT>(a.dfl, SomeBlocks{0, dfl_blocks, &sum});
     } else {
         const SomeBlocks blocks = {dfl_blocks, qfl_blocks, &sum};
-        if (a.qfl.beta != 2.0f) qfl_elements<GRADIENT>(a.qfl, blocks);
+        if (a.qfl.beta != 2.0f || a.qfl.general) qfl_elements<GRADIENT>(a.qfl, blocks);
         else if (a.qfl.target) qfl_rows<GRADIENT, true>(a.qfl, true, blocks);
         else qfl_rows<GRADIENT, true>(a.qfl, false, blocks);
     }

@@ -9,7 +9,7 @@
 #pragma once
 #include "ptx.cuh"
 
-constexpr float LOG2_E = 1.44269504f, LOG2_E_LOW = 1.92596303e-8f;  // their sum is log2(e)
+constexpr float LOG2_E = 1.44269504f;
 constexpr float LN_2 = 0.693147181f;
 
 struct LossGrad {
@@ -148,13 +148,12 @@ DEVICE LossGrad qfl_soft(float x, float y, float scale) {
 // them makes good is the rounding of products, which must not be contracted: hence __fmul_rn.
 DEVICE LossGrad qfl_background_any_beta(float x, float beta, float scale) {
     float size = fminf(fabsf(x), 200.0f);  // e is 0 from 88 on, and the products stay finite
-    float t = __fmul_rn(-LOG2_E, size);
-    float t_low = fmaf(-LOG2_E_LOW, size, fmaf(-LOG2_E, size, -t));
+    float t = __fmul_rn(-LOG2_E, size), rest = fmaf(t, -LN_2, -size);
     float e = exp2_approx(t);
-    e = fmaf(e, t_low * LN_2, e);
+    e = fmaf(e, rest, e);
     Sigmoid s = sigmoid(x, e);
     float high = x < 0.0f ? t : 0.0f;
-    float low = fmaf(-LOG2_E, s.log1p_e, x < 0.0f ? t_low : 0.0f);
+    float low = LOG2_E * ((x < 0.0f ? rest : 0.0f) - s.log1p_e);
     float exponent = __fmul_rn(beta, high);
     exponent = __fadd_rn(exponent, fmaf(beta, low, fmaf(beta, high, -exponent)));
     float power = exp2_approx(exponent), sp = softplus(x, s.log1p_e);
@@ -173,11 +172,16 @@ DEVICE LossGrad bce_background(float x, float scale) {
     return {fmaf(e, log1p_ratio(e), fmaxf(x, 0.0f)), scale * ((x >= 0.0f ? 1.0f : e) * large)};
 }
 
-// The same at any target y in [0, 1]: loss = ce, grad = p - y.
-DEVICE LossGrad bce_soft(float x, float y, float scale) {
+// The same at any target y in [0, 1]: loss = ce, grad = d = p - y. And at beta = 2, as qfl_soft, but as exact at target
+// 0 as qfl_background.
+DEVICE LossGrad bce_or_qfl_soft(float x, float y, bool beta_is_0, float scale) {
     const Sigmoid s = sigmoid(x, exp_of_size(x));
-    return {cross_entropy(x, y, s.log1p_e), scale * fmaf(s.p, 1.0f - y, -s.q * y)};
+    const float ce = fmaf(-x, y, fmaxf(x, 0.0f)) + s.log1p_e;  // a product that fma does not round cancels nothing
+    const float d = fmaf(s.p, 1.0f - y, -s.q * y), square = d * d;
+    if (beta_is_0) return {ce, scale * d};
+    return {square * ce, d * (scale * fmaf(2.0f * s.p * s.q, ce, square))};
 }
+DEVICE LossGrad bce_soft(float x, float y, float scale) { return bce_or_qfl_soft(x, y, true, scale); }
 
 // ---- double precision, for soft targets with beta != 2: for beta < 2 the gradient is so steep
 // around p = y that float cannot resolve it. Only labelled elements come here.
@@ -238,16 +242,31 @@ DEVICE double log_positive(double x) {
 
 // QFL at any target y in [0, 1] for any beta >= 0: with m = |d|^beta,
 //   loss = m * ce,  grad = m * (d + beta * p * q * ce / d), and 0 at d = 0.
-DEVICE LossGrad qfl_soft_any_beta(float logit, float quality, float beta, float scale) {
-    double x = logit, y = quality, size = fabs(x);
-    double e = exp_negative(-size);
-    double large = reciprocal(1.0 + e), small = e * large;
-    double p = x >= 0.0 ? large : small, q = x >= 0.0 ? small : large;
-    double ce = fma(size, x >= 0.0 ? 1.0 - y : y, log_ratio(e * reciprocal(2.0 + e)));
-    double d = fma(p, 1.0 - y, -q * y), distance = fabs(d);
+// Or (`activated`) of a probability p, and the gradient with respect to it: with logarithms of at least -100,
+//   ce = -y * log(p) - (1 - y) * log(q),  grad = m * (d / max(p * q, 1e-12) + beta * ce / d), NaN outside [0, 1].
+DEVICE LossGrad qfl_soft_any_beta(float input, float quality, float beta, float scale, bool activated = false) {
+    const double x = input, y = quality, size = fabs(x), least = fmin(x, 1.0 - x);
+    if (activated && !(least >= 0.0)) return {__uint_as_float(0x7fffffff), __uint_as_float(0x7fffffff)};
+    const double e = activated ? -least : exp_negative(-size);
+    double p = x, q = 1.0 - x;
+    if (!activated) {
+        const double large = reciprocal(1.0 + e), small = e * large;
+        p = x >= 0.0 ? large : small, q = x >= 0.0 ? small : large;
+    }
+    const double log1p_e = log_ratio(e * reciprocal(2.0 + e));
+    const double d = activated ? x - y : fma(p, 1.0 - y, -q * y), distance = fabs(d);
+    double ce = fma(size, x >= 0.0 ? 1.0 - y : y, log1p_e), log = 0.0;
+#pragma unroll 1
+    for (int of_distance = activated ? 0 : 1; of_distance < 2; ++of_distance) {
+        log = log_positive(of_distance ? distance : least);
+        if (of_distance) break;
+        const double share = x <= 0.5 ? y : 1.0 - y;
+        ce = -fma(share, least > 0.0 ? fmax(log, -100.0) : -100.0, (1.0 - share) * log1p_e);
+    }
     if (distance < 1e-300) return {beta == 0.0f ? (float)ce : 0.0f * (float)ce, 0.0f * (float)ce};
-    double m = exp_negative(beta * log_positive(distance));
-    return {(float)(m * ce), (float)(scale * m * fma(beta * p * q * ce, reciprocal(d), d))};
+    const double m = exp_negative(beta * log), slope = activated ? 1.0 : p * q;
+    const double of_ce = activated ? d * reciprocal(fmax(p * q, 1e-12)) : d;
+    return {(float)(m * ce), (float)(scale * m * fma(beta * slope * ce, reciprocal(d), of_ce))};
 }
 
 // ---- distributions over bins

@@ -11,6 +11,10 @@
 //     row sums; it is also for a target for every element.
 //  4. A warp whose logits are all at most -2 takes series that need one special function for an
 //     element, not two, and fewer instructions. A detector's negatives begin at -4.6.
+//  5. Binary cross entropy, which is beta 0, has a way of its own in the loops for any beta: no power, and fewer
+//     instructions than beta 2.
+//  6. Weights of classes and of elements, alpha and probabilities are for `rows` at any beta, one element after the
+//     other: whatever is asked for, is asked of each.
 #pragma once
 #include "background.cuh"
 #include "call.cuh"
@@ -28,6 +32,8 @@ struct QflArgs {
     const void* labels;      // [rows], i64 or i32; null for dense targets
     const float* quality;    // [rows]
     const float* target;     // [rows, classes] for dense targets
+    const float* class_weights;    // [classes], or null
+    const float* element_weights;  // [rows, classes], or null
     Scalar* grad;            // [rows, classes]
     u64 rows;
     long long ignore_label;
@@ -36,11 +42,14 @@ struct QflArgs {
     u32 labels_are_i64;
     u32 background_first;    // 0 is background and 1..=classes are the classes
     u32 has_ignore_label;
+    u32 activated;           // the logits are probabilities
+    u32 has_alpha;           // elements are multiplied by y * alpha + (1 - y) * (1 - alpha)
+    float alpha;
     // Of `linear`, whose blocks have so many rows at once (a step), how many steps a block has, and how many blocks,
     // the first ones, have one more.
     u32 block_steps, longer_blocks;
     u32 whole_steps;         // how many steps have all their rows
-    u32 unused;
+    u32 general;             // elements have weights, or alpha, or are probabilities
 };
 
 constexpr u32 NO_COLUMN = 0xffffffffu;
@@ -92,6 +101,30 @@ DEVICE float labelled_loss(const QflArgs& a, u64 offset, float y, float scale, b
         finite &= is_finite(a.grad + offset);
     }
     return element.loss;
+}
+
+// An element at any target and any beta, with all that a call may ask for: its loss; its gradient is stored.
+template <bool GRADIENT>
+DEVICE float general_loss(const QflArgs& a, u64 row_start, u32 column, float y, float scale, bool& finite) {
+    const u64 offset = row_start + column;
+    float factor = 1.0f;
+    if (a.class_weights) factor = a.class_weights[column];
+    if (a.element_weights) factor *= a.element_weights[offset];
+    if (a.has_alpha) factor *= fmaf(y, a.alpha, (1.0f - y) * (1.0f - a.alpha));
+    LossGrad element = {0.0f, 0.0f};
+    if (factor != 0.0f) {
+        const float x = load(a.logits + offset);
+        scale *= factor;
+        if (!a.activated && (a.beta == 0.0f || a.beta == 2.0f))
+            element = bce_or_qfl_soft(x, y, a.beta == 0.0f, scale);
+        else
+            element = qfl_soft_any_beta(x, y, a.beta, scale, a.activated);
+    }
+    if (GRADIENT) {
+        store(a.grad + offset, element.grad);
+        finite &= is_finite(a.grad + offset);
+    }
+    return element.loss * factor;
 }
 
 // The same for a background element.
@@ -385,13 +418,13 @@ DEVICE void qfl_linear(const QflArgs& a) {
 }
 
 // Any reduction, shape and address, with labels or (`dense`) a target for every element. `scaling.lanes` lanes share a
-// row.
+// row. What `a.general` says of elements, none of which goes through vectors then, is for any beta alone.
 template <bool GRADIENT, bool BETA_2, class Blocks = WholeGrid>
 DEVICE void qfl_rows(const QflArgs& a, const bool dense, const Blocks& blocks = Blocks()) {
     constexpr bool TWICE = BETA_2 && ALWAYS_TWICE;
     const u32 lanes = a.scaling.lanes, lane = threadIdx.x % lanes, rows_per_block = QFL_ROWS_BLOCK / lanes;
     const float grad_factor = grad_factor_of(a.scaling);
-    const bool watched = a.scaling.found_inf != nullptr;
+    const bool watched = a.scaling.found_inf != nullptr, general = !BETA_2 && a.general;
     double sum = 0.0;
     bool finite = true;
     for (u64 base = (u64)blocks.index() * rows_per_block; base < a.rows; base += (u64)blocks.count() * rows_per_block) {
@@ -405,46 +438,61 @@ DEVICE void qfl_rows(const QflArgs& a, const bool dense, const Blocks& blocks = 
         bool row_finite = true, bad_target = false, masked = false;
         if (target.weight != 0.0f) {
             const float scale = grad_factor * target.weight * upstream_of(a.scaling, row);
-            row_finite = for_row(a.logits + start, grad, a.classes, lane, lanes, [&](u32 i, auto& x) {
-                constexpr int COUNT = sizeof(x) / sizeof(float);
-                float y[COUNT], piece = 0.0f;
-                if (dense) load_floats(a.target + start + i, y);
-                if (!dense && __builtin_expect(target.column - i < COUNT, 0)) {
+            if (!general) {
+                row_finite = for_row(a.logits + start, grad, a.classes, lane, lanes, [&](u32 i, auto& x) {
+                    constexpr int COUNT = sizeof(x) / sizeof(float);
+                    float y[COUNT], piece = 0.0f;
+                    if (dense) load_floats(a.target + start + i, y);
+                    if (!dense && __builtin_expect(target.column - i < COUNT, 0)) {
 #pragma unroll
-                    for (int k = 0; k < COUNT; ++k) x[k] = i + k == target.column ? MASKED_LOGIT : x[k];
-                    masked = true;
-                }
-#pragma unroll
-                for (int k = 0; k < COUNT; ++k) {
-                    LossGrad element;
-                    if (dense) bad_target |= y[k] != y[k];
-                    if (dense && BETA_2) {
-                        element = qfl_soft(x[k], __saturatef(y[k]), scale);
-                    } else {
-                        if (dense && y[k] > 0.0f) {
-                            x[k] = MASKED_LOGIT;
-                            masked = true;
-                        }
-                        element = background<GRADIENT, BETA_2, TWICE>(x[k], a.beta, scale);
+                        for (int k = 0; k < COUNT; ++k) x[k] = i + k == target.column ? MASKED_LOGIT : x[k];
+                        masked = true;
                     }
-                    piece += element.loss;
-                    x[k] = element.grad;
-                }
-                loss += (double)piece;
-            }, watched);
-            if (!dense && TWICE) loss *= 0.5;
+                    if (!BETA_2 && COUNT > 1 && a.beta == 0.0f) {  // the others take the way of any beta
+#pragma unroll
+                        for (int k = 0; k < COUNT; ++k) {
+                            if (dense) bad_target |= y[k] != y[k];
+                            const LossGrad element = bce_soft(x[k], dense ? __saturatef(y[k]) : 0.0f, scale);
+                            piece += element.loss;
+                            x[k] = element.grad;
+                        }
+                        loss += (double)piece;
+                        return;
+                    }
+#pragma unroll
+                    for (int k = 0; k < COUNT; ++k) {
+                        LossGrad element;
+                        if (dense) bad_target |= y[k] != y[k];
+                        if (dense && BETA_2) {
+                            element = qfl_soft(x[k], __saturatef(y[k]), scale);
+                        } else {
+                            if (dense && y[k] > 0.0f) {
+                                x[k] = MASKED_LOGIT;
+                                masked = true;
+                            }
+                            element = background<GRADIENT, BETA_2, TWICE>(x[k], a.beta, scale);
+                        }
+                        piece += element.loss;
+                        x[k] = element.grad;
+                    }
+                    loss += (double)piece;
+                }, watched);
+                if (!dense && TWICE) loss *= 0.5;
+            }
             if (BETA_2 && masked) {
                 loss += (double)labelled_loss<GRADIENT, BETA_2>(a, start + target.column, target.quality, scale, row_finite);
-            } else if (masked) {
-                for_columns(a.logits + start, a.classes, lane, lanes, [&](u32 i) {
+            } else if (general || masked) {
+                for_columns(a.logits + start, a.classes, lane, lanes, general, [&](u32 i) {
                     const float y = dense ? a.target[start + i] : i == target.column ? target.quality : 0.0f;
-                    if (y > 0.0f || i == target.column)
-                        loss += (double)labelled_loss<GRADIENT, BETA_2>(a, start + i, __saturatef(y), scale, row_finite);
+                    bad_target |= y != y;
+                    if (general || y > 0.0f || i == target.column)
+                        loss += (double)general_loss<GRADIENT>(a, start, i, __saturatef(y), scale, row_finite);
                 });
             }
         } else if (GRADIENT && inside) {
             zero_row(a.logits + start, grad, a.classes, lane, lanes);
         }
+        if (general) __syncwarp();  // what is zeroed here other lanes have written
         if (dense && lanes_max((u32)bad_target, lanes)) {  // one NaN makes the row invalid
             if (GRADIENT) zero_row(a.logits + start, grad, a.classes, lane, lanes);
             if (lane == 0 && a.scaling.status)

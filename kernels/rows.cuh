@@ -50,11 +50,11 @@ DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 la
     return finite;
 }
 
-// Calls body(i) for each column i that for_row gives to this lane.
+// Calls body(i) for each column i that for_row gives to this lane; or, `one_by_one`, for every `lanes`th.
 template <class Body>
-DEVICE void for_columns(const Scalar* row, u32 length, u32 lane, u32 lanes, Body body) {
+DEVICE void for_columns(const Scalar* row, u32 length, u32 lane, u32 lanes, bool one_by_one, Body body) {
     Span span(row, length);
-    const u32 inside = span.vectors * VECTOR;
+    const u32 inside = one_by_one ? 0 : span.vectors * VECTOR;
     bool in_vector = true;
     u32 k = lane * VECTOR;
 #pragma unroll 1

@@ -23,7 +23,15 @@ fn cases() -> Vec<Case> {
         cases.push(if rows % 2 == 0 { sparse } else { sparse.with_beta(1.5) });
     }
     let target: Vec<f32> = (0..700 * 20).map(|_| random.unit() as f32).collect();
-    cases.push(Case::dense([700, 20], &random.many(700 * 20, -8.0, 4.0), &target));
+    let dense = Case::dense([700, 20], &random.many(700 * 20, -8.0, 4.0), &target);
+    cases.push(dense.clone().with_beta(0.0));
+    let weights: Vec<f32> = (0..700 * 20).map(|_| random.index(3) as f32).collect();
+    cases.push(dense.clone().with_elements(|elements| elements.element_weights = Some(weights)));
+    cases.push(dense);
+    let by_class = |case: &Case| {
+        case.clone().with_elements(|elements| elements.class_weights = Some(vec![0.5; case.shape[1]]))
+    };
+    cases.push(by_class(&cases[0]));
     for (rows, bins) in [(5000, 17), (4999, 16), (1333, 33), (2500, 2)] {
         let target: Vec<f32> = (0..rows).map(|_| random.between(-0.5, bins as f64) as f32).collect();
         cases.push(Case::dfl([rows, bins], &random.many(rows * bins, -5.0, 5.0), &target));

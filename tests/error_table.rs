@@ -32,6 +32,8 @@ fn settings() -> Vec<[Sign; 3]> {
 
 /// Logits, for QFL; spreads of a row from its least to its largest logit, for DFL.
 const LOGITS: [(f64, f64); 5] = [(-88.0, -20.0), (-20.0, -2.0), (-2.0, 2.0), (2.0, 20.0), (20.0, 88.0)];
+/// The same for probabilities.
+const PROBABILITIES: [(f64, f64); 4] = [(0.0, 1e-6), (1e-6, 1e-2), (1e-2, 0.5), (0.5, 1.0)];
 const SPREADS: [(f64, f64); 3] = [(0.0, 2.0), (2.0, 20.0), (20.0, 88.0)];
 /// Logits of a range at which neighbours are alike, and rows of a range of the others.
 const ALIKE: usize = 24;
@@ -54,8 +56,11 @@ enum Call {
 fn lines() -> Vec<Line> {
     let mut lines = Vec::new();
     for range in LOGITS {
-        let calls = alike(range);
+        let calls = alike(range, 2.0);
         lines.push(Line { name: "QFL, background, neighbours alike", range, calls });
+    }
+    for range in LOGITS {
+        lines.push(Line { name: "BCE, background, neighbours alike", range, calls: alike(range, 0.0) });
     }
     for range in LOGITS {
         let calls = both(&background(range, true));
@@ -63,6 +68,28 @@ fn lines() -> Vec<Line> {
     }
     for range in LOGITS {
         lines.push(Line { name: "QFL, soft target", range, calls: both(&soft(range)) });
+    }
+    for range in LOGITS {
+        let calls = both(&background(range, false).with_beta(0.0));
+        lines.push(Line { name: "BCE, background", range, calls });
+    }
+    for range in LOGITS {
+        lines.push(Line { name: "BCE, soft target", range, calls: both(&soft(range).with_beta(0.0)) });
+    }
+    for range in LOGITS {
+        let of_background = weighted(background(range, false));
+        let calls = both(&of_background).into_iter().chain(both(&of_background.with_beta(0.0)));
+        lines.push(Line { name: "QFL and BCE, weighted background", range, calls: calls.collect() });
+    }
+    for range in PROBABILITIES {
+        let mut calls = Vec::new();
+        for beta in [0.0, 1.5, 2.0] {
+            for case in [background(range, false), soft(range)] {
+                let case = case.with_beta(beta).with_elements(|elements| elements.activated = true);
+                calls.extend(both(&case));
+            }
+        }
+        lines.push(Line { name: "QFL of probabilities", range, calls });
     }
     let betas = [
         (0.5, "QFL, β 0.5, background", "QFL, β 0.5, soft target"),
@@ -98,12 +125,12 @@ fn lines() -> Vec<Line> {
 }
 
 /// Each logit alone with its likes, so that a warp takes the way that is theirs.
-fn alike((low, high): (f64, f64)) -> Vec<Call> {
+fn alike((low, high): (f64, f64), beta: f64) -> Vec<Call> {
     let mut random = Random::new(1);
     let mut calls = Vec::new();
     for _ in 0..ALIKE {
         let logits = vec![random.between(low, high); 64];
-        calls.extend(both(&Case::sparse([4, 16], &logits, &[16; 4], &[0.0; 4])));
+        calls.extend(both(&Case::sparse([4, 16], &logits, &[16; 4], &[0.0; 4]).with_beta(beta)));
     }
     calls
 }
@@ -115,6 +142,18 @@ fn background((low, high): (f64, f64), with_others: bool) -> Case {
         .map(|i| if with_others && i % 2 == 1 { 100.0 } else { random.between(low, high) })
         .collect();
     Case::sparse([2 * ROWS, 1], &logits, &[1; 2 * ROWS], &[0.0; 2 * ROWS])
+}
+
+/// With weights that round.
+fn weighted(case: Case) -> Case {
+    let mut random = Random::new(5);
+    let mut weights = |count: usize| (0..count).map(|_| random.between(0.5, 2.0) as f32).collect();
+    let (of_elements, of_classes) = (weights(case.logits.len()), weights(case.shape[1]));
+    case.with_elements(|elements| {
+        elements.class_weights = Some(of_classes);
+        elements.element_weights = Some(of_elements);
+        elements.alpha = Some(0.25);
+    })
 }
 
 fn soft((low, high): (f64, f64)) -> Case {
@@ -266,8 +305,8 @@ Loss (for the integral: expectation) and gradient in f32 are relative errors, be
 absolute terms: 2e-7 where a target or an expectation is subtracted, 1e-36 for underflow. In 16 bits (the worse
 of f16 and bf16, for `0`, `+` and `−`) the loss is f32 and its error likewise, and the gradient's error is in
 units in the last place from the correctly rounded truth. The contract: losses of rows and gradients 1e-5, sums
-2e-6, 16-bit gradients 1. The range is that of the logit for QFL, and that from the least to the largest
-logit of a row for the others.
+2e-6, 16-bit gradients 1. The range is that of the logit, or of the probability, for QFL, and that from the least to
+the largest logit of a row for the others.
 
 `sum` is the sum at worst: for neighbours alike of 64 times the same logit, so that no error averages out; `-`
 where there is none. There e^(3x) has three times the rounding of x·log2(e). In f32 that rounding is taken out;

@@ -59,6 +59,14 @@ fn lengths() {
             with(|options| options.upstream = Some(vec![1.0; 12])),
             "upstream has 12 elements, logits [4, 3] needs 4",
         ),
+        (
+            sparse().with_elements(|elements| elements.class_weights = Some(vec![1.0; 4])),
+            "class_weights has 4 elements, logits [4, 3] needs 3",
+        ),
+        (
+            dense().with_elements(|elements| elements.element_weights = Some(vec![1.0; 4])),
+            "element_weights has 4 elements, logits [4, 3] needs 12",
+        ),
     ];
     for (case, text) in wrong {
         assert_eq!(error(&gpu, &case), text);
@@ -156,6 +164,14 @@ fn options() {
         (
             dfl().with(|options| options.loss_weight = f64::NAN),
             "loss_weight is NaN, it must be a finite number",
+        ),
+        (
+            sparse().with_elements(|elements| elements.alpha = Some(1.25)),
+            "alpha is 1.25, it must be from 0 to 1",
+        ),
+        (
+            dense().with_elements(|elements| elements.alpha = Some(f64::NAN)),
+            "alpha is NaN, it must be from 0 to 1",
         ),
         (dfl().with_target_eps(-0.1), "target_eps is -0.1, it must be a finite number, 0 or more"),
         (dfl().with_target_eps(2.5), "target_eps is 2.5, it must be at most the number of bins less one"),

@@ -38,8 +38,10 @@ fn load(path: &Path) -> Golden {
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let f32s = |name| decode(&file, name, f32::from_le_bytes);
     let f64s = |name| decode(&file, name, f64::from_le_bytes);
-    let shape: [usize; 2] = file.tensor("logits").expect("logits").shape().try_into().expect("two axes");
-    let logits: Vec<f64> = f32s("logits").expect("logits").into_iter().map(f64::from).collect();
+    let activated = about["activated"].as_bool().unwrap_or(false);
+    let input = if activated { "probs" } else { "logits" };
+    let shape: [usize; 2] = file.tensor(input).expect(input).shape().try_into().expect("two axes");
+    let logits: Vec<f64> = f32s(input).expect(input).into_iter().map(f64::from).collect();
     let beta = || about["beta"].as_f64().expect("a beta");
     let case = match about["op"].as_str().expect("an op") {
         "qfl" => {
@@ -54,7 +56,10 @@ fn load(path: &Path) -> Golden {
     let one = |name| f64s(name).expect("a result")[0];
     Golden {
         name: path.file_stem().expect("a name").to_string_lossy().into_owned(),
-        case: case.with(|options| options.weight = f32s("weight")),
+        case: case.with(|options| {
+            options.weight = f32s("weight");
+            options.elements.activated = activated;
+        }),
         avg_factor,
         exact_in_half: about["exact_in_half"].as_bool().expect("a flag"),
         loss_none: f64s("loss_none").expect("loss_none"),
@@ -79,8 +84,8 @@ fn all() -> Vec<Golden> {
     paths.sort();
     let golden: Vec<Golden> = paths.iter().map(|path| load(path)).collect();
     let count = |prefix| golden.iter().filter(|golden| golden.name.starts_with(prefix)).count();
-    assert_eq!((count("qfl_"), count("dfl_"), golden.len()), (15, 9, 24), "tests/golden is not complete");
-    assert_eq!(golden.iter().filter(|golden| golden.exact_in_half).count(), 18, "cases for 16-bit types");
+    assert_eq!((count("qfl_"), count("dfl_"), golden.len()), (17, 9, 26), "tests/golden is not complete");
+    assert_eq!(golden.iter().filter(|golden| golden.exact_in_half).count(), 20, "cases for 16-bit types");
     golden
 }
 

@@ -26,7 +26,7 @@ fn step(kind: &str, columns: usize, number: u64) -> Case {
     let quality: Vec<f32> = (0..ROWS).map(|_| random.unit() as f32).collect();
     let shape = [ROWS, columns];
     let case = match kind {
-        "sparse" => {
+        "sparse" | "weighted" => {
             let label = |random: &mut Random| {
                 let label = if random.chance(positives) { random.index(columns) } else { columns };
                 if random.chance(0.01) { 1 << 40 } else { label as i64 }
@@ -46,7 +46,12 @@ fn step(kind: &str, columns: usize, number: u64) -> Case {
             Case::dfl(shape, &logits, &target)
         }
     };
+    let weights = |random: &mut Random, count| Some((0..count).map(|_| random.index(3) as f32).collect());
     case.with(|options| {
+        if kind == "weighted" {
+            options.elements.class_weights = weights(&mut random, columns);
+            options.elements.element_weights = weights(&mut random, ROWS * columns);
+        }
         options.weight = Some(quality.iter().map(|&q| if q < 0.2 { 0.0 } else { q }).collect());
         options.reduction = Reduction::MeanBy {
             avg_factor: (1.0 + positives * ROWS as f64).round(),
@@ -67,6 +72,15 @@ fn refill<T: OnDevice>(gpu: &Gpu, buffers: &mut Buffers<T>, case: &Case) {
         Loss::Dense { target, .. } | Loss::Dfl { target, .. } => buffers.target.write(gpu, target),
     }
     buffers.weight.as_mut().expect("a weight").write(gpu, case.options.weight.as_ref().expect("a weight"));
+    let elements = &case.options.elements;
+    for (buffer, weights) in [
+        (&mut buffers.class_weights, &elements.class_weights),
+        (&mut buffers.element_weights, &elements.element_weights),
+    ] {
+        if let (Some(buffer), Some(weights)) = (buffer, weights) {
+            buffer.write(gpu, weights);
+        }
+    }
     let Reduction::MeanBy { avg_factor, .. } = case.options.reduction else { panic!("a mean") };
     buffers.avg_factor.as_mut().expect("on the device").write(gpu, &[avg_factor as f32]);
     buffers.grad_scale.as_mut().expect("on the device").write(gpu, &[case.options.grad_scale as f32]);
@@ -82,6 +96,9 @@ fn captured<T: OnDevice>(gpu: &Gpu, kind: &str, columns: usize, layout: &Layout)
     let first = step(kind, columns, 0);
     let mut buffers = Buffers::<T>::new(gpu, &first, &layout);
     let units = match &first.loss {
+        _ if kind == "weighted" => {
+            QualityFocalLoss::default().units_with_weights(T::STORAGE, cuda::Pass::ForwardBackward)
+        }
         Loss::Sparse { .. } | Loss::Dense { .. } => {
             QualityFocalLoss::default().units(T::STORAGE, cuda::Pass::ForwardBackward)
         }
@@ -128,9 +145,15 @@ fn calls_are_captured_and_replayed() {
     // has been allocated yet.
     unsafe { gpu.context.disable_event_tracking() };
     for layout in [Layout::ALIGNED, Layout::MISALIGNED] {
-        for (kind, columns) in
-            [("sparse", 80), ("sparse", 13), ("dense", 20), ("dfl", 17), ("dfl", 16), ("dfl", 9)]
-        {
+        for (kind, columns) in [
+            ("sparse", 80),
+            ("sparse", 13),
+            ("weighted", 16),
+            ("dense", 20),
+            ("dfl", 17),
+            ("dfl", 16),
+            ("dfl", 9),
+        ] {
             captured::<f32>(&gpu, kind, columns, &layout);
             captured::<f16>(&gpu, kind, columns, &layout);
             captured::<bf16>(&gpu, kind, columns, &layout);

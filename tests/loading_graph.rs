@@ -23,6 +23,8 @@ fn nothing_is_loaded_inside_a_capture() {
     let (logits, labels, quality) =
         (Buffer::new(&gpu, &[0.0f32, 0.0], 0), Buffer::new(&gpu, &[2i64], 0), Buffer::new(&gpu, &[0.0], 0));
     let (mut loss, mut grad) = (Buffer::poisoned(&gpu, 1, 0), Buffer::poisoned(&gpu, 2, 0));
+    let weights = Buffer::new(&gpu, &[1.0f32, 2.0], 0);
+    let mut grad_of_weighted = Buffer::<f32>::poisoned(&gpu, 2, 0);
     let qfl = QualityFocalLoss::default();
     let mut call = || {
         qfl.cuda(&handle, &logits.view(), [1, 2], &labels.view(), &quality.view())
@@ -45,7 +47,28 @@ fn nothing_is_loaded_inside_a_capture() {
         "the kernels qfl in f32 are not loaded, and cannot be while the stream is captured: give what \
          QualityFocalLoss::units says to Handle::prepare before the capture"
     );
+    // What a call's own options need.
+    let mut weighted = || {
+        qfl.cuda(&handle, &logits.view(), [1, 2], &labels.view(), &quality.view())
+            .class_weights(&weights.view())
+            .backward(&mut grad_of_weighted.view_mut())
+    };
+    assert_eq!(
+        weighted().expect_err("it is not loaded").to_string(),
+        "the kernels qfl_any_beta in f32 are not loaded, and cannot be while the stream is captured: give what \
+         QualityFocalLoss::units, or units_with_weights for weights of classes or elements, says to \
+         Handle::prepare before the capture"
+    );
     end();
+
+    handle.prepare(qfl.units_with_weights(Storage::F32, Pass::ForwardBackward)).expect("they load");
+    begin();
+    weighted().expect("it is loaded");
+    end().launch().expect("a replay");
+    // 0.5^2 * (0.5 + ln 2) at a score of 0.5, times the weight.
+    let slope = 0.25 * (0.5 + 2f32.ln());
+    let want = [slope, 2.0 * slope];
+    assert!(grad_of_weighted.read(&gpu).iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-6));
 
     handle.prepare(qfl.units(Storage::F32, Pass::ForwardBackward)).expect("they load");
     begin();

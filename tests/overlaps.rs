@@ -106,6 +106,27 @@ const KINDS: [Kind; 9] = [
         },
     },
     Kind {
+        tensors: &[
+            ("loss", 4),
+            ("grad", 48),
+            ("logits", 48),
+            ("target", 48),
+            ("class_weights", 12),
+            ("element_weights", 48),
+        ],
+        written: 2,
+        call: |at| {
+            let (mut loss, mut grad) = (at.get(0, 1), at.get::<f32>(1, 12));
+            let (logits, target) = (at.get(2, 12), at.get(3, 12));
+            let (of_classes, of_elements) = (at.get(4, 3), at.get(5, 12));
+            let qfl = QualityFocalLoss::default();
+            let call = qfl.cuda_dense(&at.gpu.handle, &logits, [4, 3], &target);
+            call.class_weights(&of_classes)
+                .element_weights(&of_elements)
+                .forward_backward(&mut loss, &mut grad)
+        },
+    },
+    Kind {
         tensors: &[("grad", 48), ("logits", 48), ("target", 16)],
         written: 1,
         call: |at| {

@@ -181,7 +181,11 @@ proptest! {
     #[test]
     fn losses_are_not_negative(plan in tame()) {
         let case = plan.case().reduced(Reduction::None).with(|options| {
-            options.weight.iter_mut().flatten().for_each(|weight| *weight = weight.abs());
+            let elements = &mut options.elements;
+            let weights = [&mut options.weight, &mut elements.class_weights, &mut elements.element_weights];
+            for weight in weights.into_iter().flatten().flatten() {
+                *weight = weight.abs();
+            }
         });
         for got in on_both(&case, Pass::Forward, &plan.layout) {
             assert!(got.loss.iter().all(|&loss| loss >= 0.0), "{:?}", got.loss);
@@ -191,7 +195,7 @@ proptest! {
     /// The softmax does not change when all logits grow alike, so the gradient of a row sums to 0.
     #[test]
     fn the_gradient_of_a_dfl_row_sums_to_zero(plan in tame()) {
-        let plan = Plan { kind: Kind::Dfl, columns: plan.columns.max(2), ..plan };
+        let plan = Plan { kind: Kind::Dfl, columns: plan.columns.max(2), elements: [false; 4], ..plan };
         let case = Case { options: Options::default(), ..plan.case() };
         for got in on_both(&case, Pass::Backward, &plan.layout) {
             for row in got.grad.chunks(case.shape[1]) {

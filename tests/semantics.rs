@@ -63,6 +63,66 @@ fn a_weight_of_zero_masks_whatever_the_row_holds() {
 }
 
 #[test]
+fn a_factor_of_zero_masks_its_element_whatever_the_logit() {
+    let gpu = gpu();
+    let logits = [NAN, 0.5, INF, -0.25, -INF, 1.0, NAN, 2.0];
+    let keep = [0.0f32, 1.0, -0.0, 2.0, 0.0, 1.0, 0.0, -0.5];
+    let sparse = Case::sparse([2, 4], &logits, &[0, 1], &[0.5, 0.75]);
+    let dense = Case::dense([2, 4], &logits, &[0.5, 0.0, 0.25, 0.0, 0.0, 0.75, 1.0, 0.0]);
+    for beta in [2.0, 0.0, 1.5] {
+        for case in [sparse.clone(), dense.clone()].map(|case| case.with_beta(beta)) {
+            let of_elements = case.clone().with_elements(|e| e.element_weights = Some(keep.to_vec()));
+            let of_classes = case.clone().with_elements(|e| e.class_weights = Some(keep[..4].to_vec()));
+            let twice = [&keep[..4], &keep[..4]].concat();
+            for (case, weights) in [(of_elements, &keep[..]), (of_classes, &twice)] {
+                check_everywhere(&gpu, &case);
+                for got in on_both::<f32>(&gpu, &none(case)) {
+                    let masked = got.grad.iter().map(|&grad| grad == 0.0);
+                    assert!(masked.eq(weights.iter().map(|&weight| weight == 0.0)), "{:?}", got.grad);
+                    assert!(got.loss.iter().all(|loss| loss.is_finite()));
+                    assert_eq!(got.status, Status::default());
+                }
+            }
+        }
+    }
+    // α of 1 leaves nothing of background, and α of 0 nothing of targets of 1.
+    let with_alpha = |alpha| {
+        let case = Case::sparse([1, 2], &[0.0, NAN], &[0], &[1.0]);
+        case.with_beta(0.0).with_elements(|elements| elements.alpha = Some(alpha))
+    };
+    check_everywhere(&gpu, &with_alpha(1.0));
+    for got in on_both::<f32>(&gpu, &with_alpha(1.0)) {
+        assert_eq!((got.grad[0], got.grad[1]), (-0.5, 0.0));
+    }
+    let reverse = Case { logits: vec![NAN, 0.0], ..with_alpha(0.0) };
+    check_everywhere(&gpu, &reverse);
+}
+
+#[test]
+fn probabilities_have_the_bounds_of_pytorch_and_nan_outside() {
+    let gpu = gpu();
+    let activated = |p: &[f64], y: &[f32], beta| {
+        Case::dense([p.len(), 1], p, y).with_beta(beta).with_elements(|elements| elements.activated = true)
+    };
+    for beta in [2.0, 0.0, 0.5, 3.0] {
+        // Sure of the wrong and of the right answer; right on target; next to nothing.
+        let case = activated(&[0.0, 1.0, 0.0, 1.0, 0.5, 1e-20], &[1.0, 0.0, 0.0, 1.0, 0.5, 0.0], beta);
+        check_everywhere(&gpu, &case);
+        for got in on_both::<f32>(&gpu, &none(case)) {
+            assert_eq!(got.loss[..4], [100.0, 100.0, 0.0, 0.0]);
+            assert!((got.grad[0] / -1e12 - 1.0).abs() < 1e-5 && (got.grad[1] / 1e12 - 1.0).abs() < 1e-5);
+            assert_eq!(got.grad[2..5], [0.0; 3]);
+        }
+        let outside = activated(&[-1e-3, 1.5, NAN, INF, 0.5], &[0.0, 1.0, 0.5, 1.0, 0.0], beta);
+        check_everywhere(&gpu, &outside);
+        for got in on_both::<f32>(&gpu, &none(outside)) {
+            assert!(got.grad[..4].iter().chain(&got.loss[..4]).all(|x| x.is_nan()), "{:?}", got.grad);
+            assert_eq!(got.found_inf, 1.0);
+        }
+    }
+}
+
+#[test]
 fn the_ignore_label_wins_over_every_other_meaning() {
     let gpu = gpu();
     // -1 and 2 are background otherwise, 0 a class, 255 and i64::MIN nothing.

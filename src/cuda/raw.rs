@@ -126,8 +126,15 @@ pub struct QflArgs {
     pub longer_blocks: u32,
     /// See `block_steps`.
     pub whole_steps: u32,
-    /// Padding.
-    pub unused: u32,
+    /// See `block_steps`.
+    pub general: u32,
+}
+
+impl QflArgs {
+    /// Whether only kernels for any beta do, whatever beta is: elements have weights, or α, or are probabilities.
+    fn is_general(&self) -> bool {
+        self.class_weights | self.element_weights != 0 || self.activated | self.has_alpha != 0
+    }
 }
 
 /// Twin of `DflArgs` in kernels/dfl.cuh.
@@ -303,7 +310,8 @@ pub unsafe fn launch_qfl(
     let vector = storage.vector() as u32;
     let addresses = args.logits | if pass == Pass::ForwardBackward { args.grad } else { 0 };
     let dense = args.target != 0;
-    let general = args.class_weights | args.element_weights != 0 || args.activated | args.has_alpha != 0;
+    let general = args.is_general();
+    args.general = general.into();
     let linear = !dense
         && !general
         && args.scaling.per_row == 0

@@ -40,7 +40,7 @@ pub(super) const UNITS: [Unit; 14] = [
     ),
     unit(
         "qfl_any_beta",
-        "QualityFocalLoss::units",
+        "QualityFocalLoss::units, or units_with_weights for weights of classes or elements,",
         &[
             "qfl_linear_forward_any_beta",
             "qfl_linear_forward_backward_any_beta",

@@ -31,11 +31,29 @@ pub struct Options {
     pub upstream: Option<Vec<f32>>,
     pub reduction: Reduction,
     pub grad_scale: f64,
+    pub elements: Elements,
+}
+
+/// What QFL alone has.
+#[derive(Clone, Debug, Default)]
+pub struct Elements {
+    pub class_weights: Option<Vec<f32>>,
+    pub element_weights: Option<Vec<f32>>,
+    pub alpha: Option<f64>,
+    /// Whether the logits are probabilities.
+    pub activated: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { loss_weight: 1.0, weight: None, upstream: None, reduction: Reduction::Sum, grad_scale: 1.0 }
+        Options {
+            loss_weight: 1.0,
+            weight: None,
+            upstream: None,
+            reduction: Reduction::Sum,
+            grad_scale: 1.0,
+            elements: Elements::default(),
+        }
     }
 }
 
@@ -133,6 +151,10 @@ impl Case {
         self
     }
 
+    pub fn with_elements(self, change: impl FnOnce(&mut Elements)) -> Case {
+        self.with(|options| change(&mut options.elements))
+    }
+
     pub fn reduced(self, reduction: Reduction) -> Case {
         self.with(|options| options.reduction = reduction)
     }
@@ -160,6 +182,8 @@ impl Case {
         let mut part = self.clone();
         part.shape[0] = rows.len();
         part.logits = self.logits[elements.clone()].to_vec();
+        let weights = self.options.elements.element_weights.as_ref();
+        part.options.elements.element_weights = weights.map(|weights| weights[elements.clone()].to_vec());
         match (&self.loss, &mut part.loss) {
             (Loss::Sparse { labels, quality, .. }, Loss::Sparse { labels: l, quality: q, .. }) => {
                 (*l, *q) = (labels[rows.clone()].to_vec(), of_row(quality));

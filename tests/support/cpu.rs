@@ -6,16 +6,17 @@ use super::case::{Case, Loss, Outcome, Pass};
 use super::tolerance::Stored;
 
 pub fn qfl_of(case: &Case) -> Result<QualityFocalLoss> {
-    let loss_weight = case.options.loss_weight;
-    match case.loss {
+    let (loss_weight, elements) = (case.options.loss_weight, &case.options.elements);
+    let qfl = match case.loss {
         Loss::Sparse { beta, background, ignore_label, .. } => {
-            let qfl =
-                QualityFocalLoss::new(beta)?.with_background(background).with_loss_weight(loss_weight)?;
-            Ok(ignore_label.map_or(qfl, |label| qfl.with_ignore_label(label)))
+            let qfl = QualityFocalLoss::new(beta)?.with_background(background);
+            ignore_label.map_or(qfl, |label| qfl.with_ignore_label(label))
         }
-        Loss::Dense { beta, .. } => QualityFocalLoss::new(beta)?.with_loss_weight(loss_weight),
+        Loss::Dense { beta, .. } => QualityFocalLoss::new(beta)?,
         Loss::Dfl { .. } => panic!("not QFL"),
-    }
+    };
+    let qfl = qfl.with_loss_weight(loss_weight)?.with_activated(elements.activated);
+    elements.alpha.map_or(Ok(qfl), |alpha| qfl.with_alpha(alpha))
 }
 
 pub fn dfl_of(case: &Case) -> Result<DistributionFocalLoss> {
@@ -58,7 +59,14 @@ pub fn qfl_call<'a, T: Stored>(
         Loss::Dense { target, .. } => qfl.cpu_dense(logits, case.shape, target),
         Loss::Dfl { .. } => panic!("not QFL"),
     };
-    with_options!(case, flag, call)
+    let mut call = with_options!(case, flag, call);
+    if let Some(weights) = &case.options.elements.class_weights {
+        call = call.class_weights(weights);
+    }
+    if let Some(weights) = &case.options.elements.element_weights {
+        call = call.element_weights(weights);
+    }
+    call
 }
 
 pub fn dfl_call<'a, T: Stored>(

@@ -60,6 +60,8 @@ pub struct Buffers<T> {
     pub target: Buffer<f32>,
     pub weight: Option<Buffer<f32>>,
     pub upstream: Option<Buffer<f32>>,
+    pub class_weights: Option<Buffer<f32>>,
+    pub element_weights: Option<Buffer<f32>>,
     pub avg_factor: Option<Buffer<f32>>,
     pub grad_scale: Option<Buffer<f32>>,
     pub found_inf: Buffer<f32>,
@@ -95,6 +97,8 @@ impl<T: OnDevice> Buffers<T> {
             target: Buffer::new(gpu, target, layout.targets),
             weight: given(&options.weight, layout.weight),
             upstream: given(&options.upstream, layout.upstream),
+            class_weights: given(&options.elements.class_weights, layout.weight),
+            element_weights: given(&options.elements.element_weights, layout.upstream),
             avg_factor: avg_factor.map(|value| Buffer::new(gpu, &[value], 1)),
             grad_scale: grad_scale.map(|value| Buffer::new(gpu, &[value], 2)),
             found_inf: Buffer::new(gpu, &[Outcome::<T>::FLAG_BEFORE], 1),
@@ -115,6 +119,8 @@ impl<T: OnDevice> Buffers<T> {
             target: self.target.view(),
             weight: self.weight.as_ref().map(Buffer::view),
             upstream: self.upstream.as_ref().map(Buffer::view),
+            class_weights: self.class_weights.as_ref().map(Buffer::view),
+            element_weights: self.element_weights.as_ref().map(Buffer::view),
             avg_factor: self.avg_factor.as_ref().map(Buffer::view),
             grad_scale: self.grad_scale.as_ref().map(Buffer::view),
             reports: (!self.bare).then(|| (self.found_inf.view_mut(), &mut self.status)),
@@ -164,6 +170,8 @@ pub struct Views<'a, T> {
     target: CudaView<'a, f32>,
     weight: Option<CudaView<'a, f32>>,
     upstream: Option<CudaView<'a, f32>>,
+    class_weights: Option<CudaView<'a, f32>>,
+    element_weights: Option<CudaView<'a, f32>>,
     avg_factor: Option<CudaView<'a, f32>>,
     grad_scale: Option<CudaView<'a, f32>>,
     reports: Option<(CudaViewMut<'a, f32>, &'a mut StatusBlock)>,
@@ -209,7 +217,14 @@ impl<T: OnDevice> Views<'_, T> {
             Loss::Sparse { narrow: true, .. } => qfl.cuda(handle, logits, shape, &self.narrow, &self.quality),
             _ => qfl.cuda_dense(handle, logits, shape, &self.target),
         };
-        with_options!(self, case, call)
+        let mut call = with_options!(self, case, call);
+        if let Some(weights) = &self.class_weights {
+            call = call.class_weights(weights);
+        }
+        if let Some(weights) = &self.element_weights {
+            call = call.element_weights(weights);
+        }
+        call
     }
 
     pub fn dfl<'b>(

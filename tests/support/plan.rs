@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed};
 
-use super::case::{Case, Loss, Options};
+use super::case::{Case, Elements, Loss, Options};
 use super::cuda::Layout;
 use super::random::Random;
 
@@ -36,6 +36,8 @@ pub struct Plan {
     pub beta: f64,
     pub reduction: Reduction,
     pub flags: [bool; 6],
+    /// For QFL: weights of classes, weights of elements, alpha, probabilities.
+    pub elements: [bool; 4],
     pub layout: Layout,
     pub seed: u64,
 }
@@ -98,8 +100,11 @@ pub fn plan() -> impl Strategy<Value = Plan> {
     ];
     let beta =
         prop_oneof![2 => Just(2.0), 3 => select(vec![0.0, 0.25, 0.5, 0.7, 1.0, 1.3, 1.5, 2.5, 3.0, 4.0])];
-    (kind_and_sizes, logits, beta, reduction(), any::<[bool; 6]>(), layout(), any::<u64>()).prop_map(
-        |((kind, columns, rows), logits, beta, reduction, flags, layout, seed)| Plan {
+    let elements = prop_oneof![2 => Just([false; 4]), 3 => any::<[bool; 4]>()];
+    let flags = (any::<[bool; 6]>(), elements);
+    (kind_and_sizes, logits, beta, reduction(), flags, layout(), any::<u64>()).prop_map(
+        |((kind, columns, rows), logits, beta, reduction, (flags, elements), layout, seed)| Plan {
+            elements: if kind == Kind::Dfl { [false; 4] } else { elements },
             kind,
             rows,
             columns,
@@ -219,11 +224,46 @@ impl Plan {
                 .then(|| (0..rows).map(|_| random.between(-2.0, 2.0) as f32).collect()),
             reduction: self.reduction,
             grad_scale: [1.0, 1.0, 65536.0, 1.0 / 1024.0, -1.0, 0.0][random.index(6)],
+            elements: self.elements(&mut random),
         };
         Case { shape: [rows, columns], logits, loss, options }
     }
 
+    fn elements(&self, random: &mut Random) -> Elements {
+        let [of_classes, of_elements, alpha, activated] = self.elements;
+        let mut weights = |count: usize| {
+            let mut one = || match random.index(8) {
+                0 | 1 => 0.0,
+                2 | 3 => 1.0,
+                4 => -0.75,
+                _ => random.between(0.0, 3.0) as f32,
+            };
+            (0..count).map(|_| one()).collect()
+        };
+        Elements {
+            class_weights: of_classes.then(|| weights(self.columns)),
+            element_weights: of_elements.then(|| weights(self.rows * self.columns)),
+            alpha: alpha.then(|| [0.25, 0.5, 0.75, 0.0, 1.0][random.index(5)]),
+            activated,
+        }
+    }
+
+    fn probability(&self, random: &mut Random) -> f64 {
+        match self.logits {
+            Logits::Usual => random.unit(),
+            Logits::Wide => 1.0 / (1.0 + random.between(-30.0, 30.0).exp()),
+            Logits::Extreme => [0.0, 1.0, 1e-4, 0.5, 1.0 - 1e-3, 6e-8, 1e-30][random.index(7)],
+            Logits::NotFinite if random.chance(0.01) => {
+                [f64::NAN, -0.25, 1.25, f64::INFINITY, f64::NEG_INFINITY][random.index(5)]
+            }
+            Logits::NotFinite => random.unit(),
+        }
+    }
+
     fn logit(&self, random: &mut Random) -> f64 {
+        if self.elements[3] {
+            return self.probability(random);
+        }
         match self.logits {
             Logits::Usual => random.between(-6.0, 6.0),
             Logits::Wide => random.between(-30.0, 30.0),

@@ -5,7 +5,7 @@
 
 use gfocal::{AvgPolicy, Background, Reduction, Status};
 
-use super::case::{Case, Loss};
+use super::case::{Case, Elements, Loss};
 use super::tolerance::Want;
 
 /// What a call must give. `None`: nothing is promised of this element.
@@ -15,9 +15,12 @@ pub struct Expected {
     pub status: Status,
 }
 
-/// A row before weights and reductions.
+/// A row before its weight and reductions.
 struct Row {
-    loss: f64,
+    /// Of each element.
+    losses: Vec<f64>,
+    /// What the loss and the gradient of each element are multiplied by.
+    factors: Vec<f64>,
     /// `None`: unspecified.
     grad: Vec<Option<f64>>,
     /// For each element, whether a target above 0 is subtracted from a probability.
@@ -52,6 +55,22 @@ pub fn qfl(x: f64, y: f64, beta: f64) -> (f64, f64) {
     // For y = 0, d is σ: σ^β·(σ + β(1−σ)·sp), without a negative power.
     let grad = if y == 0.0 { d.powf(beta) * (d + beta * complement * bce) } else { grad };
     (loss, grad)
+}
+
+/// |y − p|^β · BCE(p, y) of a probability and its derivative, with the bounds of PyTorch's binary_cross_entropy.
+pub fn qfl_of_probability(p: f64, y: f64, beta: f64) -> (f64, f64) {
+    if !(0.0..=1.0).contains(&p) {
+        return (f64::NAN, f64::NAN);
+    }
+    let log = |value: f64| value.max(-100.0);
+    let bce = -(y * log(p.ln()) + (1.0 - y) * log((-p).ln_1p()));
+    let d = p - y;
+    let loss = d.abs().powf(beta) * bce;
+    if d == 0.0 {
+        return (loss, 0.0);
+    }
+    let of_bce = d.abs().powf(beta) * d / (p * (1.0 - p)).max(1e-12);
+    (loss, of_bce + beta * d.abs().powf(beta - 1.0) * d.signum() * bce)
 }
 
 /// The softmax of a row, the index of its maximum, and ln Σ exp(z − max).
@@ -97,25 +116,16 @@ fn column(label: i64, classes: usize, background: Background) -> Result<Option<u
     }
 }
 
-fn qfl_row(x: &[f64], y: &[f64], beta: f64) -> Row {
-    let elements: Vec<(f64, f64)> = x.iter().zip(y).map(|(&x, &y)| qfl(x, y, beta)).collect();
-    Row {
-        loss: elements.iter().map(|e| e.0).sum(),
-        grad: elements.iter().map(|e| Some(e.1)).collect(),
-        cancels: y.iter().map(|&y| y > 0.0).collect(),
-    }
-}
-
 fn dfl_row(z: &[f64], t: f64) -> Row {
-    let cancels = vec![true; z.len()];
+    let (losses, factors, cancels) = (vec![f64::NAN], vec![1.0; z.len()], vec![true; z.len()]);
     if z.iter().all(|z| z.is_finite()) {
         let (loss, grad) = dfl(z, t);
-        return Row { loss, grad: grad.into_iter().map(Some).collect(), cancels };
+        return Row { losses: vec![loss], factors, grad: grad.into_iter().map(Some).collect(), cancels };
     }
     // The loss and the elements that are not finite themselves must not be; the rest of the row
     // is unspecified.
     let grad = z.iter().map(|z| (!z.is_finite()).then_some(f64::NAN)).collect();
-    Row { loss: f64::NAN, grad, cancels }
+    Row { losses, factors, grad, cancels }
 }
 
 fn clamped(y: f32) -> f64 {
@@ -123,6 +133,24 @@ fn clamped(y: f32) -> f64 {
 }
 
 impl Case {
+    fn qfl_row(&self, n: usize, x: &[f64], y: &[f64], beta: f64) -> Row {
+        let Elements { class_weights, element_weights, alpha, activated } = &self.options.elements;
+        let (mut losses, mut factors, mut grad) = (Vec::new(), Vec::new(), Vec::new());
+        for (column, (&x, &y)) in x.iter().zip(y).enumerate() {
+            let of_class = class_weights.as_ref().map_or(1.0, |weights| weights[column].into());
+            let of_element =
+                element_weights.as_ref().map_or(1.0, |weights| weights[n * self.shape[1] + column].into());
+            let of_target = alpha.map_or(1.0, |alpha| y * alpha + (1.0 - y) * (1.0 - alpha));
+            let factor: f64 = of_class * of_element * of_target;
+            let element = if *activated { qfl_of_probability(x, y, beta) } else { qfl(x, y, beta) };
+            let element = if factor == 0.0 { (0.0, 0.0) } else { element };
+            losses.push(element.0);
+            factors.push(factor);
+            grad.push(Some(element.1));
+        }
+        Row { losses, factors, grad, cancels: y.iter().map(|&y| y > 0.0).collect() }
+    }
+
     /// `None`: the row gives nothing. With what is wrong with it, which may leave it usable.
     fn row(&self, n: usize) -> (Option<Row>, Option<Fault>) {
         let columns = self.shape[1];
@@ -142,7 +170,7 @@ impl Case {
                     Ok(Some(class)) => y[class] = clamped(quality[n]),
                     Ok(None) => {}
                 }
-                (Some(qfl_row(x, &y, *beta)), None)
+                (Some(self.qfl_row(n, x, &y, *beta)), None)
             }
             Loss::Dense { beta, target } => {
                 let target = &target[n * columns..][..columns];
@@ -150,7 +178,7 @@ impl Case {
                     return (None, Some(Fault::Quality));
                 }
                 let y: Vec<f64> = target.iter().map(|&y| clamped(y)).collect();
-                (Some(qfl_row(x, &y, *beta)), None)
+                (Some(self.qfl_row(n, x, &y, *beta)), None)
             }
             Loss::Dfl { target_eps, target } => {
                 // Targets are f32, so the end of the range is too.
@@ -199,11 +227,13 @@ pub fn expect(case: &Case) -> Expected {
         let weight = options.weight.as_ref().map_or(1.0, |weight| weight[n].into());
         let upstream = options.upstream.as_ref().map_or(1.0, |upstream| upstream[n].into());
         let factor = options.loss_weight * weight;
-        loss.push(Some(Want::new(row.loss, factor, row.cancels.contains(&true))));
+        let elements = row.losses.iter().zip(&row.factors).zip(&row.cancels);
+        let parts: Vec<_> =
+            elements.map(|((l, f), &cancels)| Some(Want::new(*l, f * factor, cancels))).collect();
+        loss.push(Some(Want::sum(&parts, 1.0)));
         let factor = factor * upstream * options.grad_scale / divisor;
-        grad.extend(
-            row.grad.iter().zip(row.cancels).map(|(g, cancels)| g.map(|g| Want::new(g, factor, cancels))),
-        );
+        let elements = row.grad.iter().zip(&row.factors).zip(row.cancels);
+        grad.extend(elements.map(|((g, f), cancels)| g.map(|g| Want::new(g, f * factor, cancels))));
     }
     if options.reduction != Reduction::None {
         loss = vec![Some(if rows == 0 { Want::ZERO } else { Want::sum(&loss, divisor) })];

@@ -59,6 +59,7 @@ pub unsafe fn launch_gfl(
     let blocks = |rows: u64, lanes: u32| {
         Grid::new(GFL_BLOCK, rows, u64::from(GFL_BLOCK / lanes), multiprocessors, each).blocks
     };
+    args.qfl.general = args.qfl.is_general().into();
     args.qfl.scaling.lanes = lanes(args.qfl.classes, storage.vector(), 5);
     args.dfl.scaling.lanes = lanes(args.dfl.bins, storage.vector(), 2);
     args.dfl_blocks = blocks(args.dfl.rows, args.dfl.scaling.lanes);
