@@ -77,12 +77,7 @@ fn step(rank: usize, world: usize, id: Id) -> Result<(), Box<dyn Error>> {
         logits: Logits::Separate { cls: &cls, boxes: &boxes },
         cls_layout: Layout::nchw(CLASSES, positions),
         box_layout: Layout::nchw(box_channels, positions),
-        targets: Targets {
-            labels: LabelBuffer::I64(&labels),
-            label_weights: None,
-            boxes: &targets,
-            quality: None,
-        },
+        targets: Targets::new(LabelBuffer::I64(&labels), &targets),
     }];
 
     head.cuda(&handle, &mut workspace, BATCH, CLASSES, &levels).normalisers()?;

@@ -1,5 +1,8 @@
 //! The types that tensors are stored in. Arithmetic never happens in them.
 
+use std::any::TypeId;
+use std::slice;
+
 use half::{bf16, f16};
 
 mod sealed {
@@ -24,6 +27,26 @@ pub trait Element: Copy + Send + Sync + Sealed + Storage + 'static {
 
     /// The nearest value; too large becomes inf.
     fn from_f64(value: f64) -> Self;
+}
+
+pub(crate) fn is_one_type<T: Element, U: Element>() -> bool {
+    TypeId::of::<T>() == TypeId::of::<U>()
+}
+
+/// The same elements, if both types are one.
+pub(crate) fn same<T: Element, U: Element>(elements: &[T]) -> Option<&[U]> {
+    is_one_type::<T, U>().then(|| {
+        // SAFETY: both are the same type.
+        unsafe { slice::from_raw_parts(elements.as_ptr().cast(), elements.len()) }
+    })
+}
+
+/// The same elements, to be written to, if both types are one.
+pub(crate) fn same_mut<T: Element, U: Element>(elements: &mut [T]) -> Option<&mut [U]> {
+    is_one_type::<T, U>().then(|| {
+        // SAFETY: both are the same type.
+        unsafe { slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), elements.len()) }
+    })
 }
 
 macro_rules! element {

@@ -201,6 +201,20 @@ pub enum Error {
         level: usize,
     },
 
+    /// The weights of the boxes are to be given, and a level has none.
+    #[error("level {level}: this head takes the weights v of boxes from the caller; give Targets::box_scores")]
+    NoBoxScores {
+        /// The level, counted from 0.
+        level: usize,
+    },
+
+    /// One tensor holds class and box logits, which are said to be of two types.
+    #[error("level {level}: class and box logits are of two types, and cannot be joint")]
+    JointTypes {
+        /// The level, counted from 0.
+        level: usize,
+    },
+
     /// A layout leads out of its buffer.
     #[error("level {level}: {tensor} has {actual} elements, {layout:?} needs {needed}")]
     Reach {

@@ -268,10 +268,9 @@ fn head(at: &At) -> Result<()> {
         cls_layout: Layout::nchw(2, 4),
         box_layout: Layout::nchw(8, 4),
         targets: Targets {
-            labels: LabelBuffer::I64(&labels),
             label_weights: Some(&weights),
-            boxes: &targets,
             quality: Some(&quality),
+            ..Targets::new(LabelBuffer::I64(&labels), &targets)
         },
     }];
     let mut gradients: [Gradients<Device, f32>; 1] =

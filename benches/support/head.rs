@@ -78,11 +78,7 @@ impl<T: Element> LevelInputs<T> {
     fn on_host(&self) -> Level<'_, Host, T> {
         let logits = Logits::Separate { cls: &self.cls[..], boxes: &self.boxes[..] };
         let labels = self.labels[..].into();
-        level(
-            self.at,
-            logits,
-            Targets { labels, label_weights: None, boxes: &self.targets[..], quality: None },
-        )
+        level(self.at, logits, Targets::new(labels, &self.targets[..]))
     }
 }
 

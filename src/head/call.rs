@@ -1,10 +1,10 @@
 //! A call of the head loss under construction.
 
-use super::check::{BufferSizes, LevelSizes};
+use super::check::{BufferSizes, CallSizes, LevelSizes};
 use super::{Gradients, HeadLoss, Level, Logits, Points, cpu};
 use crate::call::{Memory, check_options};
 use crate::cpu::Host;
-use crate::element::Element;
+use crate::element::{Element, is_one_type};
 use crate::error::{Result, check_option};
 use crate::reduction::Reduction;
 use crate::status::Status;
@@ -12,7 +12,7 @@ use crate::status::Status;
 /// The head loss, the levels of the pyramid and the options; `forward` or `forward_backward` run
 /// it. Made by [`HeadLoss::cpu`] and `HeadLoss::cuda`.
 #[must_use = "a call does nothing until forward or forward_backward"]
-pub struct HeadCall<'a, 'l, M: Memory, T: Element> {
+pub struct HeadCall<'a, 'l, M: Memory, T: Element, U: Element = T> {
     pub(super) head: &'a HeadLoss,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call has none"))]
     pub(super) backend: M::Backend<'a>,
@@ -20,7 +20,8 @@ pub struct HeadCall<'a, 'l, M: Memory, T: Element> {
     pub(super) workspace: M::HeadWorkspace<'a>,
     pub(super) batch: usize,
     pub(super) classes: usize,
-    pub(super) levels: &'a [Level<'l, M, T>],
+    pub(super) levels: &'a [Level<'l, M, T, U>],
+    pub(super) class_weights: Option<M::Slice<'a, f32>>,
     pub(super) normalisers: M::HeadNormalisers,
     pub(super) grad_scale: M::Scalar<'a>,
     pub(super) found_inf: Option<M::SliceMut<'a, f32>>,
@@ -38,14 +39,14 @@ pub struct Normalisers {
     pub box_weights: f64,
 }
 
-impl<'a, 'l, M: Memory, T: Element> HeadCall<'a, 'l, M, T> {
+impl<'a, 'l, M: Memory, T: Element, U: Element> HeadCall<'a, 'l, M, T, U> {
     pub(super) fn new(
         head: &'a HeadLoss,
         backend: M::Backend<'a>,
         workspace: M::HeadWorkspace<'a>,
         batch: usize,
         classes: usize,
-        levels: &'a [Level<'l, M, T>],
+        levels: &'a [Level<'l, M, T, U>],
     ) -> Self {
         HeadCall {
             head,
@@ -54,6 +55,7 @@ impl<'a, 'l, M: Memory, T: Element> HeadCall<'a, 'l, M, T> {
             batch,
             classes,
             levels,
+            class_weights: None,
             normalisers: M::HeadNormalisers::default(),
             grad_scale: M::Scalar::from(1.0),
             found_inf: None,
@@ -73,17 +75,24 @@ impl HeadLoss {
     /// A call on the CPU.
     ///
     /// Rows of the status are anchors, counted level after level, image after image.
-    pub fn cpu<'a, 'l, T: Element>(
+    pub fn cpu<'a, 'l, T: Element, U: Element>(
         &'a self,
         batch: usize,
         classes: usize,
-        levels: &'a [Level<'l, Host, T>],
-    ) -> HeadCall<'a, 'l, Host, T> {
+        levels: &'a [Level<'l, Host, T, U>],
+    ) -> HeadCall<'a, 'l, Host, T, U> {
         HeadCall::new(self, (), (), batch, classes, levels)
     }
 }
 
-impl<'a, T: Element> HeadCall<'a, '_, Host, T> {
+impl<'a, T: Element, U: Element> HeadCall<'a, '_, Host, T, U> {
+    /// Weights of the classes in the classification loss, `[C]`; 0 masks a class, whatever its logits
+    /// hold. The default is all ones.
+    pub fn class_weights(mut self, weights: &'a [f32]) -> Self {
+        self.class_weights = Some(weights);
+        self
+    }
+
     /// A flag, `[1]`, that is set to 1 if a stored gradient is inf or NaN, and is otherwise left
     /// as it is.
     pub fn found_inf(mut self, found_inf: &'a mut [f32]) -> Self {
@@ -128,45 +137,19 @@ impl<'a, T: Element> HeadCall<'a, '_, Host, T> {
     pub fn forward_backward(
         self,
         losses: &mut [T::Loss],
-        gradients: &mut [Gradients<'_, Host, T>],
+        gradients: &mut [Gradients<'_, Host, T, U>],
     ) -> Result<Status> {
         self.check(Some(losses), Some(gradients))?;
         Ok(cpu::run(self, losses, Some(gradients)))
     }
 
-    fn check(&self, losses: Option<&[T::Loss]>, gradients: Option<&[Gradients<Host, T>]>) -> Result<()> {
-        let sizes: Vec<_> = (self.levels.iter().enumerate())
-            .map(|(i, level)| LevelSizes {
-                height: level.height,
-                width: level.width,
-                stride: level.stride,
-                points: match level.points {
-                    Points::Grid { offset } => Ok(offset),
-                    Points::Explicit(points) => Err(points.len()),
-                },
-                logits: match level.logits {
-                    Logits::Separate { cls, boxes } => {
-                        BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() }
-                    }
-                    Logits::Joint(both) => BufferSizes::Joint(both.len()),
-                },
-                cls_layout: level.cls_layout,
-                box_layout: level.box_layout,
-                labels: level.targets.labels.len(),
-                label_weights: level.targets.label_weights.map(<[_]>::len),
-                boxes: level.targets.boxes.len(),
-                quality: level.targets.quality.map(<[_]>::len),
-                gradients: gradients.and_then(|gradients| gradients.get(i)).map(
-                    |gradients| match gradients {
-                        Gradients::Separate { cls, boxes } => {
-                            BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() }
-                        }
-                        Gradients::Joint(both) => BufferSizes::Joint(both.len()),
-                    },
-                ),
-            })
-            .collect();
-        let found_inf = self.found_inf.as_deref().map_or(1, <[_]>::len);
+    fn check(
+        &self,
+        losses: Option<&[T::Loss]>,
+        gradients: Option<&[Gradients<Host, T, U>]>,
+    ) -> Result<()> {
+        let level_sizes = |(i, level)| level_sizes(level, gradients.and_then(|gradients| gradients.get(i)));
+        let sizes: Vec<_> = self.levels.iter().enumerate().map(level_sizes).collect();
         if let Some(Normalisers { positives, box_weights }) = self.normalisers {
             let (rule, weights) =
                 ("a finite number, 0 or more", if box_weights.is_nan() { 0.0 } else { box_weights });
@@ -174,13 +157,51 @@ impl<'a, T: Element> HeadCall<'a, '_, Host, T> {
             check_option("the sum of box weights", weights, rule, weights >= 0.0)?;
         }
         check_options(&Reduction::<f64>::Sum, false, Some(self.grad_scale))?;
-        self.head.check(
-            self.batch,
-            self.classes,
-            &sizes,
-            losses.map(<[_]>::len),
-            gradients.map(<[_]>::len),
-            found_inf,
-        )
+        let call = CallSizes {
+            batch: self.batch,
+            classes: self.classes,
+            one_type: is_one_type::<T, U>(),
+            class_weights: self.class_weights.map(<[_]>::len),
+            losses: losses.map(<[_]>::len),
+            gradients: gradients.map(<[_]>::len),
+            found_inf: self.found_inf.as_deref().map_or(1, <[_]>::len),
+        };
+        self.head.check(&call, &sizes)
+    }
+}
+
+fn level_sizes<T: Element, U: Element>(
+    level: &Level<Host, T, U>,
+    gradients: Option<&Gradients<Host, T, U>>,
+) -> LevelSizes {
+    let targets = &level.targets;
+    LevelSizes {
+        height: level.height,
+        width: level.width,
+        stride: level.stride,
+        points: match level.points {
+            Points::Grid { offset } => Ok(offset),
+            Points::Explicit(points) => Err(points.len()),
+        },
+        logits: match level.logits {
+            Logits::Separate { cls, boxes } => BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() },
+            Logits::Joint(both) => BufferSizes::Joint(both.len()),
+        },
+        cls_layout: level.cls_layout,
+        box_layout: level.box_layout,
+        labels: targets.labels.len(),
+        label_weights: targets.label_weights.map(<[_]>::len),
+        boxes: targets.boxes.len(),
+        quality: targets.quality.map(<[_]>::len),
+        box_weights: targets.box_weights.map(<[_]>::len),
+        box_scores: targets.box_scores.map(<[_]>::len),
+        scores: targets.scores.map(<[_]>::len),
+        element_weights: targets.element_weights.map(<[_]>::len),
+        gradients: gradients.map(|gradients| match gradients {
+            Gradients::Separate { cls, boxes } => {
+                BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() }
+            }
+            Gradients::Joint(both) => BufferSizes::Joint(both.len()),
+        }),
     }
 }

@@ -1,7 +1,20 @@
 //! What is wrong with the sizes of a call, whatever memory it is in.
 
-use super::{HeadLoss, LOSSES, Layout, MAX_LEVELS, QualitySource};
+use super::{BoxCoding, BoxWeight, HeadLoss, LOSSES, Layout, MAX_LEVELS};
 use crate::error::{Error, Result, check_option};
+
+/// The sizes of a call. `None`: not given.
+pub(super) struct CallSizes {
+    pub batch: usize,
+    pub classes: usize,
+    /// Class and box logits are of one type.
+    pub one_type: bool,
+    pub class_weights: Option<usize>,
+    pub losses: Option<usize>,
+    /// How many levels' gradients there are.
+    pub gradients: Option<usize>,
+    pub found_inf: usize,
+}
 
 /// The sizes of a level. `None`: not given.
 pub(super) struct LevelSizes {
@@ -17,6 +30,10 @@ pub(super) struct LevelSizes {
     pub label_weights: Option<usize>,
     pub boxes: usize,
     pub quality: Option<usize>,
+    pub box_weights: Option<usize>,
+    pub box_scores: Option<usize>,
+    pub scores: Option<usize>,
+    pub element_weights: Option<usize>,
     pub gradients: Option<BufferSizes>,
 }
 
@@ -28,17 +45,9 @@ pub(super) enum BufferSizes {
 }
 
 impl HeadLoss {
-    /// The one place where sizes are compared, for both backends. `losses` is the length of the
-    /// losses, `gradients` how many levels' gradients there are.
-    pub(super) fn check(
-        &self,
-        batch: usize,
-        classes: usize,
-        levels: &[LevelSizes],
-        losses: Option<usize>,
-        gradients: Option<usize>,
-        found_inf: usize,
-    ) -> Result<()> {
+    /// The one place where sizes are compared, for both backends.
+    pub(super) fn check(&self, call: &CallSizes, levels: &[LevelSizes]) -> Result<()> {
+        let &CallSizes { batch, classes, .. } = call;
         if !(1..=MAX_LEVELS).contains(&levels.len()) {
             return Err(Error::LevelCount { actual: levels.len(), maximum: MAX_LEVELS });
         }
@@ -47,7 +56,9 @@ impl HeadLoss {
             let shape = [batch, classes];
             return Err(Error::Columns { shape, axis: "classes", columns: classes, minimum: 1, maximum });
         }
-        if self.dfl.target_max(self.bins) < 0.0 {
+        if let BoxCoding::Bins(bins) = self.coding
+            && self.dfl.target_max(bins) < 0.0
+        {
             return Err(Error::InvalidOption {
                 option: "target_eps",
                 value: self.dfl.target_eps,
@@ -58,16 +69,15 @@ impl HeadLoss {
         let whole = |tensor, actual, expected| {
             if actual == expected { Ok(()) } else { Err(Error::LevelTensors { tensor, actual, expected }) }
         };
-        losses.map_or(Ok(()), |actual| whole("losses", actual, LOSSES * count))?;
-        gradients.map_or(Ok(()), |actual| whole("gradients", actual, count))?;
-        whole("found_inf", found_inf, 1)?;
-        for (level, sizes) in levels.iter().enumerate() {
-            self.check_level(level, batch, classes, sizes)?;
-        }
-        Ok(())
+        call.losses.map_or(Ok(()), |actual| whole("losses", actual, LOSSES * count))?;
+        call.gradients.map_or(Ok(()), |actual| whole("gradients", actual, count))?;
+        call.class_weights.map_or(Ok(()), |actual| whole("class_weights", actual, classes))?;
+        whole("found_inf", call.found_inf, 1)?;
+        levels.iter().enumerate().try_for_each(|(level, sizes)| self.check_level(level, call, sizes))
     }
 
-    fn check_level(&self, level: usize, batch: usize, classes: usize, sizes: &LevelSizes) -> Result<()> {
+    fn check_level(&self, level: usize, call: &CallSizes, sizes: &LevelSizes) -> Result<()> {
+        let &CallSizes { batch, classes, one_type, .. } = call;
         check_option("stride", sizes.stride, "a finite number above 0", sizes.stride > 0.0)?;
         let positions = sizes.height.checked_mul(sizes.width);
         let anchors = positions.and_then(|positions| positions.checked_mul(batch)?.checked_mul(4));
@@ -90,11 +100,22 @@ impl HeadLoss {
         };
         length("labels", sizes.labels, anchors)?;
         length("boxes", sizes.boxes, 4 * anchors)?;
-        sizes.label_weights.map_or(Ok(()), |actual| length("label_weights", actual, anchors))?;
-        match (sizes.quality, self.quality) {
-            (Some(actual), _) => length("quality", actual, anchors)?,
-            (None, QualitySource::Given) => return Err(Error::NoQuality { level }),
-            (None, QualitySource::Iou) => {}
+        let options = [
+            ("label_weights", sizes.label_weights, anchors),
+            ("quality", sizes.quality, anchors),
+            ("box_weights", sizes.box_weights, anchors),
+            ("box_scores", sizes.box_scores, anchors),
+            ("scores", sizes.scores, classes * anchors),
+            ("element_weights", sizes.element_weights, classes * anchors),
+        ];
+        for (tensor, actual, expected) in options {
+            actual.map_or(Ok(()), |actual| length(tensor, actual, expected))?;
+        }
+        if sizes.quality.is_none() && self.reads_quality(sizes.scores.is_some()) {
+            return Err(Error::NoQuality { level });
+        }
+        if sizes.box_scores.is_none() && self.box_weight == BoxWeight::Given {
+            return Err(Error::NoBoxScores { level });
         }
         match sizes.points {
             Ok(offset) => check_option("the offset of the anchor points", offset, "a finite number", true)?,
@@ -120,9 +141,12 @@ impl HeadLoss {
             boxes.check_reach(level, in_boxes)
         };
         fits(sizes.logits)?;
+        let is_joint = |sizes| matches!(sizes, BufferSizes::Joint(_));
+        if !one_type && (is_joint(sizes.logits) || sizes.gradients.is_some_and(is_joint)) {
+            return Err(Error::JointTypes { level });
+        }
         let Some(gradients) = sizes.gradients else { return Ok(()) };
         fits(gradients)?;
-        let is_joint = |sizes| matches!(sizes, BufferSizes::Joint(_));
         if is_joint(sizes.logits) != is_joint(gradients) {
             let reason = "they must be joint if the logits are";
             return Err(Error::Layout { level, tensor: "gradients", reason });

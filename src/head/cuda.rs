@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use cudarc::driver::{CudaSlice, DevicePtrMut, DeviceSlice};
+use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceSlice};
 
-use super::check::{BufferSizes, LevelSizes};
+use super::check::{BufferSizes, CallSizes, LevelSizes};
 use super::{BoxWeight, Gradients, HeadCall, HeadLoss, Level, Logits, MAX_LEVELS, Points, QualitySource};
 use crate::Background;
 use crate::boxes::IouKind;
@@ -16,6 +16,7 @@ use crate::cuda::raw::{
 use crate::cuda::{
     Device, Handle, Pass, Prepared, Scalar, StatusBlock, Storage, StorageElement, Units, check,
 };
+use crate::element::is_one_type;
 use crate::error::{Error, Result};
 use crate::reduction::Reduction;
 
@@ -171,12 +172,7 @@ impl HeadLoss {
     ///     logits: Logits::Separate { cls: &cls, boxes: &boxes },
     ///     cls_layout: Layout::nchw(classes, positions),
     ///     box_layout: Layout::nchw(box_channels, positions),
-    ///     targets: Targets {
-    ///         labels: LabelBuffer::I64(&labels),
-    ///         label_weights: None,
-    ///         boxes: &targets,
-    ///         quality: None,
-    ///     },
+    ///     targets: Targets::new(LabelBuffer::I64(&labels), &targets),
     /// }];
     /// let mut gradients: [Gradients<Device, f32>; 1] =
     ///     [Gradients::Separate { cls: &mut grad_cls, boxes: &mut grad_boxes }];
@@ -184,14 +180,14 @@ impl HeadLoss {
     ///     .forward_backward(&mut losses, &mut gradients)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn cuda<'a, 'l, T: StorageElement>(
+    pub fn cuda<'a, 'l, T: StorageElement, U: StorageElement>(
         &'a self,
         handle: &'a Handle,
         workspace: &'a mut HeadWorkspace,
         batch: usize,
         classes: usize,
-        levels: &'a [Level<'l, Device, T>],
-    ) -> HeadCall<'a, 'l, Device, T> {
+        levels: &'a [Level<'l, Device, T, U>],
+    ) -> HeadCall<'a, 'l, Device, T, U> {
         HeadCall::new(self, handle, workspace, batch, classes, levels)
     }
 
@@ -201,7 +197,14 @@ impl HeadLoss {
     }
 }
 
-impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
+impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
+    /// Weights of the classes in the classification loss, `[C]`; 0 masks a class, whatever its logits
+    /// hold. The default is all ones.
+    pub fn class_weights(mut self, weights: &'a impl DevicePtr<f32>) -> Self {
+        self.class_weights = Some(weights);
+        self
+    }
+
     /// A flag, `[1]`, that is set to 1 if a stored gradient is inf or NaN, and is otherwise left
     /// as it is.
     pub fn found_inf(mut self, found_inf: &'a mut impl DevicePtrMut<f32>) -> Self {
@@ -251,7 +254,7 @@ impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
     pub fn forward_backward(
         self,
         losses: &mut impl DevicePtrMut<f32>,
-        gradients: &mut [Gradients<'_, Device, T>],
+        gradients: &mut [Gradients<'_, Device, T, U>],
     ) -> Result<()> {
         self.run(Some(losses), Some(gradients))
     }
@@ -259,7 +262,7 @@ impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
     fn run(
         mut self,
         losses: Option<&mut dyn DevicePtrMut<f32>>,
-        gradients: Option<&mut [Gradients<'_, Device, T>]>,
+        gradients: Option<&mut [Gradients<'_, Device, T, U>]>,
     ) -> Result<()> {
         self.check(losses.as_deref().map(DeviceSlice::len), gradients.as_deref())?;
         let anchors = self.levels.iter().map(|level| self.batch * level.positions()).sum();
@@ -382,7 +385,7 @@ impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
                 IouKind::Ciou => 3,
                 IouKind::CiouUltralytics => 4,
             },
-            target_max: (self.head.bins - 1) as f64 - dfl.target_eps,
+            target_max: self.head.target_max(),
             beta: qfl.beta as f32,
             ignore_label: qfl.ignore_label.unwrap_or(0),
             has_ignore_label: qfl.ignore_label.is_some().into(),
@@ -390,14 +393,14 @@ impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
             level_count: self.levels.len() as u32,
             batch: self.batch as u32,
             classes: self.classes as u32,
-            bins: self.head.bins as u32,
+            bins: self.head.bins() as u32,
             weight_is_quality: (self.head.box_weight == BoxWeight::Quality).into(),
             partial_blocks: self.workspace.partial_blocks as u32,
             ..HeadArgs::default()
         }
     }
 
-    fn check(&self, losses: Option<usize>, gradients: Option<&[Gradients<Device, T>]>) -> Result<()> {
+    fn check(&self, losses: Option<usize>, gradients: Option<&[Gradients<Device, T, U>]>) -> Result<()> {
         let sizes: Vec<_> = (self.levels.iter().enumerate())
             .map(|(i, level)| level_sizes(level, gradients.and_then(|gradients| gradients.get(i))))
             .collect();
@@ -406,8 +409,16 @@ impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
             Scalar::Device(scale) => (None, Some(scale.len())),
         };
         check_options(&Reduction::<f64>::Sum, false, host)?;
-        let found_inf = self.found_inf.as_deref().map_or(1, DeviceSlice::len);
-        self.head.check(self.batch, self.classes, &sizes, losses, gradients.map(<[_]>::len), found_inf)?;
+        let call = CallSizes {
+            batch: self.batch,
+            classes: self.classes,
+            one_type: is_one_type::<T, U>(),
+            class_weights: self.class_weights.map(DeviceSlice::len),
+            losses,
+            gradients: gradients.map(<[_]>::len),
+            found_inf: self.found_inf.as_deref().map_or(1, DeviceSlice::len),
+        };
+        self.head.check(&call, &sizes)?;
         if let Some(actual) = device.filter(|&len| len != 1) {
             return Err(Error::LevelTensors { tensor: "grad_scale", actual, expected: 1 });
         }
@@ -425,7 +436,7 @@ impl<'a, T: StorageElement> HeadCall<'a, '_, Device, T> {
 }
 
 /// The parameters of a level that are not addresses.
-fn level_args<T: StorageElement>(level: &Level<Device, T>) -> HeadLevel {
+fn level_args<T: StorageElement, U: StorageElement>(level: &Level<Device, T, U>) -> HeadLevel {
     let strides = |layout: super::Layout| Strides {
         batch: layout.batch as u64,
         channel: layout.channel as u64,
@@ -446,10 +457,11 @@ fn level_args<T: StorageElement>(level: &Level<Device, T>) -> HeadLevel {
     }
 }
 
-fn level_sizes<T: StorageElement>(
-    level: &Level<Device, T>,
-    gradients: Option<&Gradients<Device, T>>,
+fn level_sizes<T: StorageElement, U: StorageElement>(
+    level: &Level<Device, T, U>,
+    gradients: Option<&Gradients<Device, T, U>>,
 ) -> LevelSizes {
+    let targets = &level.targets;
     LevelSizes {
         height: level.height,
         width: level.width,
@@ -464,10 +476,14 @@ fn level_sizes<T: StorageElement>(
         },
         cls_layout: level.cls_layout,
         box_layout: level.box_layout,
-        labels: level.targets.labels.len(),
-        label_weights: level.targets.label_weights.map(DeviceSlice::len),
-        boxes: level.targets.boxes.len(),
-        quality: level.targets.quality.map(DeviceSlice::len),
+        labels: targets.labels.len(),
+        label_weights: targets.label_weights.map(DeviceSlice::len),
+        boxes: targets.boxes.len(),
+        quality: targets.quality.map(DeviceSlice::len),
+        box_weights: targets.box_weights.map(DeviceSlice::len),
+        box_scores: targets.box_scores.map(DeviceSlice::len),
+        scores: targets.scores.map(DeviceSlice::len),
+        element_weights: targets.element_weights.map(DeviceSlice::len),
         gradients: gradients.map(|gradients| match gradients {
             Gradients::Separate { cls, boxes } => {
                 BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() }

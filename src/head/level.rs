@@ -47,35 +47,35 @@ impl Layout {
     }
 }
 
-/// Where a level's logits are.
-pub enum Logits<'a, M: Memory, T: Element> {
+/// Where a level's logits are: class logits of type `T`, box logits of type `U`.
+pub enum Logits<'a, M: Memory, T: Element, U: Element = T> {
     /// Two tensors.
     Separate {
         /// Class logits, in [`Level::cls_layout`].
         cls: M::Slice<'a, T>,
         /// Box logits, in [`Level::box_layout`].
-        boxes: M::Slice<'a, T>,
+        boxes: M::Slice<'a, U>,
     },
-    /// One tensor that holds both, as YOLO's heads have it.
+    /// One tensor that holds both, as YOLO's heads have it. `U` is `T`.
     Joint(M::Slice<'a, T>),
 }
 
-impl<M: Memory, T: Element> Clone for Logits<'_, M, T> {
+impl<M: Memory, T: Element, U: Element> Clone for Logits<'_, M, T, U> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<M: Memory, T: Element> Copy for Logits<'_, M, T> {}
+impl<M: Memory, T: Element, U: Element> Copy for Logits<'_, M, T, U> {}
 
 /// Where a level's gradients go: in the layouts of its logits, and joint if they are. All
 /// gradients are written, those of negatives as zeros; other elements of the buffers are not.
-pub enum Gradients<'a, M: Memory, T: Element> {
+pub enum Gradients<'a, M: Memory, T: Element, U: Element = T> {
     /// Two tensors.
     Separate {
         /// Of the class logits.
         cls: M::SliceMut<'a, T>,
         /// Of the box logits.
-        boxes: M::SliceMut<'a, T>,
+        boxes: M::SliceMut<'a, U>,
     },
     /// One tensor.
     Joint(M::SliceMut<'a, T>),
@@ -99,7 +99,7 @@ impl<M: Memory> Clone for Points<'_, M> {
 }
 impl<M: Memory> Copy for Points<'_, M> {}
 
-/// What a level's outputs are to become.
+/// What a level's outputs are to become: [`Targets::new`], with other options by struct update.
 pub struct Targets<'a, M: Memory> {
     /// `[B, H·W]`, i64 or i32: a class, or background.
     pub labels: M::Labels<'a>,
@@ -110,6 +110,34 @@ pub struct Targets<'a, M: Memory> {
     /// `[B, H·W]`, read for positives, and only with
     /// [`QualitySource::Given`](super::QualitySource::Given).
     pub quality: Option<M::Slice<'a, f32>>,
+    /// `[B, H·W]`, weights of the box losses of positives, as label weights are of the
+    /// classification loss: they have no part in W and N, and 0 masks. Not given: ones.
+    pub box_weights: Option<M::Slice<'a, f32>>,
+    /// `[B, H·W]`, v of positives, read with [`BoxWeight::Given`](super::BoxWeight::Given).
+    pub box_scores: Option<M::Slice<'a, f32>>,
+    /// `[B, H·W, C]`, a target in the classification loss for each class of each anchor, clamped to
+    /// [0, 1], in place of the quality at the label. Labels still say which anchors are positive, for
+    /// the boxes, and which are ignored.
+    pub scores: Option<M::Slice<'a, f32>>,
+    /// `[B, H·W, C]`, weights of the elements of the classification loss; 0 masks one, whatever its
+    /// logit holds. Not given: ones.
+    pub element_weights: Option<M::Slice<'a, f32>>,
+}
+
+impl<'a, M: Memory> Targets<'a, M> {
+    /// Labels and boxes, and no options.
+    pub fn new(labels: M::Labels<'a>, boxes: M::Slice<'a, f32>) -> Self {
+        Targets {
+            labels,
+            label_weights: None,
+            boxes,
+            quality: None,
+            box_weights: None,
+            box_scores: None,
+            scores: None,
+            element_weights: None,
+        }
+    }
 }
 
 impl<M: Memory> Clone for Targets<'_, M> {
@@ -119,8 +147,8 @@ impl<M: Memory> Clone for Targets<'_, M> {
 }
 impl<M: Memory> Copy for Targets<'_, M> {}
 
-/// A level of the pyramid.
-pub struct Level<'a, M: Memory, T: Element> {
+/// A level of the pyramid: class logits of type `T`, box logits of type `U`.
+pub struct Level<'a, M: Memory, T: Element, U: Element = T> {
     /// Rows of positions.
     pub height: usize,
     /// Positions in a row.
@@ -130,23 +158,24 @@ pub struct Level<'a, M: Memory, T: Element> {
     /// The anchor points.
     pub points: Points<'a, M>,
     /// The raw outputs.
-    pub logits: Logits<'a, M, T>,
+    pub logits: Logits<'a, M, T, U>,
     /// Where the class logits are: a channel for each class.
     pub cls_layout: Layout,
-    /// Where the box logits are: channel side·K + bin, sides left, top, right, bottom.
+    /// Where the box logits are: channel side·K + bin, sides left, top, right, bottom. Without bins K
+    /// is 1.
     pub box_layout: Layout,
     /// What they are to become.
     pub targets: Targets<'a, M>,
 }
 
-impl<M: Memory, T: Element> Clone for Level<'_, M, T> {
+impl<M: Memory, T: Element, U: Element> Clone for Level<'_, M, T, U> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<M: Memory, T: Element> Copy for Level<'_, M, T> {}
+impl<M: Memory, T: Element, U: Element> Copy for Level<'_, M, T, U> {}
 
-impl<M: Memory, T: Element> Level<'_, M, T> {
+impl<M: Memory, T: Element, U: Element> Level<'_, M, T, U> {
     /// How many positions there are.
     pub fn positions(&self) -> usize {
         self.height * self.width

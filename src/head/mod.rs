@@ -37,12 +37,8 @@
 //!     logits: Logits::Separate { cls: &cls, boxes: &boxes },
 //!     cls_layout: Layout::nchw(1, 1),
 //!     box_layout: Layout::nchw(head.box_channels(), 1),
-//!     targets: Targets {
-//!         labels: [0i64][..].into(),
-//!         label_weights: None,
-//!         boxes: &[0.0, 0.0, 4.0, 4.0], // (0, 0, ½, ½): IoU and GIoU are ¼
-//!         quality: None,
-//!     },
+//!     // In units of the stride (0, 0, ½, ½): IoU and GIoU are ¼.
+//!     targets: Targets::new([0i64][..].into(), &[0.0, 0.0, 4.0, 4.0]),
 //! };
 //! let (mut losses, mut cls_grad, mut box_grad) = ([0.0f32; 3], [0.0f32], [0.0f32; 8]);
 //! let gradients: Gradients<Host, f32> = Gradients::Separate { cls: &mut cls_grad, boxes: &mut box_grad };
@@ -82,6 +78,21 @@
 //!   [`BoxWeight::MaxScore`] a NaN those of the box. A Σv that is NaN counts as less than 1. Box
 //!   logits of other anchors are not read.
 //! - Without positives the box losses are 0. So are all losses of an empty batch.
+//!
+//! # Options
+//!
+//! - Class and box logits may be of two storage types, as mixed precision leaves them.
+//! - [`HeadCall::class_weights`], [`Targets::element_weights`] and label weights multiply losses and
+//!   gradients of elements of the classification loss, and each other; 0 masks an element, whatever its
+//!   logit holds. They have no part in N and W.
+//! - [`Targets::scores`] gives the targets of all elements. A NaN among those of an anchor makes it give
+//!   nothing, as a NaN quality does, unless its label weight is 0. The quality of a positive then counts
+//!   only as its v, with [`BoxWeight::Quality`], and is else not looked at.
+//! - [`Targets::box_weights`] multiplies the box losses of a positive and their gradients. 0 masks:
+//!   neither its box logits nor sides beyond the bins count there.
+//! - v from [`Targets::box_scores`] is taken as it is; if it is not finite, that counts as a bad quality.
+//! - Box logits z without bins ([`BoxCoding`]) that are not finite, and an exp(z) that is not, make
+//!   losses and gradients not finite; exp(z) counts as infinite from z = 700 on.
 
 mod call;
 mod check;
@@ -123,6 +134,19 @@ pub enum BoxWeight {
     MaxScore,
     /// Its quality, wherever that comes from.
     Quality,
+    /// The caller: [`Targets::box_scores`].
+    Given,
+}
+
+/// What the box logits of a side say of its distance E from the anchor point, in units of the stride.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BoxCoding {
+    /// So many logits: E is the mean of the distribution over bins that they are.
+    Bins(usize),
+    /// One logit z: E = exp(z), as in FCOS. Without bins there is no distribution loss, which is 0.
+    Exp,
+    /// One logit z: E = max(z, 0), whose derivative at 0 is 0.
+    Relu,
 }
 
 /// What the sums of the losses are divided by. n is the number of positives and Σv the sum of
@@ -197,7 +221,7 @@ pub struct HeadLoss {
     pub(crate) iou: IouKind,
     pub(crate) iou_weight: f64,
     pub(crate) iou_eps: f64,
-    pub(crate) bins: usize,
+    pub(crate) coding: BoxCoding,
     pub(crate) quality: QualitySource,
     pub(crate) box_weight: BoxWeight,
     pub(crate) normaliser: Normaliser,
@@ -228,7 +252,7 @@ impl HeadLoss {
             iou: IouKind::Giou,
             iou_weight: 2.0,
             iou_eps: 1e-6,
-            bins: 17,
+            coding: BoxCoding::Bins(17),
             quality: QualitySource::Iou,
             box_weight: BoxWeight::MaxScore,
             normaliser: Normaliser::Mmdetection,
@@ -248,7 +272,7 @@ impl HeadLoss {
     /// same. NanoDet computes boxes in pixels, which makes a difference only for areas below ε.
     pub fn nanodet() -> Self {
         HeadLoss {
-            bins: 8,
+            coding: BoxCoding::Bins(8),
             quality: QualitySource::Given,
             normaliser: Normaliser::Nanodet,
             ..HeadLoss::mmdetection()
@@ -275,7 +299,7 @@ impl HeadLoss {
             iou: IouKind::CiouUltralytics,
             iou_weight: 7.5,
             iou_eps: 1e-7,
-            bins: 16,
+            coding: BoxCoding::Bins(16),
             quality: QualitySource::Given,
             box_weight: BoxWeight::Quality,
             normaliser: Normaliser::Ultralytics,
@@ -309,10 +333,20 @@ impl HeadLoss {
     /// # Errors
     /// There must be 2 to 1024 bins.
     pub fn with_bins(self, bins: usize) -> Result<Self> {
-        if !(2..=1024).contains(&bins) {
-            return Err(Error::InvalidOption { option: "bins", value: bins as f64, rule: "from 2 to 1024" });
+        self.with_box_coding(BoxCoding::Bins(bins))
+    }
+
+    /// What the box logits say.
+    ///
+    /// # Errors
+    /// There must be 2 to 1024 bins.
+    pub fn with_box_coding(self, coding: BoxCoding) -> Result<Self> {
+        match coding {
+            BoxCoding::Bins(bins) if !(2..=1024).contains(&bins) => {
+                Err(Error::InvalidOption { option: "bins", value: bins as f64, rule: "from 2 to 1024" })
+            }
+            _ => Ok(HeadLoss { coding, ..self }),
         }
-        Ok(HeadLoss { bins, ..self })
     }
 
     /// Where the quality of a positive comes from.
@@ -358,13 +392,34 @@ impl HeadLoss {
         self.iou_weight
     }
 
-    /// How many bins a box side has.
+    /// What the box logits say.
+    pub fn box_coding(&self) -> BoxCoding {
+        self.coding
+    }
+
+    /// How many logits a box side has: its bins, or 1 without.
     pub fn bins(&self) -> usize {
-        self.bins
+        match self.coding {
+            BoxCoding::Bins(bins) => bins,
+            BoxCoding::Exp | BoxCoding::Relu => 1,
+        }
     }
 
     /// Channels of the box logits: four sides (left, top, right, bottom) of all bins.
     pub fn box_channels(&self) -> usize {
-        4 * self.bins
+        4 * self.bins()
+    }
+
+    /// Whether qualities are read from [`Targets::quality`]: not if nothing depends on them.
+    pub(crate) fn reads_quality(&self, has_scores: bool) -> bool {
+        self.quality == QualitySource::Given && (!has_scores || self.box_weight == BoxWeight::Quality)
+    }
+
+    /// The largest target of a side that is not clamped. Without bins none is.
+    pub(crate) fn target_max(&self) -> f64 {
+        match self.coding {
+            BoxCoding::Bins(bins) => (bins - 1) as f64 - self.dfl.target_eps,
+            BoxCoding::Exp | BoxCoding::Relu => f64::INFINITY,
+        }
     }
 }

@@ -27,13 +27,15 @@ where
             cls_layout: level.cls.layout,
             box_layout: level.boxes.layout,
             targets: Targets {
-                labels: match &targets.labels {
-                    Labels::I64(labels) => gfocal::Label::host(labels),
-                    Labels::I32(labels) => gfocal::Label::host(labels),
-                },
                 label_weights: targets.label_weights.as_deref(),
-                boxes: targets.boxes.as_slice(),
                 quality: targets.quality.as_deref(),
+                ..Targets::new(
+                    match &targets.labels {
+                        Labels::I64(labels) => gfocal::Label::host(labels),
+                        Labels::I32(labels) => gfocal::Label::host(labels),
+                    },
+                    targets.boxes.as_slice(),
+                )
             },
         })
         .collect();

@@ -201,13 +201,15 @@ impl Views<'_> {
             view.as_ref().map(|view| view as &dyn DevicePtr<f32>)
         }
         Targets {
-            labels: match &self.labels {
-                LabelViews::I64(labels) => LabelBuffer::I64(labels),
-                LabelViews::I32(labels) => LabelBuffer::I32(labels),
-            },
             label_weights: borrowed(&self.label_weights),
-            boxes: &self.boxes,
             quality: borrowed(&self.quality),
+            ..Targets::new(
+                match &self.labels {
+                    LabelViews::I64(labels) => LabelBuffer::I64(labels),
+                    LabelViews::I32(labels) => LabelBuffer::I32(labels),
+                },
+                &self.boxes,
+            )
         }
     }
 }

@@ -1,11 +1,13 @@
-//! The classification loss of a level. Elements without a label go through vectors of f32, whatever
-//! the layout; labelled ones, and where f32 does not suit (logits that are not finite or are f64,
-//! an extreme scale or beta), through the functions of math.rs.
+//! The classification loss of a level. Elements without a target above 0 go through vectors of f32,
+//! whatever the layout; others, called labelled, and where f32 does not suit (logits that are not finite
+//! or are f64, an extreme scale or beta), through the functions of math.rs.
 
-use std::ops::Range;
+use std::borrow::Cow;
+use std::ops::{MulAssign, Range};
 
-use super::order::{Block, CHANNEL, IMAGE, Order};
+use super::order::{Block, CHANNEL, IMAGE, Order, Run};
 use super::positives::Anchors;
+use crate::QualityFocalLoss;
 use crate::cpu::fits_single;
 use crate::element::Element;
 use crate::math::{LossGrad, qfl_background, qfl_soft};
@@ -16,6 +18,7 @@ pub(super) struct Classes<'a, T> {
     pub order: Order,
     logits: &'a [T],
     anchors: &'a Anchors,
+    elements: Elements<'a>,
     /// No weight is other than 1.
     plain: bool,
     /// f32 is enough.
@@ -24,8 +27,34 @@ pub(super) struct Classes<'a, T> {
     /// What the gradients are multiplied by.
     factor: f64,
     look_for_inf: bool,
-    /// The number of each labelled element and its quality, in order.
+    /// The number of each labelled element and its target, in order. Scores are looked at tile by tile.
     labelled: Vec<(usize, f64)>,
+}
+
+/// What a call says of single elements.
+#[derive(Clone, Copy)]
+pub(super) struct Elements<'a> {
+    /// `[anchors, C]`: targets.
+    pub scores: Option<&'a [f32]>,
+    /// `[anchors, C]`
+    pub weights: Option<&'a [f32]>,
+    /// `[C]`
+    pub class_weights: Option<&'a [f32]>,
+}
+
+/// The least and the largest of some weights besides 0. NaN if one is.
+fn range(weights: &[f32]) -> [f64; 2] {
+    let mut range = [f32::INFINITY, 0.0];
+    for weight in weights.iter().filter(|&&weight| weight != 0.0) {
+        let [least, most] = range;
+        let size = weight.abs();
+        // Written so that NaN stays.
+        range = [
+            if size < least || size.is_nan() { size } else { least },
+            if size > most || size.is_nan() { size } else { most },
+        ];
+    }
+    range.map(f64::from)
 }
 
 /// What a block gives: the sum of its losses, before normalisation.
@@ -47,32 +76,37 @@ struct Room<T> {
 }
 
 impl<'a, T: Element> Classes<'a, T> {
+    #[allow(clippy::too_many_arguments, reason = "what a level has, and what a call")]
     pub fn new(
         isa: Isa,
+        qfl: &QualityFocalLoss,
         order: Order,
         logits: &'a [T],
         anchors: &'a Anchors,
-        beta: f64,
+        elements: Elements<'a>,
         factor: f64,
         look_for_inf: bool,
     ) -> Self {
+        let beta = qfl.beta;
         let positions = order.extents[2];
         let number = |anchor, class| order.number([anchor / positions, class, anchor % positions]);
-        let of_positives = anchors.positives.iter();
+        let of_positives = anchors.positives.iter().filter(|_| elements.scores.is_none());
         let mut labelled: Vec<_> = of_positives
             .map(|positive| (number(positive.anchor, positive.class), positive.quality))
             .collect();
         labelled.sort_unstable_by_key(|&(element, _)| element);
-        let fits = |weight: f32| {
-            let weight = f64::from(weight);
-            fits_single(weight) && fits_single(weight * factor)
-        };
-        let [least, most] = anchors.weight_range;
+        let fits = |weight: f64| fits_single(weight) && fits_single(weight * factor);
+        let all = [Some(&anchors.weights[..]), elements.weights, elements.class_weights].into_iter().flatten();
+        let ranges: Vec<_> = all.map(range).collect();
+        let [least, most] = [0, 1].map(|end| ranges.iter().map(|range| range[end]).product());
+        let all_masked = ranges.iter().any(|&[_, most]| most == 0.0);
         let single = T::SINGLE
             && (beta == 2.0 || Beta::new(isa, beta).is_some())
-            && (most == 0.0 || (fits(least) && fits(most)));
-        let plain = anchors.is_plain();
-        Classes { order, logits, anchors, plain, single, beta, factor, look_for_inf, labelled }
+            && (all_masked || (fits(least) && fits(most)));
+        let plain = elements.weights.or(elements.class_weights).is_none()
+            && ranges == [[1.0, 1.0]]
+            && anchors.weights.iter().all(|&weight| weight == 1.0);
+        Classes { order, logits, anchors, elements, plain, single, beta, factor, look_for_inf, labelled }
     }
 
     pub fn run(&self, isa: Isa, block: &mut Block<T>) -> Sum {
@@ -96,7 +130,9 @@ impl<'a, T: Element> Classes<'a, T> {
                 (Some(part), Some(place)) => Some(&mut part[place - block.start..][..tile.len()]),
                 (Some(_), None) => Some(&mut to_scatter[..tile.len()]),
             };
-            self.write_weights(tile.clone(), &mut room.weights);
+            if self.single {
+                self.write_weights(tile.clone(), &mut room.weights);
+            }
             sum.loss += self.tile(isa, tile.clone(), x, grad.as_deref_mut(), &mut room);
             if let Some(grad) = &grad {
                 sum.not_finite |= self.look_for_inf && T::any_not_finite(grad);
@@ -110,34 +146,66 @@ impl<'a, T: Element> Classes<'a, T> {
     }
 
     /// The weights of the elements of a tile.
-    fn write_weights(&self, tile: Range<usize>, weights: &mut [f32]) {
+    fn write_weights<W: From<f32> + Copy + MulAssign>(&self, tile: Range<usize>, weights: &mut [W]) {
         if self.plain {
             return; // They are 1 already.
         }
         let (positions, fastest) = (self.order.extents[2], self.order.fastest());
         for run in self.order.runs(tile.clone()) {
-            let [image, _, position] = run.first;
+            let [image, class, position] = run.first;
             let weights = &mut weights[run.elements.start - tile.start..run.elements.end - tile.start];
             let anchors = &self.anchors.weights[image * positions + position..];
+            let write = |(to, from): (&mut W, &f32)| *to = W::from(*from);
             match fastest {
-                CHANNEL => weights.fill(anchors[0]),
-                IMAGE => weights
-                    .iter_mut()
-                    .zip(anchors.iter().step_by(positions))
-                    .for_each(|(to, from)| *to = *from),
-                _ => weights.copy_from_slice(&anchors[..weights.len()]),
+                CHANNEL => weights.fill(W::from(anchors[0])),
+                IMAGE => weights.iter_mut().zip(anchors.iter().step_by(positions)).for_each(write),
+                _ => weights.iter_mut().zip(anchors).for_each(write),
+            }
+            let multiply = |(to, by): (&mut W, &f32)| *to *= W::from(*by);
+            match self.elements.class_weights {
+                Some(by) if fastest == CHANNEL => weights.iter_mut().zip(&by[class..]).for_each(multiply),
+                Some(by) => weights.iter_mut().for_each(|weight| *weight *= W::from(by[class])),
+                None => {}
+            }
+            if let Some(by) = self.elements.weights {
+                weights.iter_mut().zip(self.of_run(&run, by)).for_each(multiply);
             }
         }
+    }
+
+    /// What the elements of a run have in a `[anchors, C]` tensor, from the first on.
+    fn of_run<'v>(&self, run: &Run, values: &'v [f32]) -> impl Iterator<Item = &'v f32> + use<'v, T> {
+        let [_, classes, positions] = self.order.extents;
+        let [image, class, position] = run.first;
+        let step = match self.order.fastest() {
+            CHANNEL => 1,
+            IMAGE => positions * classes,
+            _ => classes,
+        };
+        values[(image * positions + position) * classes + class..].iter().step_by(step)
+    }
+
+    /// The labelled elements of a tile.
+    fn labelled(&self, tile: Range<usize>) -> Cow<'_, [(usize, f64)]> {
+        let Some(scores) = self.elements.scores else {
+            let before = |end| self.labelled.partition_point(|&(element, _)| element < end);
+            return Cow::Borrowed(&self.labelled[before(tile.start)..before(tile.end)]);
+        };
+        let of_run = |run: Run| {
+            let of_elements = run.elements.clone().zip(self.of_run(&run, scores));
+            of_elements.filter(|&(_, &score)| score > 0.0)
+        };
+        let labelled = self.order.runs(tile).flat_map(of_run);
+        labelled.map(|(element, &score)| (element, f64::from(score).min(1.0))).collect()
     }
 
     /// The loss of a tile; writes its gradient.
     fn tile(&self, isa: Isa, tile: Range<usize>, x: &[T], grad: Option<&mut [T]>, room: &mut Room<T>) -> f64 {
         let count = tile.len();
-        let from = self.labelled.partition_point(|&(element, _)| element < tile.start);
-        let labelled = &self.labelled[from..];
-        let labelled = &labelled[..labelled.partition_point(|&(element, _)| element < tile.end)];
+        let labelled = self.labelled(tile.clone());
+        let labelled = &labelled[..];
         if !self.single {
-            return self.double_tile(tile.start, x, labelled, &room.weights[..count], grad);
+            return self.double_tile(tile, x, labelled, grad);
         }
         let weights = &room.weights[..count];
         let mut single = x;
@@ -168,22 +236,23 @@ impl<'a, T: Element> Classes<'a, T> {
                 }
             }
         }
-        if loss.is_finite() { loss } else { self.double_tile(tile.start, x, labelled, weights, grad) }
+        if loss.is_finite() { loss } else { self.double_tile(tile, x, labelled, grad) }
     }
 
     /// The same, element by element.
     fn double_tile(
         &self,
-        first: usize,
+        tile: Range<usize>,
         x: &[T],
         labelled: &[(usize, f64)],
-        weights: &[f32],
         mut grad: Option<&mut [T]>,
     ) -> f64 {
+        let (first, mut weights) = (tile.start, vec![1.0; x.len()]);
+        self.write_weights::<f64>(tile, &mut weights);
         let (mut sum, mut labelled) = (0.0, labelled.iter().peekable());
         for (i, x) in x.iter().enumerate() {
             let quality = labelled.next_if(|&&(element, _)| element == first + i);
-            let weight = f64::from(weights[i]);
+            let weight = weights[i];
             let LossGrad { loss, grad: slope } = match quality {
                 _ if weight == 0.0 => LossGrad { loss: 0.0, grad: 0.0 },
                 Some(&(_, quality)) => qfl_soft(x.to_f64(), quality, self.beta),

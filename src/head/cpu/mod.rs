@@ -11,19 +11,19 @@ mod positives;
 
 use rayon::prelude::*;
 
-use self::classes::{Classes, Sum};
+use self::classes::{Classes, Elements, Sum};
 use self::order::{Block, CHANNEL, IMAGE, Order, POSITION, blocks};
 use self::positives::{Anchors, anchors, both};
 use super::{Gradients, HeadCall, LOSSES, Level, Normalisers};
 use crate::cpu::Host;
-use crate::element::Element;
+use crate::element::{Element, same_mut};
 use crate::status::Status;
 use crate::vector::Isa;
 
 /// Phase one: the anchors of each level.
-fn look<T: Element>(call: &HeadCall<Host, T>) -> Vec<Anchors> {
+fn look<T: Element, U: Element>(call: &HeadCall<Host, T, U>) -> Vec<Anchors> {
     let mut first = 0;
-    let of_level = |level: &Level<Host, T>| {
+    let of_level = |level: &Level<Host, T, U>| {
         let of_level = anchors(call.head, level, call.batch, call.classes, first);
         first += of_level.weights.len();
         of_level
@@ -32,7 +32,7 @@ fn look<T: Element>(call: &HeadCall<Host, T>) -> Vec<Anchors> {
 }
 
 /// What these anchors say to divide by.
-fn of_anchors<T: Element>(call: &HeadCall<Host, T>, anchors: &[Anchors]) -> Normalisers {
+fn of_anchors<T: Element, U: Element>(call: &HeadCall<Host, T, U>, anchors: &[Anchors]) -> Normalisers {
     let mut of_images = vec![0usize; call.batch];
     let mut box_weights = 0.0;
     for (level, anchors) in call.levels.iter().zip(anchors) {
@@ -46,15 +46,15 @@ fn of_anchors<T: Element>(call: &HeadCall<Host, T>, anchors: &[Anchors]) -> Norm
     Normalisers { positives, box_weights }
 }
 
-pub(super) fn normalisers<T: Element>(call: &HeadCall<Host, T>) -> Normalisers {
+pub(super) fn normalisers<T: Element, U: Element>(call: &HeadCall<Host, T, U>) -> Normalisers {
     of_anchors(call, &look(call))
 }
 
 /// Both phases; the losses are `[levels, 3]`.
-pub(super) fn run<T: Element>(
-    mut call: HeadCall<Host, T>,
+pub(super) fn run<T: Element, U: Element>(
+    mut call: HeadCall<Host, T, U>,
     losses: &mut [T::Loss],
-    gradients: Option<&mut [Gradients<Host, T>]>,
+    gradients: Option<&mut [Gradients<Host, T, U>]>,
 ) -> Status {
     let anchors = look(&call);
     let Normalisers { positives, box_weights } =
@@ -86,19 +86,25 @@ pub(super) fn run<T: Element>(
 }
 
 /// The sum of the classification losses of a level; writes its gradients.
-fn run_level<T: Element>(
-    call: &HeadCall<Host, T>,
-    level: &Level<Host, T>,
+fn run_level<T: Element, U: Element>(
+    call: &HeadCall<Host, T, U>,
+    level: &Level<Host, T, U>,
     anchors: &Anchors,
     [of_cls, of_iou, of_dfl]: [f64; LOSSES],
-    gradients: Option<&mut Gradients<Host, T>>,
+    gradients: Option<&mut Gradients<Host, T, U>>,
 ) -> Sum {
     let isa = Isa::detect();
     let (cls, boxes) = both(&level.logits);
     let order = |layout, channels| Order::new(layout, [call.batch, channels, level.positions()]);
     let of_classes = order(level.cls_layout, call.classes);
     let look_for_inf = call.found_inf.is_some();
-    let classes = Classes::new(isa, of_classes, cls, anchors, call.head.qfl.beta, of_cls, look_for_inf);
+    let elements = Elements {
+        scores: level.targets.scores,
+        weights: level.targets.element_weights,
+        class_weights: call.class_weights,
+    };
+    let qfl = &call.head.qfl;
+    let classes = Classes::new(isa, qfl, of_classes, cls, anchors, elements, of_cls, look_for_inf);
     let Some(gradients) = gradients else {
         return in_blocks(&of_classes, None, |block| classes.run(isa, block));
     };
@@ -106,7 +112,7 @@ fn run_level<T: Element>(
         order: order(level.box_layout, call.head.box_channels()),
         logits: boxes,
         anchors,
-        bins: call.head.bins,
+        bins: call.head.bins(),
         factors: [of_iou, of_dfl],
     };
     let sum = in_blocks(&of_classes, Some(gradients.cls()), |block| classes.run(isa, block));
@@ -114,7 +120,7 @@ fn run_level<T: Element>(
     Sum { not_finite: sum.not_finite || boxes.not_finite, ..sum }
 }
 
-impl<T: Element> Gradients<'_, Host, T> {
+impl<T: Element, U: Element> Gradients<'_, Host, T, U> {
     /// The buffer that the gradients of the class logits are in.
     fn cls(&mut self) -> &mut [T] {
         match self {
@@ -124,10 +130,10 @@ impl<T: Element> Gradients<'_, Host, T> {
     }
 
     /// The buffer that the gradients of the box logits are in.
-    fn boxes(&mut self) -> &mut [T] {
+    fn boxes(&mut self) -> &mut [U] {
         match self {
             Gradients::Separate { boxes, .. } => boxes,
-            Gradients::Joint(both) => both,
+            Gradients::Joint(both) => same_mut(both).expect("joint gradients are of one type"),
         }
     }
 }
@@ -155,6 +161,7 @@ struct Boxes<'a, T> {
     order: Order,
     logits: &'a [T],
     anchors: &'a Anchors,
+    /// Channels of a side.
     bins: usize,
     /// Of the box loss and of the distribution loss.
     factors: [f64; 2],
@@ -174,7 +181,8 @@ impl<T: Element> Boxes<'_, T> {
         for image in images.clone() {
             let of_image = [bounds[POSITION].start, bounds[POSITION].end].map(|at| image * positions + at);
             for positive in &positives[before(of_image[0])..before(of_image[1])] {
-                let factors = self.factors.map(|factor| factor * positive.weight);
+                let Some(of_box) = positive.box_factor else { continue };
+                let factors = self.factors.map(|factor| factor * of_box);
                 for channel in bounds[CHANNEL].clone() {
                     let element = order.number([image, channel, positive.anchor % positions]);
                     if elements.contains(&element) {

@@ -1,15 +1,19 @@
 //! What the targets say of the anchors of a level: their weights in the classification loss, and
 //! the positives with their boxes. All in f64.
+//!
+//! What the targets say alone comes first, then what class logits, and then what box logits add: so
+//! little depends on their types, and nothing on both.
 
 use rayon::prelude::*;
 
 use crate::boxes::math::{IouLoss, distances_to_box, iou_loss};
 use crate::cpu::Host;
-use crate::element::Element;
-use crate::head::{BoxWeight, HeadLoss, Level, Logits, Points, QualitySource};
+use crate::element::{Element, same};
+use crate::head::{BoxCoding, BoxWeight, HeadLoss, Layout, Level, Logits, Points, Targets};
 use crate::math::{Softmax, TwoHot, dfl, exp_below, softmax, two_hot};
 use crate::qfl::Class;
 use crate::status::Status;
+use crate::vector::{self, Isa};
 
 /// A positive whose targets can be used.
 pub(super) struct Positive {
@@ -19,7 +23,10 @@ pub(super) struct Positive {
     /// q.
     pub quality: f64,
     /// v.
-    pub weight: f64,
+    weight: f64,
+    /// What its box losses are multiplied by, and their gradients: v, times its weight there. `None`:
+    /// they are masked.
+    pub box_factor: Option<f64>,
     pub sides: [Side; 4],
     /// 1 - IoU or its variant.
     iou_loss: f64,
@@ -27,25 +34,46 @@ pub(super) struct Positive {
 
 /// A side of a positive's box.
 pub(super) struct Side {
-    softmax: Softmax,
-    /// E.
-    distance: f64,
     /// Of the box loss, with respect to E.
     slope: f64,
-    target: TwoHot,
-    dfl: f64,
+    /// E.
+    distance: f64,
+    code: Code,
+}
+
+/// What the logits of a side are.
+enum Code {
+    Bins {
+        softmax: Softmax,
+        target: TwoHot,
+        dfl: f64,
+    },
+    /// One number, by which the derivative of E is this.
+    Number(f64),
 }
 
 impl Side {
     /// The gradient with respect to the logit `z` of a bin.
     pub fn grad(&self, bin: usize, z: f64, [of_iou, of_dfl]: [f64; 2]) -> f64 {
-        let p = exp_below(z, self.softmax.peak) / self.softmax.total;
-        let share = match bin.wrapping_sub(self.target.left) {
-            0 => self.target.left_weight,
-            1 => self.target.right_weight,
-            _ => 0.0,
-        };
-        of_iou * self.slope * p * (bin as f64 - self.distance) + of_dfl * (p - share)
+        match &self.code {
+            Code::Bins { softmax, target, .. } => {
+                let p = exp_below(z, softmax.peak) / softmax.total;
+                let share = match bin.wrapping_sub(target.left) {
+                    0 => target.left_weight,
+                    1 => target.right_weight,
+                    _ => 0.0,
+                };
+                of_iou * self.slope * p * (bin as f64 - self.distance) + of_dfl * (p - share)
+            }
+            Code::Number(derivative) => of_iou * (self.slope * derivative),
+        }
+    }
+
+    fn dfl(&self) -> f64 {
+        match self.code {
+            Code::Bins { dfl, .. } => dfl,
+            Code::Number(_) => 0.0,
+        }
     }
 }
 
@@ -54,189 +82,260 @@ impl Side {
 pub(super) struct Anchors {
     /// Of each in the classification loss; 0 masks it.
     pub weights: Vec<f32>,
-    /// The least and the largest weight besides 0. NaN if one is.
-    pub weight_range: [f32; 2],
     pub positives: Vec<Positive>,
     pub status: Status,
 }
 
 impl Anchors {
-    /// Whether no anchor needs a look at its weight.
-    pub fn is_plain(&self) -> bool {
-        self.weight_range == [1.0, 1.0] && self.weights.iter().all(|&weight| weight == 1.0)
-    }
-
-    /// The sums of v, of v times the box loss, and of v times the four distribution losses.
+    /// The sums of v, and of the box losses and the four distribution losses times v and their weights.
     pub fn sums(&self) -> [f64; 3] {
         self.positives.iter().fold([0.0; 3], |[weights, iou, dfl], positive| {
-            let v = positive.weight;
-            let of_sides: f64 = positive.sides.iter().map(|side| side.dfl).sum();
-            [weights + v, iou + v * positive.iou_loss, dfl + v * of_sides]
+            let weights = weights + positive.weight;
+            let Some(factor) = positive.box_factor else { return [weights, iou, dfl] };
+            let of_sides: f64 = positive.sides.iter().map(Side::dfl).sum();
+            [weights, iou + factor * positive.iou_loss, dfl + factor * of_sides]
         })
     }
+}
+
+/// A level without its logits.
+#[derive(Clone, Copy)]
+struct Frame<'h, 'a> {
+    head: &'h HeadLoss,
+    targets: Targets<'a, Host>,
+    points: Points<'a, Host>,
+    classes: usize,
+    positions: usize,
+    width: usize,
+    stride: f64,
+    /// The number of its first anchor in the status.
+    first: usize,
 }
 
 /// Anchors that a thread takes at a time.
 const CHUNK: usize = 4096;
 
 /// Looks at the anchors of a level, the first of which is `first` in the status.
-pub(super) fn anchors<T: Element>(
+pub(super) fn anchors<T: Element, U: Element>(
     head: &HeadLoss,
-    level: &Level<Host, T>,
+    level: &Level<Host, T, U>,
     batch: usize,
     classes: usize,
     first: usize,
 ) -> Anchors {
-    let mut weights = vec![0.0; batch * level.positions()];
-    let look =
-        |(chunk, weights): (usize, &mut [f32])| look(head, level, classes, first, chunk * CHUNK, weights);
-    let chunks: Vec<_> = if weights.len() <= CHUNK {
-        weights.chunks_mut(CHUNK).enumerate().map(look).collect()
-    } else {
-        weights.par_chunks_mut(CHUNK).enumerate().map(look).collect()
-    };
-    let mut anchors = Anchors { weight_range: [f32::INFINITY, 0.0], ..Anchors::default() };
-    for (positives, status) in chunks {
-        anchors.positives.extend(positives);
-        anchors.status.append(&status);
-    }
-    for &weight in weights.iter().filter(|&&weight| weight != 0.0) {
-        let [least, most] = anchors.weight_range;
-        let size = weight.abs();
-        // Written so that NaN stays.
-        anchors.weight_range = [
-            if size < least || size.is_nan() { size } else { least },
-            if size > most || size.is_nan() { size } else { most },
-        ];
-    }
-    anchors.weights = weights;
-    anchors
-}
-
-/// Looks at some anchors, from `start` of the level on.
-fn look<T: Element>(
-    head: &HeadLoss,
-    level: &Level<Host, T>,
-    classes: usize,
-    first: usize,
-    start: usize,
-    weights: &mut [f32],
-) -> (Vec<Positive>, Status) {
-    let (mut positives, mut status) = (Vec::new(), Status::default());
-    for (anchor, weight) in (start..).zip(weights) {
-        let given = level.targets.label_weights.map_or(1.0, |weights| weights[anchor]);
-        match head.qfl.class_of(level.targets.labels.get(anchor), classes) {
-            Class::Background => *weight = given,
-            Class::Ignored => {}
-            Class::Invalid if given == 0.0 => {}
-            Class::Invalid => status.bad_label(first + anchor),
-            Class::Foreground(class) => {
-                if let Some(target) = target(head, level, anchor) {
-                    positives.push(positive(head, level, classes, anchor, class, &target, |beyond| {
-                        (0..beyond).for_each(|_| status.out_of_range_target(first + anchor));
-                    }));
-                    *weight = given;
-                } else {
-                    status.bad_quality(first + anchor);
-                }
-            }
-        }
-    }
-    (positives, status)
+    let (targets, points) = (level.targets, level.points);
+    let (positions, width, stride) = (level.positions(), level.width, level.stride);
+    let frame = Frame { head, targets, points, classes, positions, width, stride, first };
+    let (cls, boxes) = both(&level.logits);
+    frame.anchors(batch, |targets| {
+        let tops = match head.box_weight {
+            BoxWeight::MaxScore => frame.tops(cls, &level.cls_layout, &targets),
+            BoxWeight::Quality | BoxWeight::Given => vec![],
+        };
+        frame.positives(boxes, &level.box_layout, targets, &tops)
+    })
 }
 
 /// The targets of a positive, in units of the stride.
 struct Target {
-    point: [f64; 2],
-    corners: [f64; 4],
-    quality: Option<f64>,
-}
-
-/// `None` if one of them is not a number to compute with.
-fn target<T: Element>(head: &HeadLoss, level: &Level<Host, T>, anchor: usize) -> Option<Target> {
-    let positions = level.positions();
-    let point = match level.points {
-        Points::Grid { offset } => {
-            let position = anchor % positions;
-            [position % level.width, position / level.width].map(|at| at as f64 + offset)
-        }
-        Points::Explicit(points) => {
-            let of_batch = points.len() == 2 * level.targets.labels.len();
-            let at = 2 * if of_batch { anchor } else { anchor % positions };
-            [points[at], points[at + 1]].map(|at| f64::from(at) / level.stride)
-        }
-    };
-    let corners = [0, 1, 2, 3].map(|i| f64::from(level.targets.boxes[4 * anchor + i]) / level.stride);
-    let quality = match (head.quality, level.targets.quality) {
-        (QualitySource::Given, Some(quality)) => Some(f64::from(quality[anchor])),
-        _ => None,
-    };
-    let usable = corners.iter().chain(&point).all(|x| x.is_finite()) && !quality.is_some_and(f64::is_nan);
-    usable.then_some(Target { point, corners, quality })
-}
-
-/// `out_of_range` is told how many sides of its target box are beyond the bins.
-fn positive<T: Element>(
-    head: &HeadLoss,
-    level: &Level<Host, T>,
-    classes: usize,
     anchor: usize,
     class: usize,
-    target: &Target,
-    out_of_range: impl FnOnce(usize),
-) -> Positive {
-    let (cls, boxes) = both(&level.logits);
-    let (image, position) = (anchor / level.positions(), anchor % level.positions());
-    let bins = head.bins;
-    // Together, because in most layouts each is in a part of memory of its own.
-    let logit = |channel| boxes[level.box_layout.place(image, channel, position)].to_f64();
-    let z: Vec<f64> = (0..4 * bins).map(logit).collect();
+    point: [f64; 2],
+    corners: [f64; 4],
+    /// Of the sides from the point.
+    distances: [f64; 4],
+    quality: Option<f64>,
+    /// v, if it is given.
+    box_score: Option<f64>,
+    box_weight: f64,
+}
 
-    let softmaxes = [0, 1, 2, 3].map(|side| softmax(z[side * bins..][..bins].iter().copied()));
-    let distances = [0, 1, 2, 3].map(|side| {
-        let Softmax { peak, total, .. } = softmaxes[side];
-        let z = z[side * bins..][..bins].iter().enumerate();
-        z.map(|(bin, &z)| bin as f64 * exp_below(z, peak)).sum::<f64>() / total
-    });
-    let pred = distances_to_box(target.point, distances);
-    let IouLoss { iou, loss: iou_loss, grad } = iou_loss(head.iou, pred, target.corners, head.iou_eps);
-    let quality = target.quality.unwrap_or(iou).clamp(0.0, 1.0);
-    let weight = match head.box_weight {
-        BoxWeight::Quality => quality,
-        BoxWeight::MaxScore => {
-            let logits = (0..classes).map(|c| cls[level.cls_layout.place(image, c, position)].to_f64());
+impl Frame<'_, '_> {
+    /// All anchors, whose positives are what `finish` makes of their targets.
+    fn anchors(&self, batch: usize, finish: impl Fn(Vec<Target>) -> Vec<Positive> + Sync) -> Anchors {
+        let mut weights = vec![0.0; batch * self.positions];
+        let look = |(chunk, weights): (usize, &mut [f32])| {
+            let (targets, status) = self.look(chunk * CHUNK, weights);
+            (finish(targets), status)
+        };
+        let chunks: Vec<_> = if weights.len() <= CHUNK {
+            weights.chunks_mut(CHUNK).enumerate().map(look).collect()
+        } else {
+            weights.par_chunks_mut(CHUNK).enumerate().map(look).collect()
+        };
+        let mut anchors = Anchors { weights, ..Anchors::default() };
+        for (positives, status) in chunks {
+            anchors.positives.extend(positives);
+            anchors.status.append(&status);
+        }
+        anchors
+    }
+
+    /// Looks at the targets of some anchors, from `start` of the level on.
+    fn look(&self, start: usize, weights: &mut [f32]) -> (Vec<Target>, Status) {
+        let (mut targets, mut status) = (Vec::new(), Status::default());
+        let (qfl, max) = (&self.head.qfl, self.head.target_max());
+        for (anchor, weight) in (start..).zip(weights) {
+            let given = self.targets.label_weights.map_or(1.0, |weights| weights[anchor]);
+            match qfl.class_of(self.targets.labels.get(anchor), self.classes) {
+                Class::Ignored => {}
+                Class::Invalid if given == 0.0 => {}
+                Class::Invalid => status.bad_label(self.first + anchor),
+                _ if given != 0.0 && self.has_bad_scores(anchor) => status.bad_quality(self.first + anchor),
+                Class::Background => *weight = given,
+                Class::Foreground(class) => {
+                    let Some(target) = self.target(anchor, class) else {
+                        status.bad_quality(self.first + anchor);
+                        continue;
+                    };
+                    if target.box_weight != 0.0 && max.is_finite() {
+                        let beyond = target.distances.iter().filter(|side| !(0.0..=max).contains(*side));
+                        beyond.for_each(|_| status.out_of_range_target(self.first + anchor));
+                    }
+                    targets.push(target);
+                    *weight = given;
+                }
+            }
+        }
+        (targets, status)
+    }
+
+    /// Whether a score of the anchor is NaN.
+    fn has_bad_scores(&self, anchor: usize) -> bool {
+        let row = |scores: &[f32]| {
+            vector::any_nan(Isa::detect(), &scores[anchor * self.classes..(anchor + 1) * self.classes])
+        };
+        self.targets.scores.is_some_and(row)
+    }
+
+    /// `None` if one of the targets is not a number to compute with.
+    fn target(&self, anchor: usize, class: usize) -> Option<Target> {
+        let (head, targets) = (self.head, &self.targets);
+        let position = anchor % self.positions;
+        let point = match self.points {
+            Points::Grid { offset } => {
+                [position % self.width, position / self.width].map(|at| at as f64 + offset)
+            }
+            Points::Explicit(points) => {
+                let of_batch = points.len() == 2 * targets.labels.len();
+                let at = 2 * if of_batch { anchor } else { position };
+                [points[at], points[at + 1]].map(|at| f64::from(at) / self.stride)
+            }
+        };
+        let corners = [0, 1, 2, 3].map(|i| f64::from(targets.boxes[4 * anchor + i]) / self.stride);
+        let of_anchor = |values: &[f32]| f64::from(values[anchor]);
+        let reads_quality = head.reads_quality(targets.scores.is_some());
+        let quality = targets.quality.filter(|_| reads_quality).map(of_anchor);
+        let box_score = targets.box_scores.filter(|_| head.box_weight == BoxWeight::Given).map(of_anchor);
+        let usable = corners.iter().chain(&point).all(|x| x.is_finite())
+            && !quality.is_some_and(f64::is_nan)
+            && box_score.is_none_or(f64::is_finite);
+        let ([x, y], [x1, y1, x2, y2]) = (point, corners);
+        usable.then_some(Target {
+            anchor,
+            class,
+            point,
+            corners,
+            distances: [x - x1, y - y1, x2 - x, y2 - y],
+            quality,
+            box_score,
+            box_weight: targets.box_weights.map_or(1.0, of_anchor),
+        })
+    }
+
+    /// The largest class logit of each positive; NaN if one is.
+    fn tops<T: Element>(&self, cls: &[T], layout: &Layout, targets: &[Target]) -> Vec<f64> {
+        let top = |target: &Target| {
+            let (image, position) = (target.anchor / self.positions, target.anchor % self.positions);
+            let logits = (0..self.classes).map(|c| cls[layout.place(image, c, position)].to_f64());
             // Not f64::max, which would hide a NaN.
-            let most =
-                logits.fold(f64::NEG_INFINITY, |most, x| if x > most || x.is_nan() { x } else { most });
-            1.0 / (1.0 + (-most).exp())
+            logits.fold(f64::NEG_INFINITY, |most, x| if x > most || x.is_nan() { x } else { most })
+        };
+        targets.iter().map(top).collect()
+    }
+
+    /// The positives; `tops` if they are weighted by their largest scores.
+    fn positives<U: Element>(
+        &self,
+        boxes: &[U],
+        layout: &Layout,
+        targets: Vec<Target>,
+        tops: &[f64],
+    ) -> Vec<Positive> {
+        let mut tops = tops.iter();
+        // Together, because in most layouts each is in a part of memory of its own.
+        let mut z = vec![0.0; self.head.box_channels()];
+        let positive = |target: Target| {
+            let (image, position) = (target.anchor / self.positions, target.anchor % self.positions);
+            for (channel, z) in z.iter_mut().enumerate() {
+                *z = boxes[layout.place(image, channel, position)].to_f64();
+            }
+            self.positive(target, &z, tops.next().copied())
+        };
+        targets.into_iter().map(positive).collect()
+    }
+
+    /// A positive with these box logits, and this largest class logit.
+    fn positive(&self, target: Target, z: &[f64], top: Option<f64>) -> Positive {
+        let head = self.head;
+        let mut sides = z.chunks_exact(head.bins()).zip(target.distances).map(|(z, t)| side(head, z, t));
+        let mut sides = [(); 4].map(|()| sides.next().expect("four sides"));
+        let distances = [0, 1, 2, 3].map(|i| sides[i].distance);
+        let pred = distances_to_box(target.point, distances);
+        let IouLoss { mut iou, mut loss, grad } = iou_loss(head.iou, pred, target.corners, head.iou_eps);
+        let bad = !distances.iter().all(|distance| distance.is_finite());
+        if bad {
+            // A box without end has an IoU, but no loss to learn from.
+            (iou, loss) = (f64::NAN, f64::NAN);
+        }
+        for (i, side) in sides.iter_mut().enumerate() {
+            side.slope = if bad { f64::NAN } else if i < 2 { -grad[i] } else { grad[i] };
+        }
+        let quality = target.quality.unwrap_or(iou).clamp(0.0, 1.0);
+        let weight = match (head.box_weight, target.box_score, top) {
+            (BoxWeight::Given, Some(score), _) => score,
+            (BoxWeight::MaxScore, _, Some(top)) => 1.0 / (1.0 + (-top).exp()),
+            _ => quality,
+        };
+        let box_factor = (target.box_weight != 0.0).then_some(weight * target.box_weight);
+        let Target { anchor, class, .. } = target;
+        Positive { anchor, class, quality, weight, box_factor, sides, iou_loss: loss }
+    }
+}
+
+/// The side of a box with these logits, and this target. The slope is still to come.
+fn side(head: &HeadLoss, z: &[f64], target: f64) -> Side {
+    let bins = match head.coding {
+        BoxCoding::Bins(bins) => bins,
+        BoxCoding::Exp | BoxCoding::Relu => {
+            let (distance, derivative) = number(head.coding, z[0]);
+            return Side { slope: 0.0, distance, code: Code::Number(derivative) };
         }
     };
+    let softmax = softmax(z.iter().copied());
+    let weighted = z.iter().enumerate().map(|(bin, &z)| bin as f64 * exp_below(z, softmax.peak));
+    let distance = weighted.sum::<f64>() / softmax.total;
+    let target = two_hot(target.clamp(0.0, head.target_max()), bins);
+    let dfl = dfl(&target, &softmax, z[target.left], z[target.left + 1]);
+    Side { slope: 0.0, distance, code: Code::Bins { softmax, target, dfl } }
+}
 
-    let ([x, y], [x1, y1, x2, y2]) = (target.point, target.corners);
-    let max = (bins - 1) as f64 - head.dfl.target_eps;
-    let targets = [x - x1, y - y1, x2 - x, y2 - y];
-    out_of_range(targets.iter().filter(|target| !(0.0..=max).contains(*target)).count());
-    let mut side = 0;
-    let sides = softmaxes.map(|softmax| {
-        let target = two_hot(targets[side].clamp(0.0, max), bins);
-        let first = side * bins + target.left;
-        let of_side = Side {
-            distance: distances[side],
-            slope: if side < 2 { -grad[side] } else { grad[side] },
-            dfl: dfl(&target, &softmax, z[first], z[first + 1]),
-            target,
-            softmax,
-        };
-        side += 1;
-        of_side
-    });
-    Positive { anchor, class, quality, weight, sides, iou_loss }
+/// E and its derivative, for one logit. From 700 on exp(z) counts as infinite, as on CUDA.
+fn number(coding: BoxCoding, z: f64) -> (f64, f64) {
+    if !z.is_finite() {
+        return (f64::NAN, f64::NAN);
+    }
+    match coding {
+        BoxCoding::Relu => (z.max(0.0), f64::from(u8::from(z > 0.0))),
+        _ if z >= 700.0 => (f64::INFINITY, f64::INFINITY),
+        _ => (z.exp(), z.exp()),
+    }
 }
 
 /// Class logits and box logits.
-pub(super) fn both<'a, T: Element>(logits: &Logits<'a, Host, T>) -> (&'a [T], &'a [T]) {
+pub(super) fn both<'a, T: Element, U: Element>(logits: &Logits<'a, Host, T, U>) -> (&'a [T], &'a [U]) {
     match *logits {
         Logits::Separate { cls, boxes } => (cls, boxes),
-        Logits::Joint(both) => (both, both),
+        Logits::Joint(both) => (both, same(both).expect("joint logits are of one type")),
     }
 }

@@ -36,10 +36,12 @@ pub fn with_levels<T: Stored, R>(scene: &Scene, form: Form, run: impl FnOnce(&[L
                 cls_layout: logits.placement.cls,
                 box_layout: logits.placement.boxes,
                 targets: Targets {
-                    labels: if scene.narrow { narrow[..].into() } else { level.labels[..].into() },
                     label_weights: level.label_weights.as_deref(),
-                    boxes: &level.box_targets,
                     quality: level.quality.as_deref(),
+                    ..Targets::new(
+                        if scene.narrow { narrow[..].into() } else { level.labels[..].into() },
+                        &level.box_targets[..],
+                    )
                 },
             }
         })

@@ -127,10 +127,12 @@ impl<'a, T: OnDevice> Views<'a, T> {
             cls_layout: level.placement.cls,
             box_layout: level.placement.boxes,
             targets: Targets {
-                labels: if narrow { LabelBuffer::I32(&self.narrow) } else { LabelBuffer::I64(&self.labels) },
                 label_weights: view(&self.label_weights),
-                boxes: &self.targets,
                 quality: view(&self.quality),
+                ..Targets::new(
+                    if narrow { LabelBuffer::I32(&self.narrow) } else { LabelBuffer::I64(&self.labels) },
+                    &self.targets as &dyn DevicePtr<f32>,
+                )
             },
         }
     }

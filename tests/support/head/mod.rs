@@ -8,7 +8,7 @@ pub mod reference;
 pub mod scenes;
 
 use gfocal::boxes::IouKind;
-use gfocal::head::{BoxWeight, HeadLoss, Layout, Normaliser, Normalisers, QualitySource};
+use gfocal::head::{BoxCoding, BoxWeight, HeadLoss, Layout, Normaliser, Normalisers, QualitySource};
 use gfocal::{Background, DistributionFocalLoss, QualityFocalLoss, Status};
 
 use super::case::Pass;
@@ -33,7 +33,10 @@ pub struct Settings {
     pub iou: IouKind,
     /// Of classification, box and distribution loss.
     pub weights: [f64; 3],
+    /// Of a side, if the coding is that of bins.
     pub bins: usize,
+    /// Four numbers, without bins.
+    pub numbers: Option<BoxCoding>,
     pub quality: QualitySource,
     pub box_weight: BoxWeight,
     pub normaliser: Normaliser,
@@ -51,6 +54,7 @@ impl Settings {
             iou: IouKind::Giou,
             weights: [1.0, 2.0, 0.25],
             bins: 17,
+            numbers: None,
             quality: QualitySource::Iou,
             box_weight: BoxWeight::MaxScore,
             normaliser: Normaliser::Mmdetection,
@@ -100,7 +104,7 @@ impl Settings {
             .with_qfl(qfl)
             .with_dfl(dfl)
             .with_iou(self.iou, self.weights[1])?
-            .with_bins(self.bins)?
+            .with_box_coding(self.numbers.unwrap_or(BoxCoding::Bins(self.bins)))?
             .with_quality(self.quality)
             .with_box_weight(self.box_weight)
             .with_normaliser(self.normaliser))
@@ -121,12 +125,17 @@ pub struct LevelScene {
     pub points: PointsAt,
     /// `[batch, classes, positions]`, before it is rounded to a storage type.
     pub cls: Vec<f64>,
-    /// `[batch, 4 * bins, positions]`.
+    /// `[batch, box channels, positions]`.
     pub boxes: Vec<f64>,
     pub labels: Vec<i64>,
     pub label_weights: Option<Vec<f32>>,
     pub box_targets: Vec<f32>,
     pub quality: Option<Vec<f32>>,
+    pub box_weights: Option<Vec<f32>>,
+    pub box_scores: Option<Vec<f32>>,
+    /// `[batch, positions, classes]`, as the next.
+    pub scores: Option<Vec<f32>>,
+    pub element_weights: Option<Vec<f32>>,
 }
 
 impl LevelScene {
@@ -141,6 +150,7 @@ pub struct Scene {
     pub batch: usize,
     pub classes: usize,
     pub levels: Vec<LevelScene>,
+    pub class_weights: Option<Vec<f32>>,
     /// Whether to give the labels as i32.
     pub narrow: bool,
     pub grad_scale: f64,
@@ -149,16 +159,20 @@ pub struct Scene {
 
 impl Scene {
     pub fn box_channels(&self) -> usize {
-        4 * self.settings.bins
+        4 * if self.settings.numbers.is_some() { 1 } else { self.settings.bins }
     }
 
     /// The scene on the logits that storage as `T` leaves.
     pub fn stored_as<T: Stored>(&self) -> Scene {
+        self.stored_as_both::<T, T>()
+    }
+
+    /// The same for class logits of type `T` and box logits of type `U`.
+    pub fn stored_as_both<T: Stored, U: Stored>(&self) -> Scene {
         let mut scene = self.clone();
         for level in &mut scene.levels {
-            for x in level.cls.iter_mut().chain(&mut level.boxes) {
-                *x = T::from_f64(*x).to_f64();
-            }
+            level.cls.iter_mut().for_each(|x| *x = T::from_f64(*x).to_f64());
+            level.boxes.iter_mut().for_each(|x| *x = U::from_f64(*x).to_f64());
         }
         scene
     }
@@ -179,8 +193,15 @@ impl Scene {
             cut64(&mut level.boxes);
             cut(&mut level.labels, self.batch, &images);
             cut32(&mut level.box_targets);
-            level.label_weights.as_mut().map(cut32);
-            level.quality.as_mut().map(cut32);
+            let options = [
+                &mut level.label_weights,
+                &mut level.quality,
+                &mut level.box_weights,
+                &mut level.box_scores,
+                &mut level.scores,
+                &mut level.element_weights,
+            ];
+            options.into_iter().flatten().for_each(cut32);
             match &mut level.points {
                 PointsAt::Explicit(points) if points.len() != 2 * positions => cut32(points),
                 _ => {}

@@ -35,10 +35,8 @@ impl<T: Stored> LevelInputs<T> {
     fn on_host(&self, classes: usize) -> Level<'_, Host, T> {
         let logits = Logits::Separate { cls: &self.cls[..], boxes: &self.boxes[..] };
         let targets = Targets {
-            labels: self.labels[..].into(),
             label_weights: Some(&self.label_weights[..]),
-            boxes: &self.targets[..],
-            quality: None,
+            ..Targets::new(self.labels[..].into(), &self.targets[..])
         };
         level(self.size, classes, logits, targets)
     }
@@ -131,10 +129,8 @@ impl<T: Stored> LevelSet<T> {
     fn on_device(&self, classes: usize) -> Level<'_, Device, T> {
         let logits: Logits<Device, T> = Logits::Separate { cls: &self.cls, boxes: &self.boxes };
         let targets = Targets::<Device> {
-            labels: LabelBuffer::I64(&self.labels),
             label_weights: Some(&self.label_weights),
-            boxes: &self.targets,
-            quality: None,
+            ..Targets::new(LabelBuffer::I64(&self.labels), &self.targets)
         };
         level(self.size, classes, logits, targets)
     }
