@@ -5,9 +5,9 @@
 mod support;
 
 use gfocal::boxes::IouKind;
-use gfocal::head::{BoxWeight, Normaliser, Normalisers, QualitySource};
+use gfocal::head::{BoxCoding, BoxWeight, Normaliser, Normalisers, QualitySource};
 use gfocal::{Background, Status, bf16, f16};
-use support::head::scenes::Recipe;
+use support::head::scenes::{Options, Recipe};
 use support::head::{Form, Outcome, Profile, Scene, Settings, check, cpu, expect};
 use support::random::Random;
 use support::tolerance::check_same_bits;
@@ -81,7 +81,8 @@ fn any_settings(random: &mut Random, classes: usize) -> Settings {
     settings.weights = [1.0, 0.3, 2.0].map(|weight| weight * random.between(0.5, 2.0));
     settings.bins = 2 + random.index(32);
     settings.quality = [QualitySource::Iou, QualitySource::Given][random.index(2)];
-    settings.box_weight = [BoxWeight::MaxScore, BoxWeight::Quality][random.index(2)];
+    settings.box_weight = [BoxWeight::MaxScore, BoxWeight::Quality, BoxWeight::Given][random.index(3)];
+    settings.numbers = [None, None, Some(BoxCoding::Exp), Some(BoxCoding::Relu)][random.index(4)];
     settings.normaliser =
         [Normaliser::Mmdetection, Normaliser::Nanodet, Normaliser::Ultralytics][random.index(3)];
     settings
@@ -91,7 +92,7 @@ fn any_settings(random: &mut Random, classes: usize) -> Settings {
 fn any_options() {
     let mut random = Random::new(47);
     let (mut faulty, mut not_finite) = (0, 0);
-    for number in 0..100 {
+    for number in 0..200 {
         let classes = [1, 3, 4, 13, 80][random.index(5)];
         let recipe = Recipe {
             batch: 1 + random.index(3),
@@ -103,6 +104,7 @@ fn any_options() {
             masks: random.chance(0.5),
             faults: random.chance(0.5),
             not_finite: random.chance(0.2),
+            options: Options::any(&mut random),
             ..Recipe::new(any_settings(&mut random, classes))
         };
         let mut scene = recipe.scene(&mut random);
@@ -114,7 +116,7 @@ fn any_options() {
         not_finite += u32::from(expect(&scene).losses.iter().any(|w| w.is_none_or(|w| w.value.is_nan())));
         in_all_types(&format!("scene {number}"), &scene, &[Form::ALL[random.index(5)]]);
     }
-    assert!(faulty > 20 && not_finite > 10, "{faulty} scenes with faults, {not_finite} not finite");
+    assert!(faulty > 50 && not_finite > 20, "{faulty} scenes with faults, {not_finite} not finite");
 }
 
 /// Blocks, chunks and tiles all come into it.

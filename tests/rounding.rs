@@ -216,10 +216,20 @@ fn head_scene(sizes: &[(usize, usize)], classes: usize, beta: f64) -> Scene {
             label_weights: Some(vec![1.0; anchors]),
             box_targets: vec![f32::NAN; 4 * anchors],
             quality: Some(vec![0.0; anchors]),
+            ..LevelScene::default()
         }
     };
     let levels = sizes.iter().map(level).collect();
-    Scene { settings, batch: 1, classes, levels, narrow: false, grad_scale: 1.0, normalisers: None }
+    Scene {
+        settings,
+        batch: 1,
+        classes,
+        levels,
+        class_weights: None,
+        narrow: false,
+        grad_scale: 1.0,
+        normalisers: None,
+    }
 }
 
 fn head_classes<T: Half>(gpu: &Gpu) {

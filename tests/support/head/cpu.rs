@@ -1,16 +1,20 @@
 //! Runs a scene on the CPU.
 
-use gfocal::head::{Gradients, Level, Logits, Normalisers, Points, Targets};
+use gfocal::head::{Gradients, HeadCall, HeadLoss, Level, Logits, Normalisers, Points, Targets};
 use gfocal::{Element, Host, Result};
 
 use super::super::case::Pass;
 use super::super::cpu::narrowed;
 use super::super::tolerance::Stored;
-use super::{Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, Outcome, PointsAt, Scene};
+use super::{Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, LevelScene, Mixed, Outcome, PointsAt, Scene};
 
 /// Lets `run` work on the levels of a scene.
-pub fn with_levels<T: Stored, R>(scene: &Scene, form: Form, run: impl FnOnce(&[Level<Host, T>]) -> R) -> R {
-    let logits: Vec<Buffers<T>> =
+fn with_levels<T: Stored, U: Stored, R>(
+    scene: &Scene,
+    form: Form,
+    run: impl FnOnce(&[Level<Host, T, U>]) -> R,
+) -> R {
+    let logits: Vec<Buffers<T, U>> =
         scene.levels.iter().map(|level| Buffers::logits(scene, level, form)).collect();
     let narrow: Vec<Vec<i32>> = scene
         .levels
@@ -18,8 +22,8 @@ pub fn with_levels<T: Stored, R>(scene: &Scene, form: Form, run: impl FnOnce(&[L
         .map(|level| if scene.narrow { narrowed(&level.labels) } else { vec![] })
         .collect();
     let parts = scene.levels.iter().zip(&logits).zip(&narrow);
-    let levels: Vec<Level<Host, T>> = parts
-        .map(|((level, logits), narrow)| -> Level<Host, T> {
+    let levels: Vec<Level<Host, T, U>> = parts
+        .map(|((level, logits), narrow)| -> Level<Host, T, U> {
             Level {
                 height: level.height,
                 width: level.width,
@@ -28,36 +32,58 @@ pub fn with_levels<T: Stored, R>(scene: &Scene, form: Form, run: impl FnOnce(&[L
                     PointsAt::Grid(offset) => Points::Grid { offset: *offset },
                     PointsAt::Explicit(points) => Points::Explicit(&points[..]),
                 },
-                logits: match &logits.buffers[..] {
-                    [both] => Logits::Joint(&both[..]),
-                    [cls, boxes] => Logits::Separate { cls, boxes },
-                    _ => unreachable!("one or two"),
+                logits: match &logits.boxes {
+                    None => Logits::Joint(&logits.cls[..]),
+                    Some(boxes) => Logits::Separate { cls: &logits.cls, boxes },
                 },
                 cls_layout: logits.placement.cls,
                 box_layout: logits.placement.boxes,
-                targets: Targets {
-                    label_weights: level.label_weights.as_deref(),
-                    quality: level.quality.as_deref(),
-                    ..Targets::new(
-                        if scene.narrow { narrow[..].into() } else { level.labels[..].into() },
-                        &level.box_targets[..],
-                    )
-                },
+                targets: targets(level, scene.narrow.then_some(narrow)),
             }
         })
         .collect();
     run(&levels)
 }
 
+fn call<'a, 'l, T: Stored, U: Stored>(
+    head: &'a HeadLoss,
+    scene: &'a Scene,
+    levels: &'a [Level<'l, Host, T, U>],
+) -> HeadCall<'a, 'l, Host, T, U> {
+    let call = head.cpu(scene.batch, scene.classes, levels);
+    match &scene.class_weights {
+        Some(weights) => call.class_weights(weights),
+        None => call,
+    }
+}
+
+fn targets<'a>(level: &'a LevelScene, narrow: Option<&'a Vec<i32>>) -> Targets<'a, Host> {
+    Targets {
+        label_weights: level.label_weights.as_deref(),
+        quality: level.quality.as_deref(),
+        box_weights: level.box_weights.as_deref(),
+        box_scores: level.box_scores.as_deref(),
+        scores: level.scores.as_deref(),
+        element_weights: level.element_weights.as_deref(),
+        ..Targets::new(
+            narrow.map_or(level.labels[..].into(), |narrow| narrow[..].into()),
+            &level.box_targets[..],
+        )
+    }
+}
+
 pub fn run<T: Stored>(scene: &Scene, form: Form, pass: Pass) -> Result<Outcome<T>> {
+    run_mixed::<T, T>(scene, form, pass).map(Outcome::from)
+}
+
+pub fn run_mixed<T: Stored, U: Stored>(scene: &Scene, form: Form, pass: Pass) -> Result<Mixed<T, U>> {
     let head = scene.settings.head()?;
     let mut losses = vec![T::Loss::from_f64(f64::NAN); 3 * scene.levels.len()];
-    let mut grads: Vec<Buffers<T>> =
+    let mut grads: Vec<Buffers<T, U>> =
         scene.levels.iter().map(|level| Buffers::filled(scene, level, form, GRAD_BEFORE)).collect();
     let mut flag = [FLAG_BEFORE];
     let status = with_levels(scene, form, |levels| {
-        let call = head.cpu(scene.batch, scene.classes, levels);
-        let call = call.grad_scale(scene.grad_scale).found_inf(&mut flag);
+        let call = call(&head, scene, levels).grad_scale(scene.grad_scale).found_inf(&mut flag);
         let call = match scene.normalisers {
             Some(normalisers) => call.normalised_by(normalisers),
             None => call,
@@ -67,11 +93,10 @@ pub fn run<T: Stored>(scene: &Scene, form: Form, pass: Pass) -> Result<Outcome<T
         }
         let mut gradients: Vec<_> = grads
             .iter_mut()
-            .map(|grads| -> Gradients<Host, T> {
-                match &mut grads.buffers[..] {
-                    [both] => Gradients::Joint(&mut both[..]),
-                    [cls, boxes] => Gradients::Separate { cls, boxes },
-                    _ => unreachable!("one or two"),
+            .map(|Buffers { cls, boxes, .. }| -> Gradients<Host, T, U> {
+                match boxes {
+                    None => Gradients::Joint(&mut cls[..]),
+                    Some(boxes) => Gradients::Separate { cls, boxes },
                 }
             })
             .collect();
@@ -79,11 +104,11 @@ pub fn run<T: Stored>(scene: &Scene, form: Form, pass: Pass) -> Result<Outcome<T
     })?;
     let grads = if pass == Pass::Forward { vec![] } else { grads };
     let grads = grads.iter().map(|grads| grads.read(GRAD_BEFORE)).collect();
-    Ok(Outcome { losses, grads, status, found_inf: flag[0] })
+    Ok(Mixed { losses, grads, status, found_inf: flag[0] })
 }
 
 /// Phase one.
 pub fn normalisers<T: Stored>(scene: &Scene, form: Form) -> Result<Normalisers> {
     let head = scene.settings.head()?;
-    with_levels::<T, _>(scene, form, |levels| head.cpu(scene.batch, scene.classes, levels).normalisers())
+    with_levels::<T, T, _>(scene, form, |levels| call(&head, scene, levels).normalisers())
 }

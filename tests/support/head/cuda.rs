@@ -8,7 +8,7 @@ use gfocal::{Result, Status};
 use super::super::case::Pass;
 use super::super::cpu::narrowed;
 use super::super::gpu::{Buffer, Gpu, OnDevice};
-use super::{Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, LevelScene, Outcome, PointsAt, Scene};
+use super::{Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, LevelScene, Mixed, Outcome, PointsAt, Scene};
 
 /// What a call runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,23 +20,61 @@ pub enum Phases {
     Normalised,
 }
 
+/// The buffers of class and box tensor, or the one of both.
+struct Pair<T, U>(Buffer<T>, Option<Buffer<U>>);
+
+impl<T: OnDevice, U: OnDevice> Pair<T, U> {
+    fn new(gpu: &Gpu, buffers: &Buffers<T, U>, offset: usize) -> Self {
+        Pair(
+            Buffer::new(gpu, &buffers.cls, offset),
+            buffers.boxes.as_ref().map(|boxes| Buffer::new(gpu, boxes, offset)),
+        )
+    }
+
+    fn write(&mut self, gpu: &Gpu, buffers: &Buffers<T, U>) {
+        self.0.write(gpu, &buffers.cls);
+        if let (Some(to), Some(from)) = (&mut self.1, &buffers.boxes) {
+            to.write(gpu, from);
+        }
+    }
+}
+
+/// The tensors of f32 that a level may have: see [`floats`].
+const FLOATS: usize = 8;
+const POINTS: usize = 7;
+
+/// Box targets, label weights, qualities, weights and scores of boxes, scores, element weights, points.
+fn floats(level: &LevelScene) -> [Option<&Vec<f32>>; FLOATS] {
+    [
+        Some(&level.box_targets),
+        level.label_weights.as_ref(),
+        level.quality.as_ref(),
+        level.box_weights.as_ref(),
+        level.box_scores.as_ref(),
+        level.scores.as_ref(),
+        level.element_weights.as_ref(),
+        match &level.points {
+            PointsAt::Grid(_) => None,
+            PointsAt::Explicit(points) => Some(points),
+        },
+    ]
+}
+
 /// The tensors of a level on the device.
-struct OfLevel<T> {
+struct OfLevel<T, U> {
     placement: super::Placement,
-    logits: Vec<Buffer<T>>,
+    logits: Pair<T, U>,
     labels: Buffer<i64>,
     narrow: Buffer<i32>,
-    label_weights: Option<Buffer<f32>>,
-    targets: Buffer<f32>,
-    quality: Option<Buffer<f32>>,
-    points: Option<Buffer<f32>>,
+    floats: [Option<Buffer<f32>>; FLOATS],
 }
 
 /// A scene on the device, made once.
-pub struct OnCuda<T> {
+pub struct OnCuda<T, U = T> {
     form: Form,
-    levels: Vec<OfLevel<T>>,
-    grads: Vec<Vec<Buffer<T>>>,
+    levels: Vec<OfLevel<T, U>>,
+    grads: Vec<Pair<T, U>>,
+    class_weights: Option<Buffer<f32>>,
     losses: Buffer<f32>,
     found_inf: Buffer<f32>,
     grad_scale: Buffer<f32>,
@@ -48,31 +86,20 @@ pub struct OnCuda<T> {
     pub workspace: HeadWorkspace,
 }
 
-fn all<T: OnDevice>(gpu: &Gpu, buffers: &Buffers<T>, offset: usize) -> Vec<Buffer<T>> {
-    buffers.buffers.iter().map(|buffer| Buffer::new(gpu, buffer, offset)).collect()
-}
-
-fn upload<T: OnDevice>(
+fn upload<T: OnDevice, U: OnDevice>(
     gpu: &Gpu,
     scene: &Scene,
     level: &LevelScene,
     form: Form,
     offset: usize,
-) -> OfLevel<T> {
-    let logits = Buffers::<T>::logits(scene, level, form);
-    let floats = |values: &[f32]| Buffer::new(gpu, values, offset);
+) -> OfLevel<T, U> {
+    let logits = Buffers::<T, U>::logits(scene, level, form);
     OfLevel {
         placement: logits.placement,
-        logits: all(gpu, &logits, offset),
+        logits: Pair::new(gpu, &logits, offset),
         labels: Buffer::new(gpu, &level.labels, offset),
         narrow: Buffer::new(gpu, &if scene.narrow { narrowed(&level.labels) } else { vec![] }, offset),
-        label_weights: level.label_weights.as_deref().map(floats),
-        targets: floats(&level.box_targets),
-        quality: level.quality.as_deref().map(floats),
-        points: match &level.points {
-            PointsAt::Grid(_) => None,
-            PointsAt::Explicit(points) => Some(floats(points)),
-        },
+        floats: floats(level).map(|values| values.map(|values| Buffer::new(gpu, values, offset))),
     }
 }
 
@@ -83,78 +110,80 @@ pub fn workspace(gpu: &Gpu, scene: &Scene) -> HeadWorkspace {
 }
 
 /// Views of a level's tensors, which a call borrows.
-struct Views<'a, T> {
-    logits: Vec<CudaView<'a, T>>,
+struct Views<'a, T, U> {
+    cls: CudaView<'a, T>,
+    boxes: Option<CudaView<'a, U>>,
     labels: CudaView<'a, i64>,
     narrow: CudaView<'a, i32>,
-    label_weights: Option<CudaView<'a, f32>>,
-    targets: CudaView<'a, f32>,
-    quality: Option<CudaView<'a, f32>>,
-    points: Option<CudaView<'a, f32>>,
+    floats: [Option<CudaView<'a, f32>>; FLOATS],
 }
 
-impl<'a, T: OnDevice> Views<'a, T> {
-    fn new(level: &'a OfLevel<T>) -> Self {
+impl<'a, T: OnDevice, U: OnDevice> Views<'a, T, U> {
+    fn new(level: &'a OfLevel<T, U>) -> Self {
+        let Pair(cls, boxes) = &level.logits;
         Views {
-            logits: level.logits.iter().map(Buffer::view).collect(),
+            cls: cls.view(),
+            boxes: boxes.as_ref().map(Buffer::view),
             labels: level.labels.view(),
             narrow: level.narrow.view(),
-            label_weights: level.label_weights.as_ref().map(Buffer::view),
-            targets: level.targets.view(),
-            quality: level.quality.as_ref().map(Buffer::view),
-            points: level.points.as_ref().map(Buffer::view),
+            floats: level.floats.each_ref().map(|buffer| buffer.as_ref().map(Buffer::view)),
         }
     }
 
-    fn level(&'a self, scene: &LevelScene, level: &OfLevel<T>, narrow: bool) -> Level<'a, Device, T> {
-        fn view<'a>(buffer: &'a Option<CudaView<'a, f32>>) -> Option<&'a dyn DevicePtr<f32>> {
-            buffer.as_ref().map(|view| view as &dyn DevicePtr<f32>)
-        }
+    fn level(&'a self, scene: &LevelScene, level: &OfLevel<T, U>, narrow: bool) -> Level<'a, Device, T, U> {
+        let view = |i: usize| self.floats[i].as_ref().map(|view| view as &dyn DevicePtr<f32>);
         Level {
             height: scene.height,
             width: scene.width,
             stride: scene.stride,
-            points: match (&scene.points, &self.points) {
-                (PointsAt::Explicit(_), Some(points)) => Points::Explicit(points as &dyn DevicePtr<f32>),
+            points: match (&scene.points, view(POINTS)) {
+                (PointsAt::Explicit(_), Some(points)) => Points::Explicit(points),
                 (PointsAt::Grid(offset), _) => Points::Grid { offset: *offset },
                 (PointsAt::Explicit(_), None) => unreachable!("they were uploaded"),
             },
-            logits: match &self.logits[..] {
-                [both] => Logits::Joint(both as &dyn DevicePtr<T>),
-                [cls, boxes] => Logits::Separate { cls, boxes },
-                _ => unreachable!("one or two"),
+            logits: match &self.boxes {
+                None => Logits::Joint(&self.cls as &dyn DevicePtr<T>),
+                Some(boxes) => Logits::Separate { cls: &self.cls, boxes },
             },
             cls_layout: level.placement.cls,
             box_layout: level.placement.boxes,
             targets: Targets {
-                label_weights: view(&self.label_weights),
-                quality: view(&self.quality),
+                label_weights: view(1),
+                quality: view(2),
+                box_weights: view(3),
+                box_scores: view(4),
+                scores: view(5),
+                element_weights: view(6),
                 ..Targets::new(
                     if narrow { LabelBuffer::I32(&self.narrow) } else { LabelBuffer::I64(&self.labels) },
-                    &self.targets as &dyn DevicePtr<f32>,
+                    view(0).expect("box targets"),
                 )
             },
         }
     }
 }
 
-fn gradients_of<'a, T: OnDevice>(views: &'a mut [CudaViewMut<'_, T>]) -> Gradients<'a, Device, T> {
-    match views {
-        [both] => Gradients::Joint(both as &mut dyn DevicePtrMut<T>),
-        [cls, boxes] => Gradients::Separate { cls, boxes },
-        _ => unreachable!("one or two"),
+type ViewsMut<'a, T, U> = (CudaViewMut<'a, T>, Option<CudaViewMut<'a, U>>);
+
+fn gradients_of<'a, T: OnDevice, U: OnDevice>(
+    (cls, boxes): &'a mut ViewsMut<'_, T, U>,
+) -> Gradients<'a, Device, T, U> {
+    match boxes {
+        None => Gradients::Joint(cls as &mut dyn DevicePtrMut<T>),
+        Some(boxes) => Gradients::Separate { cls, boxes },
     }
 }
 
-impl<T: OnDevice> OnCuda<T> {
+impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
     /// `offset`: how far the tensors are from where memory is aligned, in elements.
-    pub fn new(gpu: &Gpu, scene: &Scene, form: Form, offset: usize) -> OnCuda<T> {
+    pub fn new(gpu: &Gpu, scene: &Scene, form: Form, offset: usize) -> OnCuda<T, U> {
         OnCuda {
             form,
             levels: scene.levels.iter().map(|level| upload(gpu, scene, level, form, offset)).collect(),
             grads: (scene.levels.iter())
-                .map(|level| all(gpu, &Buffers::filled(scene, level, form, GRAD_BEFORE), offset))
+                .map(|level| Pair::new(gpu, &Buffers::filled(scene, level, form, GRAD_BEFORE), offset))
                 .collect(),
+            class_weights: scene.class_weights.as_ref().map(|weights| Buffer::new(gpu, weights, offset)),
             losses: Buffer::poisoned(gpu, 3 * scene.levels.len(), offset),
             found_inf: Buffer::new(gpu, &[FLAG_BEFORE], 0),
             grad_scale: Buffer::new(gpu, &[scene.grad_scale as f32], 0),
@@ -173,26 +202,20 @@ impl<T: OnDevice> OnCuda<T> {
     /// Writes another scene of the same sizes to the same addresses, and resets all outputs.
     pub fn refill(&mut self, gpu: &Gpu, scene: &Scene) {
         for ((level, to), to_grads) in scene.levels.iter().zip(&mut self.levels).zip(&mut self.grads) {
-            let logits = Buffers::<T>::logits(scene, level, self.form);
-            let grads = Buffers::<T>::filled(scene, level, self.form, GRAD_BEFORE);
-            let pairs =
-                to.logits.iter_mut().zip(&logits.buffers).chain(to_grads.iter_mut().zip(&grads.buffers));
-            pairs.for_each(|(to, from)| to.write(gpu, from));
+            to.logits.write(gpu, &Buffers::logits(scene, level, self.form));
+            to_grads.write(gpu, &Buffers::filled(scene, level, self.form, GRAD_BEFORE));
             to.labels.write(gpu, &level.labels);
             if scene.narrow {
                 to.narrow.write(gpu, &narrowed(&level.labels));
             }
-            to.targets.write(gpu, &level.box_targets);
-            for (to, from) in
-                [(&mut to.label_weights, &level.label_weights), (&mut to.quality, &level.quality)]
-            {
+            for (to, from) in to.floats.iter_mut().zip(floats(level)) {
                 if let (Some(to), Some(from)) = (to, from) {
                     to.write(gpu, from);
                 }
             }
-            if let (Some(to), PointsAt::Explicit(from)) = (&mut to.points, &level.points) {
-                to.write(gpu, from);
-            }
+        }
+        if let (Some(to), Some(from)) = (&mut self.class_weights, &scene.class_weights) {
+            to.write(gpu, from);
         }
         self.losses.write(gpu, &vec![f32::NAN; 3 * scene.levels.len()]);
         self.found_inf.write(gpu, &[FLAG_BEFORE]);
@@ -213,8 +236,9 @@ impl<T: OnDevice> OnCuda<T> {
         pass: Pass,
         phases: Phases,
     ) -> Result<()> {
-        let views: Vec<Views<T>> = self.levels.iter().map(Views::new).collect();
-        let levels: Vec<Level<Device, T>> = scene
+        let views: Vec<Views<T, U>> = self.levels.iter().map(Views::new).collect();
+        let class_weights = self.class_weights.as_ref().map(Buffer::view);
+        let levels: Vec<Level<Device, T, U>> = scene
             .levels
             .iter()
             .zip(&self.levels)
@@ -224,6 +248,9 @@ impl<T: OnDevice> OnCuda<T> {
         let scale = self.grad_scale.view();
         let mut found_inf = self.found_inf.view_mut();
         let mut call = head.cuda(&gpu.handle, &mut self.workspace, scene.batch, scene.classes, &levels);
+        if let Some(weights) = &class_weights {
+            call = call.class_weights(weights);
+        }
         if !self.bare {
             call = call.status(&mut self.status).found_inf(&mut found_inf);
         }
@@ -238,25 +265,24 @@ impl<T: OnDevice> OnCuda<T> {
         if pass == Pass::Forward {
             return call.forward(&mut losses);
         }
-        let mut views: Vec<Vec<CudaViewMut<T>>> =
-            self.grads.iter_mut().map(|grads| grads.iter_mut().map(Buffer::view_mut).collect()).collect();
-        let mut gradients: Vec<Gradients<Device, T>> =
-            views.iter_mut().map(|views| gradients_of(views)).collect();
+        let mut views: Vec<ViewsMut<T, U>> = (self.grads.iter_mut())
+            .map(|Pair(cls, boxes)| (cls.view_mut(), boxes.as_mut().map(Buffer::view_mut)))
+            .collect();
+        let mut gradients: Vec<Gradients<Device, T, U>> = views.iter_mut().map(gradients_of).collect();
         call.forward_backward(&mut losses, &mut gradients)
     }
 
     /// What the call gave, once the stream has come to it.
-    pub fn outcome(&self, gpu: &Gpu, scene: &Scene, pass: Pass) -> Outcome<T> {
-        let read = |(level, from): (&LevelScene, &Vec<Buffer<T>>)| {
-            let mut grads = Buffers::<T>::filled(scene, level, self.form, GRAD_BEFORE);
-            for (to, from) in grads.buffers.iter_mut().zip(from) {
-                *to = from.read(gpu);
-            }
+    pub fn mixed_outcome(&self, gpu: &Gpu, scene: &Scene, pass: Pass) -> Mixed<T, U> {
+        let read = |(level, Pair(cls, boxes)): (&LevelScene, &Pair<T, U>)| {
+            let mut grads = Buffers::<T, U>::filled(scene, level, self.form, GRAD_BEFORE);
+            grads.cls = cls.read(gpu);
+            grads.boxes = boxes.as_ref().map(|boxes| boxes.read(gpu));
             grads.read(GRAD_BEFORE)
         };
         let levels = scene.levels.iter().zip(&self.grads);
         let status: Status = self.status.read(&gpu.stream).expect("the stream's work ends well");
-        Outcome {
+        Mixed {
             losses: self.losses.read(gpu),
             grads: if pass == Pass::Forward { vec![] } else { levels.map(read).collect() },
             status,
@@ -271,6 +297,12 @@ impl<T: OnDevice> OnCuda<T> {
     }
 }
 
+impl<T: OnDevice> OnCuda<T> {
+    pub fn outcome(&self, gpu: &Gpu, scene: &Scene, pass: Pass) -> Outcome<T> {
+        self.mixed_outcome(gpu, scene, pass).into()
+    }
+}
+
 /// A call of one kind on new buffers.
 pub fn run<T: OnDevice>(
     gpu: &Gpu,
@@ -279,7 +311,17 @@ pub fn run<T: OnDevice>(
     offset: usize,
     pass: Pass,
 ) -> Result<Outcome<T>> {
-    let mut cuda = OnCuda::<T>::new(gpu, scene, form, offset);
+    run_mixed::<T, T>(gpu, scene, form, offset, pass).map(Outcome::from)
+}
+
+pub fn run_mixed<T: OnDevice, U: OnDevice>(
+    gpu: &Gpu,
+    scene: &Scene,
+    form: Form,
+    offset: usize,
+    pass: Pass,
+) -> Result<Mixed<T, U>> {
+    let mut cuda = OnCuda::<T, U>::new(gpu, scene, form, offset);
     cuda.call(gpu, scene, pass, Phases::Both)?;
-    Ok(cuda.outcome(gpu, scene, pass))
+    Ok(cuda.mixed_outcome(gpu, scene, pass))
 }

@@ -138,6 +138,28 @@ pub struct LevelScene {
     pub element_weights: Option<Vec<f32>>,
 }
 
+impl Default for LevelScene {
+    /// Without positions.
+    fn default() -> Self {
+        LevelScene {
+            height: 0,
+            width: 0,
+            stride: 1.0,
+            points: PointsAt::Grid(0.0),
+            cls: vec![],
+            boxes: vec![],
+            labels: vec![],
+            label_weights: None,
+            box_targets: vec![],
+            quality: None,
+            box_weights: None,
+            box_scores: None,
+            scores: None,
+            element_weights: None,
+        }
+    }
+}
+
 impl LevelScene {
     pub fn positions(&self) -> usize {
         self.height * self.width
@@ -287,38 +309,51 @@ pub fn places(layout: &Layout, batch: usize, channels: usize, positions: usize) 
     places
 }
 
-/// The buffers of a level: one for both outputs, or one for each.
+/// The buffers of a level: one for both outputs, or one for each. Joint ones are of one type.
 #[derive(Clone, Debug)]
-pub struct Buffers<T> {
+pub struct Buffers<T, U = T> {
     pub placement: Placement,
-    pub buffers: Vec<Vec<T>>,
+    /// Of the classes, or of both.
+    pub cls: Vec<T>,
+    /// Of the boxes, if that is another one.
+    pub boxes: Option<Vec<U>>,
     places: [Vec<usize>; 2],
 }
 
-impl<T: Stored> Buffers<T> {
+impl<T: Stored, U: Stored> Buffers<T, U> {
     /// With nothing but `value` in them.
-    pub fn filled(scene: &Scene, level: &LevelScene, form: Form, value: f64) -> Buffers<T> {
+    pub fn filled(scene: &Scene, level: &LevelScene, form: Form, value: f64) -> Buffers<T, U> {
         let channels = [scene.classes, scene.box_channels()];
         let placement = form.place(scene.batch, channels, level.positions());
         let places_of = |layout, channels| places(layout, scene.batch, channels, level.positions());
-        let buffer = |length| vec![T::from_f64(value); length];
+        let (cls, boxes) = match placement.lengths {
+            Ok(both) => (both, None),
+            Err([cls, boxes]) => (cls, Some(boxes)),
+        };
         Buffers {
             placement,
             places: [places_of(&placement.cls, channels[0]), places_of(&placement.boxes, channels[1])],
-            buffers: match placement.lengths {
-                Ok(both) => vec![buffer(both)],
-                Err(each) => each.map(buffer).into(),
-            },
+            cls: vec![T::from_f64(value); cls],
+            boxes: boxes.map(|length| vec![U::from_f64(value); length]),
         }
     }
 
     /// The logits; what is between them is NaN.
-    pub fn logits(scene: &Scene, level: &LevelScene, form: Form) -> Buffers<T> {
+    pub fn logits(scene: &Scene, level: &LevelScene, form: Form) -> Buffers<T, U> {
         let mut logits = Buffers::filled(scene, level, form, f64::NAN);
-        let last = logits.buffers.len() - 1;
-        for (buffer, places, values) in [(0, 0, &level.cls), (last, 1, &level.boxes)] {
-            for (place, &value) in logits.places[places].iter().zip(values) {
-                logits.buffers[buffer][*place] = T::from_f64(value);
+        let [of_cls, of_boxes] = &logits.places;
+        let mut write = |places: &[usize], values: &[f64]| {
+            for (place, &value) in places.iter().zip(values) {
+                logits.cls[*place] = T::from_f64(value);
+            }
+        };
+        write(of_cls, &level.cls);
+        match &mut logits.boxes {
+            None => write(of_boxes, &level.boxes),
+            Some(boxes) => {
+                for (place, &value) in of_boxes.iter().zip(&level.boxes) {
+                    boxes[*place] = U::from_f64(value);
+                }
             }
         }
         logits
@@ -326,17 +361,23 @@ impl<T: Stored> Buffers<T> {
 
     /// Class and box tensor; asserts that all other places still hold `value`.
     #[track_caller]
-    pub fn read(&self, value: f64) -> [Vec<T>; 2] {
-        let mut rest = self.buffers.clone();
-        let last = rest.len() - 1;
-        let tensors = [(0, 0), (last, 1)].map(|(buffer, places)| {
-            let buffer = &mut rest[buffer];
-            let take = |&place| std::mem::replace(&mut buffer[place], T::from_f64(value));
-            self.places[places].iter().map(take).collect()
-        });
-        let untouched = rest.iter().flatten().all(|&x| x == T::from_f64(value));
+    pub fn read(&self, value: f64) -> (Vec<T>, Vec<U>) {
+        fn take<T: Stored>(rest: &mut [T], places: &[usize], value: f64) -> Vec<T> {
+            places.iter().map(|&place| std::mem::replace(&mut rest[place], T::from_f64(value))).collect()
+        }
+        let (mut first, mut second) = (self.cls.clone(), self.boxes.clone().unwrap_or_default());
+        let cls = take(&mut first, &self.places[0], value);
+        let boxes = match &self.boxes {
+            Some(_) => take(&mut second, &self.places[1], value),
+            None => {
+                let boxes = take(&mut first, &self.places[1], value);
+                boxes.into_iter().map(|x| U::from_f64(x.to_f64())).collect()
+            }
+        };
+        let untouched = first.iter().all(|&x| x == T::from_f64(value))
+            && second.iter().all(|&x| x == U::from_f64(value));
         assert!(untouched, "something was written between the gradients");
-        tensors
+        (cls, boxes)
     }
 }
 
@@ -351,6 +392,22 @@ pub struct Outcome<T: Stored> {
     pub found_inf: f32,
 }
 
+/// The same of a call on class logits of type `T` and box logits of type `U`.
+#[derive(Clone, Debug)]
+pub struct Mixed<T: Stored, U: Stored> {
+    pub losses: Vec<T::Loss>,
+    pub grads: Vec<(Vec<T>, Vec<U>)>,
+    pub status: Status,
+    pub found_inf: f32,
+}
+
+impl<T: Stored> From<Mixed<T, T>> for Outcome<T> {
+    fn from(Mixed { losses, grads, status, found_inf }: Mixed<T, T>) -> Self {
+        let grads = grads.into_iter().map(|(cls, boxes)| [cls, boxes]).collect();
+        Outcome { losses, grads, status, found_inf }
+    }
+}
+
 /// What the flag holds before the call: neither of the values that a call could write.
 pub const FLAG_BEFORE: f32 = 0.375;
 /// What gradients hold before the call: no gradient of a scene.
@@ -359,7 +416,20 @@ pub const GRAD_BEFORE: f64 = 77.0;
 /// Compares what a backend gave with the reference for the scene as it is stored.
 #[track_caller]
 pub fn check<T: Stored>(what: &str, pass: Pass, got: &Outcome<T>, want: &reference::Expected) {
-    let what = format!("{what} in {}, {pass:?}", T::NAME);
+    let Outcome { losses, grads, status, found_inf } = got.clone();
+    let grads = grads.into_iter().map(|[cls, boxes]| (cls, boxes)).collect();
+    check_mixed(what, pass, &Mixed { losses, grads, status, found_inf }, want);
+}
+
+/// The same for two types.
+#[track_caller]
+pub fn check_mixed<T: Stored, U: Stored>(
+    what: &str,
+    pass: Pass,
+    got: &Mixed<T, U>,
+    want: &reference::Expected,
+) {
+    let what = format!("{what} in {} and {}, {pass:?}", T::NAME, U::NAME);
     assert_eq!(got.losses.len(), want.losses.len(), "{what}: losses");
     for (index, (&got, want)) in got.losses.iter().zip(&want.losses).enumerate() {
         if let Some(want) = want {
@@ -368,11 +438,13 @@ pub fn check<T: Stored>(what: &str, pass: Pass, got: &Outcome<T>, want: &referen
     }
     let levels = if pass == Pass::Forward { 0 } else { want.grads.len() };
     assert_eq!(got.grads.len(), levels, "{what}: levels of gradients");
-    for (level, (got, want)) in got.grads.iter().zip(&want.grads).enumerate() {
-        check_elements(&format!("{what}, level {level}, gradient of classes"), &got[0], &want[0]);
-        check_elements(&format!("{what}, level {level}, gradient of boxes"), &got[1], &want[1]);
+    let mut raised = false;
+    for (level, ((cls, boxes), want)) in got.grads.iter().zip(&want.grads).enumerate() {
+        check_elements(&format!("{what}, level {level}, gradient of classes"), cls, &want[0]);
+        check_elements(&format!("{what}, level {level}, gradient of boxes"), boxes, &want[1]);
+        raised |= cls.iter().any(|grad| !grad.to_f64().is_finite());
+        raised |= boxes.iter().any(|grad| !grad.to_f64().is_finite());
     }
-    let raised = got.grads.iter().flatten().flatten().any(|grad| !grad.to_f64().is_finite());
     assert_eq!(got.found_inf, if raised { 1.0 } else { FLAG_BEFORE }, "{what}: found_inf");
     assert_eq!(got.status, want.status, "{what}: status");
 }

@@ -6,7 +6,7 @@
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use gfocal::boxes::IouKind;
-use gfocal::head::{BoxWeight, Normaliser, Normalisers, QualitySource};
+use gfocal::head::{BoxCoding, BoxWeight, Normaliser, Normalisers, QualitySource};
 use gfocal::{Background, Status};
 
 use super::super::reference::{dfl, integral, qfl};
@@ -145,6 +145,8 @@ struct Positive {
     class: usize,
     q: f64,
     v: f64,
+    /// Of its box losses.
+    m: f64,
     iou_loss: f64,
     dfl_loss: f64,
     /// Of box loss and distribution loss, for each box logit; `None` where nothing is promised.
@@ -158,7 +160,7 @@ impl Scene {
     }
 
     fn sides(&self, level: &LevelScene, image: usize, position: usize) -> [Vec<f64>; 4] {
-        let (bins, positions) = (self.settings.bins, level.positions());
+        let (bins, positions) = (self.box_channels() / 4, level.positions());
         [0, 1, 2, 3].map(|side| {
             let at = |bin| ((image * 4 + side) * bins + bin) * positions + position;
             (0..bins).map(|bin| level.boxes[at(bin)]).collect()
@@ -173,10 +175,10 @@ impl Scene {
         }
         let classes = i64::try_from(self.classes).expect("a small number");
         let class = match settings.background {
-            Background::Last if label < 0 || label == classes => return Anchor::Background,
-            Background::First if label == 0 => return Anchor::Background,
-            Background::Last if label < classes => label,
-            Background::First if (1..=classes).contains(&label) => label - 1,
+            Background::Last if label < 0 || label == classes => None,
+            Background::First if label == 0 => None,
+            Background::Last if label < classes => Some(label),
+            Background::First if (1..=classes).contains(&label) => Some(label - 1),
             _ => {
                 if !masked {
                     status.bad_labels += 1;
@@ -185,18 +187,50 @@ impl Scene {
                 return Anchor::Nothing;
             }
         };
+        if !masked && self.scores(level, anchor).unwrap_or(&[]).iter().any(|score| score.is_nan()) {
+            status.bad_qualities += 1;
+            status.first_bad_row = status.first_bad_row.or(Some(row as u64));
+            return Anchor::Nothing;
+        }
+        let Some(class) = class else { return Anchor::Background };
         let mut numbers = level.box_targets[4 * anchor..4 * anchor + 4].to_vec();
         numbers.extend(self.point(level, anchor).map(|x| x as f32));
+        let needed = level.scores.is_none() || settings.box_weight == BoxWeight::Quality;
         let given = match (settings.quality, &level.quality) {
-            (QualitySource::Given, Some(quality)) => quality[anchor],
+            (QualitySource::Given, Some(quality)) if needed => quality[anchor],
             _ => 0.0,
         };
+        if settings.box_weight == BoxWeight::Given {
+            numbers.push(level.box_scores.as_ref().expect("weights of boxes")[anchor]);
+        }
         if given.is_nan() || numbers.iter().any(|x| !x.is_finite()) {
             status.bad_qualities += 1;
             status.first_bad_row = status.first_bad_row.or(Some(row as u64));
             return Anchor::Nothing;
         }
         Anchor::Positive(class as usize)
+    }
+
+    /// The targets of an anchor's elements, if they are given.
+    fn scores<'a>(&self, level: &'a LevelScene, anchor: usize) -> Option<&'a [f32]> {
+        let of_anchor = anchor * self.classes..(anchor + 1) * self.classes;
+        level.scores.as_ref().map(|scores| &scores[of_anchor])
+    }
+
+    /// What an element is weighted by besides its label weight.
+    fn element_weight(&self, level: &LevelScene, anchor: usize, class: usize) -> f64 {
+        let of = |weights: &Option<Vec<f32>>, at: usize| weights.as_ref().map_or(1.0, |w| f64::from(w[at]));
+        of(&self.class_weights, class) * of(&level.element_weights, anchor * self.classes + class)
+    }
+
+    /// E of a side and its derivatives by the logits.
+    fn distance(&self, z: &[f64]) -> (f64, Vec<f64>) {
+        match self.settings.numbers {
+            None | Some(BoxCoding::Bins(_)) => integral(z),
+            Some(BoxCoding::Exp) => (z[0].exp(), vec![z[0].exp()]),
+            Some(BoxCoding::Relu) if z[0] > 0.0 => (z[0], vec![1.0]),
+            Some(BoxCoding::Relu) => (0.0, vec![0.0]),
+        }
     }
 
     /// In units of the stride.
@@ -227,9 +261,8 @@ impl Scene {
         let (cls, sides) = (self.cls(level, image, position), self.sides(level, image, position));
         let [x, y] = self.point(level, anchor);
         let target = [0, 1, 2, 3].map(|i| f64::from(level.box_targets[4 * anchor + i]) / level.stride);
-        let known = sides.iter().flatten().all(|z| z.is_finite());
-
-        let distances = [0, 1, 2, 3].map(|side| integral(&sides[side]));
+        let distances = [0, 1, 2, 3].map(|side| self.distance(&sides[side]));
+        let known = sides.iter().flatten().all(|z| z.is_finite()) && distances.iter().all(|d| d.0.is_finite());
         let pred = |by: usize| {
             let e = |side: usize| Dual(distances[side].0, if side == by { 1.0 } else { 0.0 });
             let at = Dual::constant;
@@ -238,7 +271,9 @@ impl Scene {
         let losses = [0, 1, 2, 3].map(|side| box_loss(settings.iou, pred(side), target, settings.iou_eps()));
         let [iou, iou_loss] = losses[0].map(|dual| dual.0);
         let q = match (settings.quality, &level.quality) {
-            (QualitySource::Given, Some(quality)) => f64::from(quality[anchor]).clamp(0.0, 1.0),
+            (QualitySource::Given, quality) => {
+                quality.as_ref().map_or(f64::NAN, |quality| f64::from(quality[anchor]).clamp(0.0, 1.0))
+            }
             _ if !known => f64::NAN,
             _ => iou.clamp(0.0, 1.0),
         };
@@ -247,12 +282,15 @@ impl Scene {
             BoxWeight::Quality => q,
             BoxWeight::MaxScore if cls.iter().any(|x| x.is_nan()) => f64::NAN,
             BoxWeight::MaxScore => 1.0 / (1.0 + (-most).exp()),
+            BoxWeight::Given => level.box_scores.as_ref().expect("weights of boxes")[anchor].into(),
         };
+        let m = level.box_weights.as_ref().map_or(1.0, |weights| f64::from(weights[anchor]));
+        let bins = settings.numbers.is_none();
 
         let last = (settings.bins - 1) as f64 - settings.target_eps;
         let targets = [x - target[0], y - target[1], target[2] - x, target[3] - y];
         let beyond = targets.iter().filter(|&&t| t < 0.0 || t > last).count();
-        if beyond > 0 {
+        if beyond > 0 && bins && m != 0.0 {
             status.out_of_range_targets += beyond as u32;
             status.first_bad_row = status.first_bad_row.or(Some(row as u64));
         }
@@ -260,18 +298,18 @@ impl Scene {
         for side in 0..4 {
             let z = &sides[side];
             if z.iter().any(|z| !z.is_finite()) {
-                dfl_loss = f64::NAN;
+                dfl_loss = if bins { f64::NAN } else { 0.0 };
                 grads.extend(z.iter().map(|z| (!z.is_finite()).then_some([f64::NAN; 2])));
                 continue;
             }
-            let (loss, of_dfl) = dfl(z, targets[side].clamp(0.0, last));
+            let (loss, of_dfl) = if bins { dfl(z, targets[side].clamp(0.0, last)) } else { (0.0, vec![0.0]) };
             dfl_loss += loss;
             let slope = losses[side][1].1;
             let both = distances[side].1.iter().zip(&of_dfl).map(|(integral, dfl)| [slope * integral, *dfl]);
             grads.extend(both.map(|both| known.then_some(both)));
         }
         let iou_loss = if known { iou_loss } else { f64::NAN };
-        Positive { image, position, class, q, v, iou_loss, dfl_loss, grads }
+        Positive { image, position, class, q, v, m, iou_loss, dfl_loss, grads }
     }
 }
 
@@ -343,7 +381,15 @@ pub fn expect(scene: &Scene) -> Expected {
                     *want = Some(Want::ZERO);
                     continue;
                 }
-                let y = positive.filter(|positive| positive.class == c).map_or(0.0, |positive| positive.q);
+                let weight = weight * scene.element_weight(level, anchor, c);
+                if weight == 0.0 {
+                    *want = Some(Want::ZERO);
+                    continue;
+                }
+                let y = match scene.scores(level, anchor) {
+                    Some(scores) => f64::from(scores[c]).clamp(0.0, 1.0),
+                    None => positive.filter(|positive| positive.class == c).map_or(0.0, |positive| positive.q),
+                };
                 let (loss, grad) = if y.is_nan() { (f64::NAN, f64::NAN) } else { qfl(x, y, settings.beta) };
                 add(loss, weight, factors[0], y > 0.0);
                 let promised = known_cls || grad.is_nan();
@@ -352,20 +398,21 @@ pub fn expect(scene: &Scene) -> Expected {
         }
         losses.push((known_cls || sum.value.is_nan()).then_some(sum));
         let (mut iou, mut dfl) = (Want::ZERO, Want::ZERO);
-        for positive in positives {
+        for positive in positives.iter().filter(|positive| positive.m != 0.0) {
+            let weight = positive.v * positive.m;
             for (want, loss, factor) in
                 [(&mut iou, positive.iou_loss, factors[1]), (&mut dfl, positive.dfl_loss, factors[2])]
             {
-                let value = positive.v * loss * factor;
+                let value = weight * loss * factor;
                 want.value += value;
                 want.magnitude += value.abs();
-                want.scale = want.scale.max((positive.v * factor).abs());
+                want.scale = want.scale.max((weight * factor).abs());
                 want.cancels = true;
             }
             for (channel, grad) in positive.grads.iter().enumerate() {
                 let at = (positive.image * scene.box_channels() + channel) * positions + positive.position;
                 of_boxes[at] = grad.map(|[of_iou, of_dfl]| {
-                    let scale = scene.grad_scale * positive.v;
+                    let scale = scene.grad_scale * weight;
                     let [iou, dfl] = [of_iou * factors[1], of_dfl * factors[2]].map(|grad| grad * scale);
                     Want {
                         value: iou + dfl,

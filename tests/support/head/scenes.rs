@@ -1,7 +1,7 @@
 //! Scenes: golden ones, and random ones.
 
 use gfocal::Background;
-use gfocal::head::QualitySource;
+use gfocal::head::{BoxCoding, BoxWeight, QualitySource};
 
 use super::super::random::Random;
 use super::super::vectors::Vectors;
@@ -49,7 +49,7 @@ pub fn golden(name: &'static str) -> Golden {
             labels: file.i64s(&named("labels")),
             label_weights: Some(file.f32s(&named("label_weights"))),
             box_targets: file.f32s(&named("box_targets")),
-            quality: None,
+            ..LevelScene::default()
         });
         losses.extend(["loss_cls", "loss_bbox", "loss_dfl"].map(|name| file.f64s(&named(name))[0]));
         grads.push(["grad_cls_logits", "grad_box_logits"].map(|name| file.f64s(&named(name))));
@@ -58,7 +58,16 @@ pub fn golden(name: &'static str) -> Golden {
         centres.push(anchors.chunks_exact(4).flat_map(centre).collect());
     }
     let [batch, classes, ..] = file.shape("level0.cls_logits")[..] else { panic!("four axes") };
-    let scene = Scene { settings, batch, classes, levels, narrow: false, grad_scale: 1.0, normalisers: None };
+    let scene = Scene {
+        settings,
+        batch,
+        classes,
+        levels,
+        class_weights: None,
+        narrow: false,
+        grad_scale: 1.0,
+        normalisers: None,
+    };
     Golden { name, scene, losses, grads, positives: number(&case["num_pos"]), centres }
 }
 
@@ -78,6 +87,29 @@ pub struct Recipe {
     pub faults: bool,
     /// Logits that are inf or NaN.
     pub not_finite: bool,
+    pub options: Options,
+}
+
+/// What a scene has besides labels, boxes and qualities: weights, some of them 0 and over NaN logits,
+/// and targets of all elements.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    pub class_weights: bool,
+    pub element_weights: bool,
+    pub box_weights: bool,
+    pub scores: bool,
+}
+
+impl Options {
+    /// Some of them.
+    pub fn any(random: &mut Random) -> Options {
+        Options {
+            class_weights: random.chance(0.5),
+            element_weights: random.chance(0.4),
+            box_weights: random.chance(0.5),
+            scores: random.chance(0.4),
+        }
+    }
 }
 
 impl Recipe {
@@ -91,12 +123,24 @@ impl Recipe {
             masks: false,
             faults: false,
             not_finite: false,
+            options: Options::default(),
         }
     }
 
     pub fn scene(&self, random: &mut Random) -> Scene {
-        let levels = self.sizes.iter().map(|&size| self.level(random, size)).collect();
+        let mut class_weights: Option<Vec<f32>> = None;
+        if self.options.class_weights {
+            let weight = |_| if random.chance(0.15) { 0.0 } else { random.between(0.2, 3.0) as f32 };
+            class_weights = Some((0..self.classes).map(weight).collect());
+        }
+        let mut level = |&size| {
+            let mut level = self.level(random, size);
+            self.add_options(random, &mut level, class_weights.as_deref());
+            level
+        };
+        let levels = self.sizes.iter().map(&mut level).collect();
         Scene {
+            class_weights,
             settings: self.settings,
             batch: self.batch,
             classes: self.classes,
@@ -109,9 +153,15 @@ impl Recipe {
 
     fn level(&self, random: &mut Random, (height, width, stride): (usize, usize, f64)) -> LevelScene {
         let (batch, settings, positions) = (self.batch, &self.settings, height * width);
-        let (anchors, bins) = (batch * positions, settings.bins);
+        let bins = if settings.numbers.is_some() { 1 } else { settings.bins };
+        let anchors = batch * positions;
         let mut cls = random.many(batch * self.classes * positions, -7.0, 2.0);
-        let mut boxes = random.many(batch * 4 * bins * positions, -3.0, 3.0);
+        let (low, high) = match settings.numbers {
+            None | Some(BoxCoding::Bins(_)) => (-3.0, 3.0),
+            Some(BoxCoding::Exp) => (-1.0, 2.5),
+            Some(BoxCoding::Relu) => (-0.5, 8.0),
+        };
+        let mut boxes = random.many(batch * 4 * bins * positions, low, high);
         let points = match random.index(4) {
             0 => PointsAt::Grid(0.0),
             1 => PointsAt::Grid(0.5),
@@ -141,7 +191,7 @@ impl Recipe {
             labels.push(if positive { first + random.index(self.classes) as i64 } else { background });
             weights.push(1.0f32);
             quality.push(if positive { random.unit() as f32 } else { f32::NAN });
-            let last = (bins - 1) as f64 - settings.target_eps;
+            let last = if settings.numbers.is_some() { 8.0 } else { (bins - 1) as f64 - settings.target_eps };
             let mut side = || {
                 if self.faults && random.chance(0.1) {
                     [-0.3, last + 0.7][random.index(2)]
@@ -193,6 +243,62 @@ impl Recipe {
             label_weights: (self.masks || random.chance(0.5)).then_some(weights),
             box_targets: targets,
             quality: (given || random.chance(0.3)).then_some(quality),
+            ..LevelScene::default()
+        }
+    }
+
+    fn add_options(&self, random: &mut Random, level: &mut LevelScene, class_weights: Option<&[f32]>) {
+        let (anchors, classes, options) = (level.labels.len(), self.classes, &self.options);
+        let positions = level.positions();
+        let weight = |random: &mut Random| match random.index(4) {
+            0 => 0.0,
+            _ => random.between(0.1, 2.0) as f32,
+        };
+        if options.box_weights {
+            level.box_weights = Some((0..anchors).map(|_| weight(random)).collect());
+        }
+        if self.settings.box_weight == BoxWeight::Given {
+            let score = |_| match random.index(40) {
+                0 if self.faults => [f32::NAN, f32::INFINITY][random.index(2)],
+                _ => random.between(0.0, 1.5) as f32,
+            };
+            level.box_scores = Some((0..anchors).map(score).collect());
+        }
+        if options.scores {
+            let score = |_| match random.index(12) {
+                0 | 1 => random.unit() as f32,
+                2 if self.faults => [-0.25, 1.25][random.index(2)],
+                _ => 0.0,
+            };
+            let mut scores: Vec<f32> = (0..anchors * classes).map(score).collect();
+            for anchor in (0..anchors).filter(|_| self.faults) {
+                if random.chance(0.05) {
+                    scores[anchor * classes + random.index(classes)] = f32::NAN;
+                }
+            }
+            level.scores = Some(scores);
+        }
+        if options.element_weights {
+            level.element_weights = Some((0..anchors * classes).map(|_| weight(random)).collect());
+        }
+        let masks = |anchor: usize, class: usize| {
+            class_weights.is_some_and(|weights| weights[class] == 0.0)
+                || level.element_weights.as_ref().is_some_and(|w| w[anchor * classes + class] == 0.0)
+        };
+        for anchor in 0..anchors {
+            let (image, position) = (anchor / positions, anchor % positions);
+            for class in 0..classes {
+                if masks(anchor, class) && random.chance(0.2) && self.settings.box_weight != BoxWeight::MaxScore {
+                    level.cls[(image * classes + class) * positions + position] = f64::NAN;
+                }
+            }
+            // Of a box that is masked, where no quality depends on it.
+            let masked = level.box_weights.as_ref().is_some_and(|weights| weights[anchor] == 0.0);
+            let detached = self.settings.quality == QualitySource::Given;
+            if masked && detached && level.quality.is_some() && random.chance(0.3) {
+                let channels = level.boxes.len() / anchors;
+                level.boxes[image * channels * positions + position] = f64::NAN;
+            }
         }
     }
 }
