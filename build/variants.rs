@@ -34,12 +34,12 @@ pub const STORAGES: [Storage; 3] = [
     Storage { name: "bf16", define: "STORAGE_BF16", targets: &[75, 80] },
 ];
 
-/// The units that have nothing in the logits' storage type: they are compiled for f32 alone.
-const ONLY_F32: [&str; 2] = ["assign", "boxes"];
+/// The units that have nothing in one storage type: they are compiled for f32 alone.
+const ONLY_F32: [&str; 3] = ["assign", "boxes", "head_positives"];
 
 /// The units that store nothing in the logits' storage type, and so have no use for those conversions: they
 /// are compiled for the lowest target alone.
-const ONLY_LOADS: [&str; 5] = ["dfl_forward", "gfl_forward", "head_forward", "head_positives", "qfl_forward"];
+const ONLY_LOADS: [&str; 4] = ["dfl_forward", "gfl_forward", "head_forward", "qfl_forward"];
 
 /// One compilation.
 #[derive(Clone, Copy)]

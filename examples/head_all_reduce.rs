@@ -77,7 +77,7 @@ fn step(rank: usize, world: usize, id: Id) -> Result<(), Box<dyn Error>> {
         logits: Logits::Separate { cls: &cls, boxes: &boxes },
         cls_layout: Layout::nchw(CLASSES, positions),
         box_layout: Layout::nchw(box_channels, positions),
-        targets: Targets::new(LabelBuffer::I64(&labels), &targets),
+        targets: Targets::<Device>::new(LabelBuffer::I64(&labels), &targets),
     }];
 
     head.cuda(&handle, &mut workspace, BATCH, CLASSES, &levels).normalisers()?;

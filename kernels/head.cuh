@@ -16,10 +16,10 @@
 //  4. All that is rare stands apart: vectors with a label, without a weight, with several weights. What a vector
 //     has to know of its anchors is a weight, or NaN for: look closer.
 #pragma once
+#include "any_storage.cuh"
 #include "boxes.cuh"
 #include "call.cuh"
 #include "math.cuh"
-#include "rows.cuh"
 
 constexpr int HEAD_BLOCK = 256;  // threads; twin in src/cuda/raw/head/plan.rs
 constexpr u32 HEAD_WARPS = HEAD_BLOCK / 32;
@@ -34,15 +34,19 @@ struct Strides {
 
 // A level of the pyramid. Field by field the same as `HeadLevel` in src/cuda/raw/head.rs.
 struct HeadLevel {
-    const Scalar* cls;        // its first element
-    const Scalar* boxes;      // its first element; channel = side * bins + bin
+    const Scalar* cls;        // its first element; in phase one of the type that HeadArgs tells
+    const void* boxes;        // its first element; channel = side * bins + bin
     Scalar* grad_cls;         // in the same strides; null without a gradient
-    Scalar* grad_boxes;
+    void* grad_boxes;
     Strides cls_strides, box_strides;
     const void* labels;       // [batch, positions], i64 or i32
     const float* label_weights;  // [batch, positions], or null: ones
     const float* targets;     // [batch, positions, 4], x1, y1, x2, y2 in pixels
     const float* quality;     // [batch, positions]; null: the IoU
+    const float* box_weights; // [batch, positions], or null: ones
+    const float* box_scores;  // [batch, positions]: v; or null
+    const float* scores;      // [batch, positions, classes]: targets of all elements; or null
+    const float* element_weights;  // [batch, positions, classes], or null: ones
     const float* points;      // [positions, 2] or [batch, positions, 2] in pixels; null: a grid
     u64 first_row;            // its first anchor in the status
     u64 first_record;         // its first anchor in the workspace, a multiple of 8; see record_of
@@ -76,6 +80,7 @@ struct HeadArgs {
     float* box_weights;       // [records], of positives: v
     float* slopes;            // [records, 4], of positives: of the box loss with respect to the distances
     float* losses;            // [levels, 3]
+    const float* class_weights;  // [classes], or null: ones
     const float* grad_scale;  // device scalar; null: the host has multiplied the weights of the gradient
     float* found_inf;         // [1], or null: becomes 1 if a stored gradient is not finite
     Status* status;           // or null
@@ -87,13 +92,16 @@ struct HeadArgs {
     double iou_eps;
     double target_max;        // bins - 1 - eps
     float beta;
+    float alpha[2];           // what an element is multiplied by at target 0, and at target 1
     u32 level_count, batch, classes, bins;
     u32 background_first, has_ignore_label;
     u32 iou_kind;             // as in `IouKind`
-    u32 weight_is_quality;    // v is the quality, not the largest score
+    u32 weight_is_quality;    // v is the quality, not the largest score (unless there are box_scores)
     u32 image_has_one;        // an image without positives counts as having one
     u32 cls_by_weight;        // N = W
     u32 partial_blocks;
+    u32 box_coding;           // as below
+    u32 cls_storage, box_storage;  // a StorageType; set by the launch
 };
 
 constexpr u32 PLAIN = 0, MASKED_ANCHOR = 0xffffffffu;
@@ -103,6 +111,10 @@ constexpr u32 PLAIN = 0, MASKED_ANCHOR = 0xffffffffu;
 constexpr u32 CLS_SCALARS = 0, CLS_POSITIONS = 1, CLS_HALF_VECTORS = 2, CLS_CHANNELS = 3;
 // Of the box logits: nothing is contiguous, channels are, so are anchors, positions are.
 constexpr u32 BOX_SCALARS = 0, BOX_CHANNELS = 1, BOX_ANCHORS = 2, BOX_POSITIONS = 3;
+
+// What the box logits of a side are: bins, or one number of which E is the exponential, or the positive part. Twins of
+// `BoxCoding`.
+constexpr u32 CODING_BINS = 0, CODING_EXP = 1, CODING_RELU = 2;
 
 // The last level whose blocks begin at this one or before.
 template <class First>
@@ -134,6 +146,10 @@ DEVICE u64 record_of(const HeadLevel& level, const Anchor& anchor) {
 
 DEVICE float label_weight_of(const HeadLevel& level, u32 number) {
     return level.label_weights ? level.label_weights[number] : 1.0f;
+}
+
+DEVICE float box_weight_of(const HeadLevel& level, u32 number) {
+    return level.box_weights ? level.box_weights[number] : 1.0f;
 }
 
 DEVICE u64 place(const Strides& s, const Anchor& anchor, u32 channel) {
@@ -200,11 +216,11 @@ DEVICE double lanes_max_nan(double x, int width) {
 }
 
 // Logits that are not finite make all but the peak NaN. All lanes of the warp must call it.
-DEVICE Side side_of(const HeadArgs& a, const Scalar* z, u64 channel, u32 lane) {
+DEVICE Side side_of(const HeadArgs& a, const void* z, u64 first, u64 channel, u32 lane) {
     float top = -__uint_as_float(0x7f800000), poison = 0.0f;
 #pragma unroll 1
     for (u32 j = lane; j < a.bins; j += SIDE_LANES) {
-        const float x = load(z + j * channel);
+        const float x = load_any(z, first + j * channel, a.box_storage);
         poison = fmaf(x, 0.0f, poison);
         top = fmaxf(top, x);
     }
@@ -213,7 +229,7 @@ DEVICE Side side_of(const HeadArgs& a, const Scalar* z, u64 channel, u32 lane) {
     double below = poison, moment = 0.0, peaks = 0.0;
 #pragma unroll 1
     for (u32 j = lane; j < a.bins; j += SIDE_LANES) {
-        const double x = load(z + j * channel);
+        const double x = load_any(z, first + j * channel, a.box_storage);
         const double e = exp_negative(x - peak);
         if (x == peak) peaks += 1.0;
         else below += e;

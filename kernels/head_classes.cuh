@@ -8,6 +8,10 @@
 constexpr int HEAD_UNROLL = 4;
 constexpr int HEAD_ELEMENTS_ANY_BETA = 16;
 
+// The kernels of any beta are general in the rest, too: weights of classes and elements, targets of all elements, and
+// alpha come there alone. By position class weights go with the vectors: a channel has one. What else differs from
+// element to element is done one by one (see `is_apart`).
+
 constexpr u32 NEVER = 0x7fffffu;  // a step that there is not
 
 // What is to be masked of vectors of positions: a bit for each that is masked, and the next step at which one has
@@ -79,19 +83,67 @@ struct ClassPieces {
     }
 };
 
-// The labelled element of an anchor: its weighted loss. Its gradient takes the place of the one that was stored for
-// a masked logit.
+// An element on its own: its weighted loss. The gradient of a labelled one takes the place of the one that was stored
+// for a masked logit.
 template <bool GRADIENT, bool BETA_2>
-DEVICE double labelled(const HeadArgs& a, const HeadLevel& level, const Anchor& anchor, u32 column, float weight,
-                       float grad_factor, bool& finite) {
+DEVICE double single_element(const HeadArgs& a, const HeadLevel& level, const Anchor& anchor, u32 column, bool is_label,
+                             float weight, float grad_factor, bool& finite) {
     const u64 at = place(level.cls_strides, anchor, column);
-    const LossGrad element =
-        soft<BETA_2>(load(level.cls + at), a.qualities[record_of(level, anchor)], a.beta, grad_factor * weight);
+    float y = is_label ? a.qualities[record_of(level, anchor)] : 0.0f;
+    if (!BETA_2) {
+        const u64 element = (u64)anchor.number * a.classes + column;
+        if (level.scores) y = fminf(fmaxf(level.scores[element], 0.0f), 1.0f);
+        if (level.element_weights) weight *= level.element_weights[element];
+        if (a.class_weights) weight *= a.class_weights[column];
+        weight *= fmaf(y, a.alpha[1], (1.0f - y) * a.alpha[0]);
+        if (weight == 0.0f) {
+            if (GRADIENT) store(level.grad_cls + at, 0.0f);
+            return 0.0;
+        }
+    }
+    const LossGrad element = soft<BETA_2>(load(level.cls + at), y, a.beta, grad_factor * weight);
     if (GRADIENT) {
         store(level.grad_cls + at, element.grad);
         finite &= is_finite(level.grad_cls + at);
     }
     return (double)element.loss * (double)weight;
+}
+
+// Of a piece of 16 bytes so many parts may be of different channels.
+#ifdef STORAGE_F32
+constexpr int PIECE_PARTS = 1;
+#else
+constexpr int PIECE_PARTS = 2;
+#endif
+
+// The weighted loss of a vector of background logits at any beta, which their gradients replace: its parts have
+// weights of their own.
+template <bool GRADIENT>
+DEVICE float weighted_vector(Words& words, float beta, float scale, const float (&weights)[PIECE_PARTS]) {
+    constexpr int EACH = VECTOR / PIECE_PARTS;
+    float x[VECTOR], losses[PIECE_PARTS], scales[PIECE_PARTS], loss = 0.0f;
+#pragma unroll
+    for (int part = 0; part < PIECE_PARTS; ++part) losses[part] = 0.0f, scales[part] = scale * weights[part];
+    unpack(words, x);
+    if (beta == 0.0f) {
+#pragma unroll
+        for (int k = 0; k < VECTOR; ++k) {
+            const LossGrad element = bce_background(x[k], scales[k / EACH]);
+            losses[k / EACH] += element.loss;
+            x[k] = element.grad;
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < VECTOR; ++k) {
+            const LossGrad element = qfl_background_any_beta(x[k], beta, scales[k / EACH]);
+            losses[k / EACH] += element.loss;
+            x[k] = element.grad;
+        }
+    }
+    if (GRADIENT) words = pack(x);
+#pragma unroll
+    for (int part = 0; part < PIECE_PARTS; ++part) loss = part ? fmaf(weights[part], losses[part], loss) : weights[part] * losses[part];
+    return loss;
 }
 
 // From an address that is a multiple of 4 * N.
@@ -173,6 +225,7 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     const ClassShare share(a, level, tile, thread_anew());
     const Anchor anchor = share.anchor(level, 0);
     const float* weights = a.weights + record_of(level, anchor);
+    if (!BETA_2) grad_factor *= a.alpha[0];
     float weight = 0.0f, scale = 0.0f;
     Pending pending(0, NEVER);  // by position
     u32 calm = NEVER;           // so many steps come before the first of it
@@ -216,6 +269,8 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
             if (__any_sync(ALL_LANES, uneven || (masked != 0 && !is_finite(__float_as_uint(scale))))) return false;
             calm = pending.first();
         }
+        // 0 * inf is not 0
+        if (!BETA_2 && a.class_weights && __any_sync(ALL_LANES, !(fabsf(scale) <= LARGEST))) return false;
     }
     // All lanes have so many steps: those of the last chunk may have fewer.
     const u32 last = (way.by_channel ? level.positions : a.classes) - (level.cls_chunks - 1) * level.cls_span;
@@ -231,6 +286,11 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     const char* from = (const char*)(level.cls + start);
     char* to = GRADIENT ? (char*)(level.grad_cls + start) : nullptr;
     const bool idle = share.idle;
+    // Of the channels from the first on, by position; see the loop.
+    const float* class_weights = BETA_2 || !a.class_weights ? nullptr : a.class_weights + share.channel;
+    float piece_weights[UNROLL][PIECE_PARTS];  // at any beta
+#pragma unroll
+    for (u32 u = 0; u < UNROLL * PIECE_PARTS; ++u) piece_weights[u / PIECE_PARTS][u % PIECE_PARTS] = 1.0f;
     labels = pending.next() != NEVER;
     bool finite = true;
     float loss = 0.0f;
@@ -320,12 +380,37 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
             }
         }
         float sum = 0.0f;
+        if constexpr (BETA_2) {
 #pragma unroll
-        for (u32 u = 0; u < UNROLL; ++u) {
-            const float own_scale = way.by_channel ? grad_factor * w[u] : scale;
-            const float vector = background_vector<GRADIENT, BETA_2, BETA_2>(words[u], a.beta, own_scale);
-            if (way.by_channel) sum = u ? fmaf(w[u], vector, sum) : w[u] * vector;
-            else sum = u ? sum + vector : vector;
+            for (u32 u = 0; u < UNROLL; ++u) {
+                const float own_scale = way.by_channel ? grad_factor * w[u] : scale;
+                const float vector = background_vector<GRADIENT, true, true>(words[u], a.beta, own_scale);
+                if (way.by_channel) sum = u ? fmaf(w[u], vector, sum) : w[u] * vector;
+                else sum = u ? sum + vector : vector;
+            }
+        } else {
+            if (way.by_channel) {
+#pragma unroll
+                for (u32 u = 0; u < UNROLL * PIECE_PARTS; ++u)
+                    piece_weights[u / PIECE_PARTS][u % PIECE_PARTS] = w[u / PIECE_PARTS];
+            } else if (class_weights) {
+                rare();
+#pragma unroll
+                for (u32 u = 0; u < UNROLL; ++u) {
+#pragma unroll
+                    for (u32 part = 0; part < PIECE_PARTS; ++part) {
+                        const u32 further = u * parts + (way.halves ? part : 0);
+                        const float own = (int)further < left ? class_weights[i + further] : 0.0f;
+                        piece_weights[u][part] = own;
+#pragma unroll
+                        for (u32 k = part * 4 / PIECE_PARTS; k < (part + 1) * 4 / PIECE_PARTS; ++k)
+                            words[u].w[k] = own == 0.0f ? MASKED : words[u].w[k];
+                    }
+                }
+            }
+#pragma unroll
+            for (u32 u = 0; u < UNROLL; ++u)
+                sum += weighted_vector<GRADIENT>(words[u], a.beta, way.by_channel ? grad_factor : scale, piece_weights[u]);
         }
         loss += sum;
         if (GRADIENT) {
@@ -372,7 +457,8 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     }
     sums.finite &= finite;
     if (!idle)
-        sums.loss = fma(way.by_channel ? (double)loss : (double)loss * (double)weight, BETA_2 ? 0.5 : 1.0, sums.loss);
+        sums.loss = fma(way.by_channel ? (double)loss : (double)loss * (double)weight,
+                        BETA_2 ? 0.5 : (double)a.alpha[0], sums.loss);
     return true;
 }
 
@@ -383,6 +469,7 @@ DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     const ClassShare share(a, level, tile, thread_anew());
     const ClassPieces pieces(a, level, share);
     const u64 distance = pieces.step * level.cls_strides.channel;
+    if (!BETA_2) grad_factor *= a.alpha[0];
     bool finite = true;
 #pragma unroll 1
     for (u32 k = 0; k < pieces.anchors; ++k) {
@@ -408,7 +495,7 @@ DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
             Words words = masked ? masked_words() : joined(x);
             mask_out(words, label - i);
             const float loss = background_vector<GRADIENT, BETA_2, TWICE>(words, a.beta, scale);
-            if (!idle) sums.loss = fma((double)loss * (TWICE ? 0.5 : 1.0), (double)weight, sums.loss);
+            if (!idle) sums.loss = fma((double)loss * (!BETA_2 ? (double)a.alpha[0] : TWICE ? 0.5 : 1.0), (double)weight, sums.loss);
             if (GRADIENT) {
                 if (a.found_inf) finite &= is_finite(words);
                 taken_apart(words, x);
@@ -423,20 +510,36 @@ DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     sums.finite &= finite;
 }
 
-// The labelled elements of a lane's share: its gradients take the place of those that were stored for masked logits.
+// The labelled elements of a lane's share, or all of them: their gradients take the place of those that were stored
+// for masked logits.
 template <bool GRADIENT, bool BETA_2>
-DEVICE void class_labels(const HeadArgs& a, const HeadLevel& level, u32 tile, float grad_factor, ClassSums& sums) {
+DEVICE void class_elements(const HeadArgs& a, const HeadLevel& level, u32 tile, float grad_factor, bool all,
+                           ClassSums& sums) {
     const ClassShare share(a, level, tile, thread_anew());
     const ClassPieces pieces(a, level, share);
 #pragma unroll 1
     for (u32 k = 0; k < pieces.own_anchors; ++k) {
         const Anchor anchor = share.anchor(level, k);
-        const u32 code = a.codes[record_of(level, anchor)];
-        if (pieces.label(code, share.channel) == NEVER) continue;
-        const float weight = label_weight_of(level, anchor.number);
-        if (weight != 0.0f)
-            sums.loss += labelled<GRADIENT, BETA_2>(a, level, anchor, code - 1, weight, grad_factor, sums.finite);
+        const u32 code = a.codes[record_of(level, anchor)], label = pieces.label(code, share.channel);
+        if (!all && label == NEVER) continue;
+        const float weight = code == MASKED_ANCHOR ? 0.0f : label_weight_of(level, anchor.number);
+        if (!all && weight == 0.0f) continue;
+#pragma unroll 1
+        for (u32 i = all ? 0 : label; i < (all ? pieces.own_channels : label + 1); ++i) {
+            const u32 column = share.channel + i * pieces.step;
+            sums.loss += single_element<GRADIENT, BETA_2>(a, level, anchor, column, i == label, weight, grad_factor,
+                                                          sums.finite);
+        }
     }
+}
+
+// Whether elements are done one by one: they have targets or weights of their own, or weights of their classes that no
+// vector has as one number; or alpha masks all but labels.
+template <bool BETA_2>
+DEVICE bool is_apart(const HeadArgs& a, const HeadLevel& level) {
+    if (BETA_2) return false;
+    const bool by_position = level.cls_way == CLS_POSITIONS || level.cls_way == CLS_HALF_VECTORS;
+    return level.scores || level.element_weights || (a.class_weights && !by_position) || a.alpha[0] == 0.0f;
 }
 
 // The tiles of a level that fall to this block.
@@ -445,11 +548,13 @@ DEVICE void head_classes(const HeadArgs& a, const HeadLevel& level, float grad_f
     const u32 way = level.cls_way;
     u32 tile = (blockIdx.x - level.cls_block) * HEAD_WARPS + threadIdx.x / 32;
     for (; whole_warp(tile < level.cls_tiles); tile += (level.box_block - level.cls_block) * HEAD_WARPS) {
-        bool done = false, labels = false;
+        const bool apart = is_apart<BETA_2>(a, level);
+        bool done = apart, labels = apart;
         const auto vectors = [&](auto which) {
             done = class_vectors<GRADIENT, BETA_2>(a, level, tile, grad_factor, which, sums, labels);
         };
-        if constexpr (BETA_2) {
+        if (apart) {
+        } else if constexpr (BETA_2) {
             // Loops of their own have the fewest instructions: where there is a gradient that counts.
             if (way == CLS_CHANNELS) vectors(ByChannel());
 #ifdef STORAGE_F32
@@ -465,13 +570,13 @@ DEVICE void head_classes(const HeadArgs& a, const HeadLevel& level, float grad_f
         } else if (way != CLS_SCALARS) {
             vectors(ByAny(way));
         }
-        if (!whole_warp(done)) {
-            class_anchors<GRADIENT, BETA_2>(a, level, tile, grad_factor, sums);
-            labels = true;
-        }
+        const bool weighted = !BETA_2 && a.class_weights;  // vectors could not, as a factor is too large
+        if (!whole_warp(done) && !weighted) class_anchors<GRADIENT, BETA_2>(a, level, tile, grad_factor, sums);
+        if (!done) labels = true;
         if (__any_sync(ALL_LANES, labels)) {
             rare();
-            class_labels<GRADIENT, BETA_2>(a, level, tile, grad_factor, sums);
+            const bool all = apart || (weighted && !done);
+            class_elements<GRADIENT, BETA_2>(a, level, tile, grad_factor, all, sums);
         }
     }
 }

@@ -10,17 +10,41 @@ struct Found {
     double top;   // the largest class logit
 };
 
-// The code of an anchor. A positive whose targets are no numbers is masked.
-DEVICE u32 code_of(const HeadArgs& a, const HeadLevel& level, const Anchor& anchor) {
+// Whether this lane's anchor, of 32 from `first` on, has a score that is NaN. All lanes of the warp must call it.
+DEVICE bool has_bad_scores(const HeadArgs& a, const HeadLevel& level, u64 first, u64 anchors, u32 lane) {
+    bool bad = false;
+#pragma unroll 1
+    for (u32 k = 0; k < 32 && whole_warp(first + k < anchors); ++k) {
+        const float* scores = level.scores + (first + k) * a.classes;
+        bool here = false;
+#pragma unroll 4
+        for (u32 c = lane; c < a.classes; c += 32) {
+            const float score = scores[c];
+            here |= score != score;
+        }
+        here = __any_sync(ALL_LANES, here);
+        if (k == lane) bad = here;
+    }
+    return bad;
+}
+
+// The code of an anchor. A positive whose targets are no numbers is masked, and so is an anchor with bad scores, unless
+// its label weight says that nobody looks at them.
+DEVICE u32 code_of(const HeadArgs& a, const HeadLevel& level, const Anchor& anchor, bool bad_scores) {
     const u32 n = anchor.number;
     const long long label = level.labels_are_i64 ? ((const long long*)level.labels)[n]
                                                  : (long long)((const int*)level.labels)[n];
     if (a.has_ignore_label && label == a.ignore_label) return MASKED_ANCHOR;
     const u64 column = (u64)label - a.background_first;  // wraps for labels below 0
+    const bool known = column < a.classes || (a.background_first ? label == 0 : label <= (long long)a.classes);
+    if (bad_scores && known && label_weight_of(level, n) != 0.0f) {
+        if (a.status) report(&a.status->bad_qualities, a.status, level.first_row + n);
+        return MASKED_ANCHOR;
+    }
     if (column < a.classes) {
         float sum = level.quality ? level.quality[n] : 0.0f;
         bool usable = sum == sum;
-        sum = 0.0f;
+        sum = level.box_scores ? level.box_scores[n] * 0.0f : 0.0f;
         const Corners corners = load_corners(level.targets + 4ull * n);
 #pragma unroll
         for (u32 side = 0; side < 4; ++side) sum = fmaf(corners.side[side], 0.0f, sum);
@@ -33,37 +57,53 @@ DEVICE u32 code_of(const HeadArgs& a, const HeadLevel& level, const Anchor& anch
         if (a.status) report(&a.status->bad_qualities, a.status, level.first_row + n);
         return MASKED_ANCHOR;
     }
-    if (a.background_first ? label == 0 : label <= (long long)a.classes) return PLAIN;
+    if (known) return PLAIN;
     if (a.status && label_weight_of(level, n) != 0.0f)
         report(&a.status->bad_labels, a.status, level.first_row + n);
     return MASKED_ANCHOR;
 }
 
+// E of a logit without bins. Above 300 exp counts as infinite, so that areas never are.
+DEVICE double number_of(u32 coding, double z) {
+    constexpr u64 INFINITE = 0x7ff0000000000000ull;
+    if (!(fabs(z) < __longlong_as_double(INFINITE))) return z - z;
+    if (coding == CODING_RELU) return z > 0.0 ? z : 0.0;
+    const double e = exp_negative(-fabs(z));
+    return z <= 0.0 ? e : z > 300.0 ? __longlong_as_double(INFINITE) : reciprocal(e);
+}
+
 // A warp looks at a positive.
 DEVICE void find(const HeadArgs& a, const HeadLevel& level, const Anchor& anchor, u32 lane, Found& found) {
     float top = -__uint_as_float(0x7f800000);
-    if (!a.weight_is_quality) {
-        const Scalar* cls = level.cls + place(level.cls_strides, anchor, 0);
+    if (!a.weight_is_quality && !level.box_scores) {
+        const u64 first = place(level.cls_strides, anchor, 0);
 #pragma unroll 4
         for (u32 c = lane; c < a.classes; c += 32) {
-            const float x = load(cls + c * level.cls_strides.channel);
+            const float x = load_any(level.cls, first + c * level.cls_strides.channel, a.cls_storage);
             top = x > top || x != x ? x : top;
         }
     }
     const u32 side = lane / SIDE_LANES, sub = lane % SIDE_LANES;
-    const Scalar* z = level.boxes + place(level.box_strides, anchor, side * a.bins);
-    const Side s = side_of(a, z, level.box_strides.channel, sub);
-    const double distance = distance_of(level, anchor, side);
-    if (sub == 0 && a.status && !(distance >= 0.0 && distance <= a.target_max))
-        report(&a.status->out_of_range_targets, a.status, level.first_row + anchor.number);
-    const TwoHotDouble target = two_hot_of(a, distance);
-    const double z_left = load(z + target.left * level.box_strides.channel);
-    const double z_right = load(z + (target.left + 1) * level.box_strides.channel);
-    double dfl = dfl_of(s, target, z_left, z_right);
-    dfl += __shfl_xor_sync(ALL_LANES, dfl, 8);
-    dfl += __shfl_xor_sync(ALL_LANES, dfl, 16);
+    const u64 z = place(level.box_strides, anchor, side * a.bins), step = level.box_strides.channel;
+    double e, dfl = 0.0;
+    if (whole_warp(a.box_coding == CODING_BINS)) {
+        const Side s = side_of(a, level.boxes, z, step, sub);
+        const double distance = distance_of(level, anchor, side);
+        if (sub == 0 && a.status && box_weight_of(level, anchor.number) != 0.0f &&
+            !(distance >= 0.0 && distance <= a.target_max))
+            report(&a.status->out_of_range_targets, a.status, level.first_row + anchor.number);
+        const TwoHotDouble target = two_hot_of(a, distance);
+        const double z_left = load_any(level.boxes, z + target.left * step, a.box_storage);
+        const double z_right = load_any(level.boxes, z + (target.left + 1) * step, a.box_storage);
+        dfl = dfl_of(s, target, z_left, z_right);
+        dfl += __shfl_xor_sync(ALL_LANES, dfl, 8);
+        dfl += __shfl_xor_sync(ALL_LANES, dfl, 16);
+        e = s.distance;
+    } else {
+        e = number_of(a.box_coding, load_any(level.boxes, z, a.box_storage));
+    }
     const double most = lanes_max_nan(top, 32);
-    if (sub == 0) found.distance[side] = s.distance;
+    if (sub == 0) found.distance[side] = e;
     if (lane == 0) found.dfl = dfl, found.top = most;
 }
 
@@ -83,17 +123,36 @@ DEVICE void conclude(const HeadArgs& a, const HeadLevel& level, const Anchor& an
 #pragma unroll
     for (u32 side = 0; side < 4; ++side)
         corners.side[side] = divided(pixels.side[side], level.stride, level.inverse_stride);
-    const IouLoss box = iou_loss(a.iou_kind, pred, corners, a.iou_eps);
+    IouLoss box = iou_loss(a.iou_kind, pred, corners, a.iou_eps);
+    float slopes[4];
+    double poison = 0.0;
+#pragma unroll
+    for (u32 side = 0; side < 4; ++side) {
+        // By the logit, if there are no bins.
+        const double e = found.distance[side], by_e = side < 2 ? -box.grad[side] : box.grad[side];
+        const double by_logit = a.box_coding == CODING_EXP ? e : a.box_coding == CODING_BINS || e > 0.0 ? 1.0 : 0.0;
+        slopes[side] = (float)(by_e * by_logit);
+        poison = fma(e, 0.0, poison);
+    }
+    // A box without end has an IoU, but no loss to learn from.
+    box.iou += poison, box.loss += poison;
     double quality = level.quality ? (double)level.quality[anchor.number] : box.iou;
     quality = quality < 0.0 ? 0.0 : quality > 1.0 ? 1.0 : quality;
-    const double weight = a.weight_is_quality ? quality : sigmoid_of(found.top);
+    const double weight = level.box_scores    ? (double)level.box_scores[anchor.number]
+                          : a.weight_is_quality ? quality
+                                                : sigmoid_of(found.top);
+    const double own = box_weight_of(level, anchor.number), factor = weight * own;
     sums[0] += weight;
-    sums[1] = fma(weight, box.loss, sums[1]);
-    sums[2] = fma(weight, found.dfl, sums[2]);
+    if (own != 0.0) {
+        sums[1] = fma(factor, box.loss, sums[1]);
+        sums[2] = fma(factor, found.dfl, sums[2]);
+    }
     const u64 record = record_of(level, anchor);
     a.qualities[record] = (float)quality;
-    a.box_weights[record] = (float)weight;
-    ((float4*)a.slopes)[record] = make_float4((float)-box.grad[0], (float)-box.grad[1], (float)box.grad[2], (float)box.grad[3]);
+    a.box_weights[record] = (float)factor;
+    const float bad = (float)poison;
+    ((float4*)a.slopes)[record] =
+        make_float4(slopes[0] + bad, slopes[1] + bad, slopes[2] + bad, slopes[3] + bad);
 }
 
 DEVICE void head_positives(const HeadArgs& a) {
@@ -110,11 +169,13 @@ DEVICE void head_positives(const HeadArgs& a) {
         if (threadIdx.x == 0) queued[0] = 0;
         __syncthreads();
         const u64 number = base + threadIdx.x;
+        const bool bad_scores =
+            level.scores && has_bad_scores(a, level, base + threadIdx.x / 32 * 32, anchors, lane);
         u32 code = MASKED_ANCHOR;
         Anchor anchor = {0, 0, 0};
         if (number < anchors) {
             anchor = anchor_of(level, (u32)number);
-            code = code_of(a, level, anchor);
+            code = code_of(a, level, anchor, bad_scores);
             const float weight = label_weight_of(level, (u32)number);
             const u64 record = record_of(level, anchor);
             a.codes[record] = code;

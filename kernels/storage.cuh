@@ -9,6 +9,13 @@
 #define KERNEL_NAMED(name, threads, blocks) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name
 
+// A float's bits, rounded to nearest even in the upper 16, as bf16 has them. Without care a NaN could carry into
+// the sign, so it becomes the NaN that the hardware makes.
+DEVICE u32 rounded(float x) {
+    u32 b = __float_as_uint(x);
+    return x != x ? 0x7fff0000u : b + 0x7fff + (b >> 16 & 1);
+}
+
 #if defined(STORAGE_F32)
 
 typedef float Scalar;
@@ -37,12 +44,6 @@ DEVICE u32 both_halves(float low, float high) { return f32_to_f16x2(low, high); 
 typedef u16 Scalar;
 #define KERNEL(name, threads, blocks) KERNEL_NAMED(name##_bf16, threads, blocks)
 
-// A float's bits, rounded to nearest even in the upper 16. Without care a NaN could carry into
-// the sign, so it becomes the NaN that the hardware makes.
-DEVICE u32 rounded(float x) {
-    u32 b = __float_as_uint(x);
-    return x != x ? 0x7fff0000u : b + 0x7fff + (b >> 16 & 1);
-}
 DEVICE float load(const Scalar* p) { return __uint_as_float((u32)*p << 16); }
 DEVICE void store(Scalar* p, float x) { *p = (u16)(rounded(x) >> 16); }
 DEVICE float load_shared_scalar(SharedAddress p) { return __uint_as_float((u32)load_shared_half(p) << 16); }

@@ -202,11 +202,17 @@ pub enum Error {
     },
 
     /// The weights of the boxes are to be given, and a level has none.
-    #[error("level {level}: this head takes the weights v of boxes from the caller; give Targets::box_scores")]
+    #[error(
+        "level {level}: this head takes the weights v of boxes from the caller; give Targets::box_scores"
+    )]
     NoBoxScores {
         /// The level, counted from 0.
         level: usize,
     },
+
+    /// The head loss takes logits, and its QFL is said to take probabilities.
+    #[error("the head loss takes class logits; its QualityFocalLoss takes probabilities (with_activated)")]
+    ActivatedHead,
 
     /// One tensor holds class and box logits, which are said to be of two types.
     #[error("level {level}: class and box logits are of two types, and cannot be joint")]

@@ -74,6 +74,7 @@ fn numbers_of_classes_and_bins() {
 fn any_settings(random: &mut Random, classes: usize) -> Settings {
     let mut settings = Settings::of(PROFILES[random.index(3)]);
     settings.beta = [2.0, 2.0, 2.0, 0.0, 0.5, 1.0, 1.5, 3.0][random.index(8)];
+    settings.alpha = [None, None, None, Some(0.25), Some(0.75), Some(1.0)][random.index(6)];
     settings.background = [Background::Last, Background::First][random.index(2)];
     settings.ignore_label = [None, Some(-7), Some(255), Some(random.index(classes) as i64)][random.index(4)];
     settings.target_eps = [0.0, 0.1, 0.01][random.index(3)];

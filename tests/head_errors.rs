@@ -38,7 +38,7 @@ fn level() -> HostLevel {
         logits: Logits::Separate { cls: &MEMORY.cls, boxes: &MEMORY.boxes },
         cls_layout: Layout::nchw(CLASSES, POSITIONS),
         box_layout: Layout::nchw(16, POSITIONS),
-        targets: Targets::new(MEMORY.labels[..].into(), &MEMORY.numbers[..]),
+        targets: Targets::<Host>::new(MEMORY.labels[..].into(), &MEMORY.numbers),
     }
 }
 

@@ -270,7 +270,7 @@ fn head(at: &At) -> Result<()> {
         targets: Targets {
             label_weights: Some(&weights),
             quality: Some(&quality),
-            ..Targets::new(LabelBuffer::I64(&labels), &targets)
+            ..Targets::<Device>::new(LabelBuffer::I64(&labels), &targets)
         },
     }];
     let mut gradients: [Gradients<Device, f32>; 1] =

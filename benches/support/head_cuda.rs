@@ -53,7 +53,7 @@ impl<T: StorageElement> LevelSet<T> {
     fn on_device(&self, at: usize) -> Level<'_, Device, T> {
         let logits: Logits<Device, T> = Logits::Separate { cls: &self.cls, boxes: &self.boxes };
         let labels = LabelBuffer::I64(&self.labels);
-        level(at, logits, Targets::new(labels, &self.targets))
+        level(at, logits, Targets::<Device>::new(labels, &self.targets))
     }
 }
 

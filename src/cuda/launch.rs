@@ -9,7 +9,7 @@ use super::module::Function;
 use crate::element::Element;
 use crate::error::Result;
 
-/// A storage type that there are kernels for.
+/// A storage type that there are kernels for. Twin of `StorageType` in kernels/any_storage.cuh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
     /// 32-bit floats.

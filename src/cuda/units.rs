@@ -9,7 +9,7 @@ use super::Storage;
 pub(super) struct Unit {
     /// As in the names of its source and its images.
     pub name: &'static str,
-    /// Whether it has no logits, and so is there for f32 alone.
+    /// Whether it has no logits, or those of any type, and so is there for f32 alone.
     pub only_f32: bool,
     /// Its entry points, without the storage type.
     pub entries: &'static [&'static str],
@@ -63,7 +63,7 @@ pub(super) const UNITS: [Unit; 14] = [
     unit("integral", "integral::units", &["integral_forward", "integral_forward_backward"]),
     without_logits("assign", "Atss::units", &["atss_candidates", "assign_targets"]),
     without_logits("boxes", "BoxLoss::units", &["boxes_forward", "boxes_forward_backward"]),
-    unit("head_positives", "HeadLoss::units", &["head_positives"]),
+    without_logits("head_positives", "HeadLoss::units", &["head_positives"]),
     unit("head", "HeadLoss::units", &["head_losses_forward_backward"]),
     unit("head_forward", "HeadLoss::units", &["head_losses_forward"]),
     unit(
@@ -126,7 +126,7 @@ impl Units {
         all
     }
 
-    /// A unit by its place in [`UNITS`]. What has no logits is there for f32, whatever they are.
+    /// A unit by its place in [`UNITS`]. What has no logits of one type is there for f32, whatever they are.
     pub(super) fn of(unit: usize, storage: Storage) -> Units {
         Units(1 << Units::place(unit, storage))
     }
@@ -200,7 +200,7 @@ mod tests {
     fn every_unit_has_a_place_of_its_own() {
         const { assert!(Units::PLACES <= 64) };
         let all = Units::all(&Storage::ALL);
-        assert_eq!(all.places().count(), 12 * 3 + 2);
+        assert_eq!(all.places().count(), 11 * 3 + 3);
         for place in all.places() {
             let (unit, storage) = Units::at(place);
             let index = UNITS.iter().position(|known| known.name == unit.name).expect("it is one of them");

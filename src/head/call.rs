@@ -143,11 +143,7 @@ impl<'a, T: Element, U: Element> HeadCall<'a, '_, Host, T, U> {
         Ok(cpu::run(self, losses, Some(gradients)))
     }
 
-    fn check(
-        &self,
-        losses: Option<&[T::Loss]>,
-        gradients: Option<&[Gradients<Host, T, U>]>,
-    ) -> Result<()> {
+    fn check(&self, losses: Option<&[T::Loss]>, gradients: Option<&[Gradients<Host, T, U>]>) -> Result<()> {
         let level_sizes = |(i, level)| level_sizes(level, gradients.and_then(|gradients| gradients.get(i)));
         let sizes: Vec<_> = self.levels.iter().enumerate().map(level_sizes).collect();
         if let Some(Normalisers { positives, box_weights }) = self.normalisers {

@@ -56,6 +56,9 @@ impl HeadLoss {
             let shape = [batch, classes];
             return Err(Error::Columns { shape, axis: "classes", columns: classes, minimum: 1, maximum });
         }
+        if self.qfl.activated {
+            return Err(Error::ActivatedHead);
+        }
         if let BoxCoding::Bins(bins) = self.coding
             && self.dfl.target_max(bins) < 0.0
         {

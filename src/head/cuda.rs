@@ -5,7 +5,7 @@ use std::fmt;
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceSlice};
 
 use super::check::{BufferSizes, CallSizes, LevelSizes};
-use super::{BoxWeight, Gradients, HeadCall, HeadLoss, Level, Logits, MAX_LEVELS, Points, QualitySource};
+use super::{BoxCoding, BoxWeight, Gradients, HeadCall, HeadLoss, Level, Logits, MAX_LEVELS, Points};
 use crate::Background;
 use crate::boxes::IouKind;
 use crate::call::check_options;
@@ -172,7 +172,7 @@ impl HeadLoss {
     ///     logits: Logits::Separate { cls: &cls, boxes: &boxes },
     ///     cls_layout: Layout::nchw(classes, positions),
     ///     box_layout: Layout::nchw(box_channels, positions),
-    ///     targets: Targets::new(LabelBuffer::I64(&labels), &targets),
+    ///     targets: Targets::<Device>::new(LabelBuffer::I64(&labels), &targets),
     /// }];
     /// let mut gradients: [Gradients<Device, f32>; 1] =
     ///     [Gradients::Separate { cls: &mut grad_cls, boxes: &mut grad_boxes }];
@@ -191,9 +191,16 @@ impl HeadLoss {
         HeadCall::new(self, handle, workspace, batch, classes, levels)
     }
 
-    /// The kernels that calls need, for [`Handle::prepare`].
+    /// The kernels that calls need, for [`Handle::prepare`]. `storage` is the type of the class logits; that
+    /// of box logits makes no difference.
     pub fn units(&self, storage: Storage, pass: Pass) -> Units {
-        head_units(self.qfl.beta as f32, storage, pass)
+        head_units(self.qfl.beta as f32, self.qfl.alpha.is_some(), storage, pass)
+    }
+
+    /// The kernels that calls with [`HeadCall::class_weights`], [`Targets::scores`](super::Targets::scores) or
+    /// [`Targets::element_weights`](super::Targets::element_weights) need.
+    pub fn weighted_units(&self, storage: Storage, pass: Pass) -> Units {
+        head_units(self.qfl.beta as f32, true, storage, pass)
     }
 }
 
@@ -282,6 +289,7 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         let status = status.map(|status| status.buffer_mut() as &mut dyn DevicePtrMut<u64>);
         args.status = prepared.write("status", status, stream)?;
         args.losses = prepared.write("losses", losses, stream)?;
+        args.class_weights = prepared.read("class_weights", self.class_weights, stream)?;
         let HeadWorkspace { memory, normalisers, batch, anchors, partial_blocks } = self.workspace;
         let parts = Parts::new(*batch, *anchors, *partial_blocks);
         args.normalisers = prepared.write("workspace", Some(normalisers), stream)?;
@@ -300,7 +308,6 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         let (mut first_row, mut first_record) = (0, 0);
         for (level, to) in self.levels.iter().zip(&mut args.levels) {
             *to = HeadLevel { first_row, first_record: first_record as u64, ..level_args(level) };
-            let at = |base: DeviceAddress, offset: usize| base + (offset * size_of::<T>()) as u64;
             let (cls, boxes) = match level.logits {
                 Logits::Separate { cls, boxes } => (
                     prepared.read("cls_logits", Some(cls), stream)?,
@@ -311,14 +318,22 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
                     (both, both)
                 }
             };
-            (to.cls, to.boxes) = (at(cls, level.cls_layout.offset), at(boxes, level.box_layout.offset));
-            let (labels, labels_are_i64) = prepared.read_labels(level.targets.labels, stream)?;
+            (to.cls, to.boxes) =
+                (at::<T>(cls, level.cls_layout.offset), at::<U>(boxes, level.box_layout.offset));
+            let targets = &level.targets;
+            let (labels, labels_are_i64) = prepared.read_labels(targets.labels, stream)?;
             (to.labels, to.labels_are_i64) = (labels, labels_are_i64.into());
-            to.label_weights = prepared.read("label_weights", level.targets.label_weights, stream)?;
-            to.targets = prepared.read("boxes", Some(level.targets.boxes), stream)?;
-            if self.head.quality == QualitySource::Given {
-                to.quality = prepared.read("quality", level.targets.quality, stream)?;
+            to.label_weights = prepared.read("label_weights", targets.label_weights, stream)?;
+            to.targets = prepared.read("boxes", Some(targets.boxes), stream)?;
+            if self.head.reads_quality(targets.scores.is_some()) {
+                to.quality = prepared.read("quality", targets.quality, stream)?;
             }
+            to.box_weights = prepared.read("box_weights", targets.box_weights, stream)?;
+            if self.head.box_weight == BoxWeight::Given {
+                to.box_scores = prepared.read("box_scores", targets.box_scores, stream)?;
+            }
+            to.scores = prepared.read("scores", targets.scores, stream)?;
+            to.element_weights = prepared.read("element_weights", targets.element_weights, stream)?;
             if let Points::Explicit(points) = level.points {
                 to.points = prepared.read("points", Some(points), stream)?;
                 to.points_of_batch = (points.len() != 2 * level.positions()).into();
@@ -329,7 +344,6 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         }
         for ((gradients, level), to) in gradients.into_iter().flatten().zip(self.levels).zip(&mut args.levels)
         {
-            let at = |base: DeviceAddress, offset: usize| base + (offset * size_of::<T>()) as u64;
             let (cls, boxes) = match gradients {
                 Gradients::Separate { cls, boxes } => (
                     prepared.write_of_level("cls_logits' gradient", &mut **cls, stream)?,
@@ -341,7 +355,7 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
                 }
             };
             (to.grad_cls, to.grad_boxes) =
-                (at(cls, level.cls_layout.offset), at(boxes, level.box_layout.offset));
+                (at::<T>(cls, level.cls_layout.offset), at::<U>(boxes, level.box_layout.offset));
         }
         prepared.check_overlaps()?;
 
@@ -387,6 +401,7 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
             },
             target_max: self.head.target_max(),
             beta: qfl.beta as f32,
+            alpha: qfl.alpha.map_or([1.0; 2], |alpha| [1.0 - alpha, alpha].map(|factor| factor as f32)),
             ignore_label: qfl.ignore_label.unwrap_or(0),
             has_ignore_label: qfl.ignore_label.is_some().into(),
             background_first: (qfl.background == Background::First).into(),
@@ -394,6 +409,12 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
             batch: self.batch as u32,
             classes: self.classes as u32,
             bins: self.head.bins() as u32,
+            box_coding: match self.head.coding {
+                BoxCoding::Bins(_) => 0,
+                BoxCoding::Exp => 1,
+                BoxCoding::Relu => 2,
+            },
+            box_storage: U::STORAGE as u32,
             weight_is_quality: (self.head.box_weight == BoxWeight::Quality).into(),
             partial_blocks: self.workspace.partial_blocks as u32,
             ..HeadArgs::default()
@@ -433,6 +454,11 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         }
         Ok(())
     }
+}
+
+/// The address of an element of a buffer.
+fn at<T>(base: DeviceAddress, offset: usize) -> DeviceAddress {
+    base + (offset * size_of::<T>()) as u64
 }
 
 /// The parameters of a level that are not addresses.

@@ -38,7 +38,7 @@
 //!     cls_layout: Layout::nchw(1, 1),
 //!     box_layout: Layout::nchw(head.box_channels(), 1),
 //!     // In units of the stride (0, 0, ½, ½): IoU and GIoU are ¼.
-//!     targets: Targets::new([0i64][..].into(), &[0.0, 0.0, 4.0, 4.0]),
+//!     targets: Targets::<Host>::new([0i64][..].into(), &[0.0, 0.0, 4.0, 4.0]),
 //! };
 //! let (mut losses, mut cls_grad, mut box_grad) = ([0.0f32; 3], [0.0f32], [0.0f32; 8]);
 //! let gradients: Gradients<Host, f32> = Gradients::Separate { cls: &mut cls_grad, boxes: &mut box_grad };
@@ -92,7 +92,7 @@
 //!   neither its box logits nor sides beyond the bins count there.
 //! - v from [`Targets::box_scores`] is taken as it is; if it is not finite, that counts as a bad quality.
 //! - Box logits z without bins ([`BoxCoding`]) that are not finite, and an exp(z) that is not, make
-//!   losses and gradients not finite; exp(z) counts as infinite from z = 700 on.
+//!   losses and gradients not finite; exp(z) counts as infinite above z = 300.
 
 mod call;
 mod check;

@@ -203,7 +203,7 @@ impl Views<'_> {
         Targets {
             label_weights: borrowed(&self.label_weights),
             quality: borrowed(&self.quality),
-            ..Targets::new(
+            ..Targets::<Device>::new(
                 match &self.labels {
                     LabelViews::I64(labels) => LabelBuffer::I64(labels),
                     LabelViews::I32(labels) => LabelBuffer::I32(labels),

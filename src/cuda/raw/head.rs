@@ -29,9 +29,9 @@ pub struct Strides {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct HeadLevel {
-    /// The first element of the class logits.
+    /// The first element of the class logits, of the type that the launches are told.
     pub cls: DeviceAddress,
-    /// The first element of the box logits; channel = side * bins + bin.
+    /// The first element of the box logits, of the type [`HeadArgs::box_storage`]; channel = side * bins + bin.
     pub boxes: DeviceAddress,
     /// As `cls`, in the same strides; null for [`Pass::Forward`]. Not overlapping the logits.
     pub grad_cls: DeviceAddress,
@@ -49,6 +49,14 @@ pub struct HeadLevel {
     pub targets: DeviceAddress,
     /// `[batch, positions]` f32; null: the quality is the IoU.
     pub quality: DeviceAddress,
+    /// `[batch, positions]` f32: weights of the box losses of positives; or null: ones.
+    pub box_weights: DeviceAddress,
+    /// `[batch, positions]` f32: v of positives; null: see [`HeadArgs::weight_is_quality`].
+    pub box_scores: DeviceAddress,
+    /// `[batch, positions, classes]` f32: targets of all elements; null: the quality at the label.
+    pub scores: DeviceAddress,
+    /// `[batch, positions, classes]` f32, or null: ones.
+    pub element_weights: DeviceAddress,
     /// `[positions, 2]` or `[batch, positions, 2]` f32 in pixels; null: a grid.
     pub points: DeviceAddress,
     /// The number of its first anchor in the status.
@@ -122,6 +130,8 @@ pub struct HeadArgs {
     pub slopes: DeviceAddress,
     /// `[levels, 3]` f32.
     pub losses: DeviceAddress,
+    /// `[classes]` f32, or null: ones.
+    pub class_weights: DeviceAddress,
     /// `[1]` f32, or null: `host_grad_scale` is it.
     pub grad_scale: DeviceAddress,
     /// `[1]` f32, or null; becomes 1 if a stored gradient is not finite.
@@ -148,13 +158,16 @@ pub struct HeadArgs {
     pub target_max: f64,
     /// From 0 to 10^6.
     pub beta: f32,
+    /// What an element of the classification loss is multiplied by at target 0, and at target 1: 1 - alpha and
+    /// alpha of focal loss, or twice 1. 0 masks.
+    pub alpha: [f32; 2],
     /// From 1 to 8.
     pub level_count: u32,
     /// Images.
     pub batch: u32,
     /// 1 or more.
     pub classes: u32,
-    /// Of a box side, 2 or more.
+    /// Of a box side, 2 or more; 1 without bins.
     pub bins: u32,
     /// 1: label 0 is background, and 1..=classes are the classes.
     pub background_first: u32,
@@ -162,7 +175,7 @@ pub struct HeadArgs {
     pub has_ignore_label: u32,
     /// 0: IoU, 1: GIoU, 2: DIoU, 3: CIoU, 4: Ultralytics' CIoU.
     pub iou_kind: u32,
-    /// 1: boxes are weighted by their quality, 0: by their largest score.
+    /// 1: boxes are weighted by their quality, 0: by their largest score; unless a level has `box_scores`.
     pub weight_is_quality: u32,
     /// 1: an image without positives counts as having one.
     pub image_has_one: u32,
@@ -170,11 +183,25 @@ pub struct HeadArgs {
     pub cls_by_weight: u32,
     /// [`head_partial_blocks`].
     pub partial_blocks: u32,
+    /// 0: bins; else a side has one number, of which the distance is 1: exp, 2: the positive part.
+    pub box_coding: u32,
+    /// Set by the launch.
+    pub cls_storage: u32,
+    /// The type of the box logits and their gradients: a [`Storage`] as its number.
+    pub box_storage: u32,
+}
+
+impl HeadArgs {
+    /// Whether single elements have something of their own, for which there are kernels of any beta alone.
+    fn is_general(&self) -> bool {
+        let of_level = |level: &HeadLevel| level.scores | level.element_weights != 0;
+        self.class_weights != 0 || self.alpha != [1.0; 2] || self.used().iter().any(of_level)
+    }
 }
 
 /// The entry point of phase one.
 const POSITIVES: Entry = entry("head_positives");
-/// Those of phase two: beta 2 by pass, then any other beta.
+/// Those of phase two: beta 2 by pass, then the general ones.
 const LOSSES: [Entry; 4] = [
     entry("head_losses_forward"),
     entry("head_losses_forward_backward"),
@@ -183,13 +210,14 @@ const LOSSES: [Entry; 4] = [
 ];
 
 /// The place of an entry point of phase two.
-fn kind(beta: f32, pass: Pass) -> usize {
-    usize::from(beta != 2.0) * 2 + pass.index()
+fn kind(beta: f32, general: bool, pass: Pass) -> usize {
+    usize::from(beta != 2.0 || general) * 2 + pass.index()
 }
 
-/// What [`launch_head_positives`] and [`launch_head_losses`] need loaded.
-pub(crate) fn head_units(beta: f32, storage: Storage, pass: Pass) -> Units {
-    Units::of(POSITIVES.unit, storage) | Units::of(LOSSES[kind(beta, pass)].unit, storage)
+/// What [`launch_head_positives`] and [`launch_head_losses`] need loaded, for class logits of this type. `general`: with
+/// weights of classes or elements, targets of all elements, or alpha.
+pub(crate) fn head_units(beta: f32, general: bool, storage: Storage, pass: Pass) -> Units {
+    Units::of(POSITIVES.unit, storage) | Units::of(LOSSES[kind(beta, general, pass)].unit, storage)
 }
 
 /// The most anchors of a level, all images together.
@@ -207,7 +235,8 @@ fn most_blocks(kernels: &Kernels, resident: u32) -> u32 {
 }
 
 /// Enqueues the first launch of the head loss on `stream`, a CUstream: what to divide by, and what
-/// the second launch wants to know of the anchors. It does not use gradients and losses.
+/// the second launch wants to know of the anchors. It does not use gradients and losses. `storage` is the type of
+/// the class logits.
 ///
 /// # Errors
 /// As [`launch_qfl`](super::launch_qfl).
@@ -220,7 +249,7 @@ pub unsafe fn launch_head_positives(
     args: &HeadArgs,
     stream: *mut c_void,
 ) -> Result<()> {
-    let mut args = *args;
+    let mut args = HeadArgs { cls_storage: storage as u32, ..*args };
     let function = kernels.function(POSITIVES, storage, stream.cast())?;
     let blocks = args.plan_positives(most_blocks(kernels, function.resident));
     // SAFETY: the function takes one HeadArgs; the rest is the caller's promise.
@@ -242,8 +271,8 @@ pub unsafe fn launch_head_losses(
     args: &HeadArgs,
     stream: *mut c_void,
 ) -> Result<()> {
-    let mut args = *args;
-    let kind = kind(args.beta, pass);
+    let mut args = HeadArgs { cls_storage: storage as u32, ..*args };
+    let kind = kind(args.beta, args.is_general(), pass);
     let function = kernels.function(LOSSES[kind], storage, stream.cast())?;
     let blocks = args.plan_losses(storage, pass, most_blocks(kernels, function.resident))?;
     // SAFETY: as above.

@@ -24,6 +24,8 @@ pub(super) struct Classes<'a, T> {
     /// f32 is enough.
     single: bool,
     beta: f64,
+    /// α of focal loss.
+    alpha: Option<f64>,
     /// What the gradients are multiplied by.
     factor: f64,
     look_for_inf: bool,
@@ -40,6 +42,11 @@ pub(super) struct Elements<'a> {
     pub weights: Option<&'a [f32]>,
     /// `[C]`
     pub class_weights: Option<&'a [f32]>,
+}
+
+/// What α of focal loss multiplies an element with target `y` by.
+fn of_target(alpha: Option<f64>, y: f64) -> f64 {
+    alpha.map_or(1.0, |alpha| y * alpha + (1.0 - y) * (1.0 - alpha))
 }
 
 /// The least and the largest of some weights besides 0. NaN if one is.
@@ -87,7 +94,7 @@ impl<'a, T: Element> Classes<'a, T> {
         factor: f64,
         look_for_inf: bool,
     ) -> Self {
-        let beta = qfl.beta;
+        let (beta, alpha) = (qfl.beta, qfl.alpha);
         let positions = order.extents[2];
         let number = |anchor, class| order.number([anchor / positions, class, anchor % positions]);
         let of_positives = anchors.positives.iter().filter(|_| elements.scores.is_none());
@@ -95,18 +102,33 @@ impl<'a, T: Element> Classes<'a, T> {
             .map(|positive| (number(positive.anchor, positive.class), positive.quality))
             .collect();
         labelled.sort_unstable_by_key(|&(element, _)| element);
-        let fits = |weight: f64| fits_single(weight) && fits_single(weight * factor);
-        let all = [Some(&anchors.weights[..]), elements.weights, elements.class_weights].into_iter().flatten();
+        let background = of_target(alpha, 0.0);
+        let fits = |weight: f64| fits_single(weight) && fits_single(weight * factor * background);
+        let all =
+            [Some(&anchors.weights[..]), elements.weights, elements.class_weights].into_iter().flatten();
         let ranges: Vec<_> = all.map(range).collect();
         let [least, most] = [0, 1].map(|end| ranges.iter().map(|range| range[end]).product());
         let all_masked = ranges.iter().any(|&[_, most]| most == 0.0);
         let single = T::SINGLE
+            && background != 0.0 // it masks
             && (beta == 2.0 || Beta::new(isa, beta).is_some())
             && (all_masked || (fits(least) && fits(most)));
         let plain = elements.weights.or(elements.class_weights).is_none()
             && ranges == [[1.0, 1.0]]
             && anchors.weights.iter().all(|&weight| weight == 1.0);
-        Classes { order, logits, anchors, elements, plain, single, beta, factor, look_for_inf, labelled }
+        Classes {
+            order,
+            logits,
+            anchors,
+            elements,
+            plain,
+            single,
+            beta,
+            alpha,
+            factor,
+            look_for_inf,
+            labelled,
+        }
     }
 
     pub fn run(&self, isa: Isa, block: &mut Block<T>) -> Sum {
@@ -220,14 +242,15 @@ impl<'a, T: Element> Classes<'a, T> {
             single = others;
         }
         let given = if self.plain { &[] } else { weights };
-        let factor = self.factor as f32;
+        let background = of_target(self.alpha, 0.0);
+        let factor = (self.factor * background) as f32;
         let mut grad = grad;
         let to = grad.as_deref_mut();
         let beta = if self.beta == 2.0 { None } else { Beta::new(isa, self.beta) };
-        let mut loss = vector::qfl_background(isa, beta, single, given, factor, to);
+        let mut loss = background * vector::qfl_background(isa, beta, single, given, factor, to);
         for &(element, quality) in labelled {
             let at = element - tile.start;
-            let weight = f64::from(weights[at]);
+            let weight = f64::from(weights[at]) * of_target(self.alpha, quality);
             if weight != 0.0 {
                 let of_label = qfl_soft(x[at].to_f64(), quality, self.beta);
                 loss += of_label.loss * weight;
@@ -252,7 +275,7 @@ impl<'a, T: Element> Classes<'a, T> {
         let (mut sum, mut labelled) = (0.0, labelled.iter().peekable());
         for (i, x) in x.iter().enumerate() {
             let quality = labelled.next_if(|&&(element, _)| element == first + i);
-            let weight = weights[i];
+            let weight = weights[i] * of_target(self.alpha, quality.map_or(0.0, |&(_, quality)| quality));
             let LossGrad { loss, grad: slope } = match quality {
                 _ if weight == 0.0 => LossGrad { loss: 0.0, grad: 0.0 },
                 Some(&(_, quality)) => qfl_soft(x.to_f64(), quality, self.beta),

@@ -289,7 +289,13 @@ impl Frame<'_, '_> {
             (iou, loss) = (f64::NAN, f64::NAN);
         }
         for (i, side) in sides.iter_mut().enumerate() {
-            side.slope = if bad { f64::NAN } else if i < 2 { -grad[i] } else { grad[i] };
+            side.slope = if bad {
+                f64::NAN
+            } else if i < 2 {
+                -grad[i]
+            } else {
+                grad[i]
+            };
         }
         let quality = target.quality.unwrap_or(iou).clamp(0.0, 1.0);
         let weight = match (head.box_weight, target.box_score, top) {
@@ -320,14 +326,14 @@ fn side(head: &HeadLoss, z: &[f64], target: f64) -> Side {
     Side { slope: 0.0, distance, code: Code::Bins { softmax, target, dfl } }
 }
 
-/// E and its derivative, for one logit. From 700 on exp(z) counts as infinite, as on CUDA.
+/// E and its derivative, for one logit. Above 300 exp(z) counts as infinite, so that areas never are.
 fn number(coding: BoxCoding, z: f64) -> (f64, f64) {
     if !z.is_finite() {
         return (f64::NAN, f64::NAN);
     }
     match coding {
         BoxCoding::Relu => (z.max(0.0), f64::from(u8::from(z > 0.0))),
-        _ if z >= 700.0 => (f64::INFINITY, f64::INFINITY),
+        _ if z > 300.0 => (f64::INFINITY, f64::INFINITY),
         _ => (z.exp(), z.exp()),
     }
 }

@@ -154,7 +154,7 @@ impl<'a, T: OnDevice, U: OnDevice> Views<'a, T, U> {
                 box_scores: view(4),
                 scores: view(5),
                 element_weights: view(6),
-                ..Targets::new(
+                ..Targets::<Device>::new(
                     if narrow { LabelBuffer::I32(&self.narrow) } else { LabelBuffer::I64(&self.labels) },
                     view(0).expect("box targets"),
                 )

@@ -27,6 +27,7 @@ pub enum Profile {
 pub struct Settings {
     pub profile: Profile,
     pub beta: f64,
+    pub alpha: Option<f64>,
     pub background: Background,
     pub ignore_label: Option<i64>,
     pub target_eps: f64,
@@ -48,6 +49,7 @@ impl Settings {
         let mmdetection = Settings {
             profile,
             beta: 2.0,
+            alpha: None,
             background: Background::Last,
             ignore_label: None,
             target_eps: 0.1,
@@ -98,6 +100,7 @@ impl Settings {
             .with_background(self.background)
             .with_loss_weight(self.weights[0])?;
         let qfl = self.ignore_label.map_or(qfl, |label| qfl.with_ignore_label(label));
+        let qfl = self.alpha.map_or(Ok(qfl), |alpha| qfl.with_alpha(alpha))?;
         let dfl = DistributionFocalLoss::new(self.target_eps)?.with_loss_weight(self.weights[2])?;
         Ok(self
             .profile()
@@ -374,8 +377,8 @@ impl<T: Stored, U: Stored> Buffers<T, U> {
                 boxes.into_iter().map(|x| U::from_f64(x.to_f64())).collect()
             }
         };
-        let untouched = first.iter().all(|&x| x == T::from_f64(value))
-            && second.iter().all(|&x| x == U::from_f64(value));
+        let untouched =
+            first.iter().all(|&x| x == T::from_f64(value)) && second.iter().all(|&x| x == U::from_f64(value));
         assert!(untouched, "something was written between the gradients");
         (cls, boxes)
     }

@@ -262,7 +262,8 @@ impl Scene {
         let [x, y] = self.point(level, anchor);
         let target = [0, 1, 2, 3].map(|i| f64::from(level.box_targets[4 * anchor + i]) / level.stride);
         let distances = [0, 1, 2, 3].map(|side| self.distance(&sides[side]));
-        let known = sides.iter().flatten().all(|z| z.is_finite()) && distances.iter().all(|d| d.0.is_finite());
+        let known =
+            sides.iter().flatten().all(|z| z.is_finite()) && distances.iter().all(|d| d.0.is_finite());
         let pred = |by: usize| {
             let e = |side: usize| Dual(distances[side].0, if side == by { 1.0 } else { 0.0 });
             let at = Dual::constant;
@@ -382,14 +383,18 @@ pub fn expect(scene: &Scene) -> Expected {
                     continue;
                 }
                 let weight = weight * scene.element_weight(level, anchor, c);
+                let y = match scene.scores(level, anchor) {
+                    Some(scores) => f64::from(scores[c]).clamp(0.0, 1.0),
+                    None => {
+                        positive.filter(|positive| positive.class == c).map_or(0.0, |positive| positive.q)
+                    }
+                };
+                let alpha = |alpha| if y.is_nan() { 1.0 } else { y * alpha + (1.0 - y) * (1.0 - alpha) };
+                let weight = weight * settings.alpha.map_or(1.0, alpha);
                 if weight == 0.0 {
                     *want = Some(Want::ZERO);
                     continue;
                 }
-                let y = match scene.scores(level, anchor) {
-                    Some(scores) => f64::from(scores[c]).clamp(0.0, 1.0),
-                    None => positive.filter(|positive| positive.class == c).map_or(0.0, |positive| positive.q),
-                };
                 let (loss, grad) = if y.is_nan() { (f64::NAN, f64::NAN) } else { qfl(x, y, settings.beta) };
                 add(loss, weight, factors[0], y > 0.0);
                 let promised = known_cls || grad.is_nan();

@@ -288,7 +288,10 @@ impl Recipe {
         for anchor in 0..anchors {
             let (image, position) = (anchor / positions, anchor % positions);
             for class in 0..classes {
-                if masks(anchor, class) && random.chance(0.2) && self.settings.box_weight != BoxWeight::MaxScore {
+                if masks(anchor, class)
+                    && random.chance(0.2)
+                    && self.settings.box_weight != BoxWeight::MaxScore
+                {
                     level.cls[(image * classes + class) * positions + position] = f64::NAN;
                 }
             }

@@ -110,7 +110,7 @@ impl Case {
                 // for both, whose loads of both ways count.
                 let of_loop = if self.vector() == 8 && self.backward { "half vectors" } else { "positions" };
                 vec![
-                    (format!("head_positives_{dtype}"), None),
+                    ("head_positives_f32".to_owned(), None),
                     (format!("head_losses_{way}_{dtype}"), Some(of_loop)),
                 ]
             }

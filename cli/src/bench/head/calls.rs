@@ -130,7 +130,7 @@ impl<T: Stored> LevelSet<T> {
         let logits: Logits<Device, T> = Logits::Separate { cls: &self.cls, boxes: &self.boxes };
         let targets = Targets::<Device> {
             label_weights: Some(&self.label_weights),
-            ..Targets::new(LabelBuffer::I64(&self.labels), &self.targets)
+            ..Targets::<Device>::new(LabelBuffer::I64(&self.labels), &self.targets)
         };
         level(self.size, classes, logits, targets)
     }

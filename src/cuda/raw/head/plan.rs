@@ -47,7 +47,7 @@ fn share_out(parts: &[(u64, u64)], most: u32) -> Vec<u32> {
 }
 
 impl HeadArgs {
-    fn used(&self) -> &[HeadLevel] {
+    pub(super) fn used(&self) -> &[HeadLevel] {
         &self.levels[..self.level_count as usize]
     }
 
@@ -72,7 +72,7 @@ impl HeadArgs {
     pub(super) fn plan_losses(&mut self, storage: Storage, pass: Pass, most: u32) -> Result<u32> {
         let (batch, classes, bins) = (self.batch, self.classes, self.bins);
         let backward = pass == Pass::ForwardBackward;
-        let beta_is_2 = self.beta == 2.0;
+        let beta_is_2 = self.beta == 2.0 && !self.is_general();
         let mut parts = Vec::new();
         let mut paces = Vec::new();
         for level in &mut self.levels[..self.level_count as usize] {
@@ -267,7 +267,8 @@ mod tests {
             };
         }
         let level_count = positions.len() as u32;
-        HeadArgs { levels, level_count, batch, classes, bins: 17, beta, ..HeadArgs::default() }
+        let alpha = [1.0; 2];
+        HeadArgs { levels, level_count, batch, classes, bins: 17, beta, alpha, ..HeadArgs::default() }
     }
 
     /// Of an image of 800 x 1333.
