@@ -95,7 +95,7 @@ DEVICE double single_element(const HeadArgs& a, const HeadLevel& level, const An
         if (level.scores) y = fminf(fmaxf(level.scores[element], 0.0f), 1.0f);
         if (level.element_weights) weight *= level.element_weights[element];
         if (a.class_weights) weight *= a.class_weights[column];
-        weight *= fmaf(y, a.alpha[1], (1.0f - y) * a.alpha[0]);
+        weight *= weight == 0.0f ? 0.0f : fmaf(y, a.alpha[1], (1.0f - y) * a.alpha[0]);
         if (weight == 0.0f) {
             if (GRADIENT) store(level.grad_cls + at, 0.0f);
             return 0.0;
@@ -117,15 +117,15 @@ constexpr int PIECE_PARTS = 2;
 #endif
 
 // The weighted loss of a vector of background logits at any beta, which their gradients replace: its parts have
-// weights of their own.
-template <bool GRADIENT>
+// weights of their own. BCE: beta 0 has a way of its own.
+template <bool GRADIENT, bool BCE>
 DEVICE float weighted_vector(Words& words, float beta, float scale, const float (&weights)[PIECE_PARTS]) {
     constexpr int EACH = VECTOR / PIECE_PARTS;
     float x[VECTOR], losses[PIECE_PARTS], scales[PIECE_PARTS], loss = 0.0f;
 #pragma unroll
     for (int part = 0; part < PIECE_PARTS; ++part) losses[part] = 0.0f, scales[part] = scale * weights[part];
     unpack(words, x);
-    if (beta == 0.0f) {
+    if (BCE && beta == 0.0f) {
 #pragma unroll
         for (int k = 0; k < VECTOR; ++k) {
             const LossGrad element = bce_background(x[k], scales[k / EACH]);
@@ -410,7 +410,7 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
             }
 #pragma unroll
             for (u32 u = 0; u < UNROLL; ++u)
-                sum += weighted_vector<GRADIENT>(words[u], a.beta, way.by_channel ? grad_factor : scale, piece_weights[u]);
+                sum += weighted_vector<GRADIENT, true>(words[u], a.beta, way.by_channel ? grad_factor : scale, piece_weights[u]);
         }
         loss += sum;
         if (GRADIENT) {
@@ -469,6 +469,9 @@ DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     const ClassShare share(a, level, tile, thread_anew());
     const ClassPieces pieces(a, level, share);
     const u64 distance = pieces.step * level.cls_strides.channel;
+    float ones[PIECE_PARTS];
+#pragma unroll
+    for (float& one : ones) one = 1.0f;
     if (!BETA_2) grad_factor *= a.alpha[0];
     bool finite = true;
 #pragma unroll 1
@@ -494,7 +497,9 @@ DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
             }
             Words words = masked ? masked_words() : joined(x);
             mask_out(words, label - i);
-            const float loss = background_vector<GRADIENT, BETA_2, TWICE>(words, a.beta, scale);
+            float loss;
+            if constexpr (BETA_2) loss = background_vector<GRADIENT, true, TWICE>(words, a.beta, scale);
+            else loss = weighted_vector<GRADIENT, false>(words, a.beta, scale, ones);
             if (!idle) sums.loss = fma((double)loss * (!BETA_2 ? (double)a.alpha[0] : TWICE ? 0.5 : 1.0), (double)weight, sums.loss);
             if (GRADIENT) {
                 if (a.found_inf) finite &= is_finite(words);

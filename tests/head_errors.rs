@@ -2,8 +2,11 @@
 
 mod support;
 
-use gfocal::head::{Gradients, HeadLoss, Layout, Level, Logits, Normalisers, Points, QualitySource, Targets};
-use gfocal::{DistributionFocalLoss, Host, boxes::IouKind};
+use gfocal::head::{
+    BoxCoding, BoxWeight, Gradients, HeadLoss, Layout, Level, Logits, Normalisers, Points, QualitySource,
+    Targets,
+};
+use gfocal::{DistributionFocalLoss, Host, QualityFocalLoss, boxes::IouKind, f16};
 
 const BATCH: usize = 2;
 const CLASSES: usize = 3;
@@ -70,6 +73,7 @@ struct Attempt {
     flags: usize,
     grad_scale: f64,
     normalisers: Option<Normalisers>,
+    class_weights: Option<usize>,
 }
 
 impl Attempt {
@@ -85,6 +89,7 @@ impl Attempt {
             flags: 1,
             grad_scale: 1.0,
             normalisers: None,
+            class_weights: None,
             levels,
         }
     }
@@ -117,6 +122,10 @@ impl Attempt {
                 .collect();
             let call = self.head.cpu(self.batch, self.classes, &self.levels);
             let call = call.grad_scale(self.grad_scale).found_inf(&mut flags);
+            let call = match self.class_weights {
+                Some(count) => call.class_weights(&MEMORY.numbers[..count]),
+                None => call,
+            };
             let call = match self.normalisers {
                 Some(normalisers) => call.normalised_by(normalisers),
                 None => call,
@@ -178,6 +187,63 @@ fn lengths() {
     Attempt::new(vec![level()])
         .with(|call| call.head = given)
         .says("level 0: this head takes the quality of positives from the caller; give Targets::quality");
+}
+
+#[test]
+fn options_of_elements_and_boxes() {
+    let numbers = &MEMORY.numbers;
+    let two = "2 images of 6 positions need";
+    let says = |attempt: Attempt, tensor: &str, has: usize, needs: usize| {
+        attempt.says(&format!("level 1: {tensor} has {has} elements, {two} {needs}"));
+    };
+    says(Attempt::of(|level| level.targets.box_weights = Some(&numbers[..6])), "box_weights", 6, 12);
+    says(Attempt::of(|level| level.targets.box_scores = Some(&numbers[..48])), "box_scores", 48, 12);
+    says(Attempt::of(|level| level.targets.scores = Some(&numbers[..12])), "scores", 12, 36);
+    says(Attempt::of(|level| level.targets.element_weights = Some(&numbers[..3])), "element_weights", 3, 36);
+    let of = |change: fn(&mut Attempt)| Attempt::new(vec![level()]).with(change);
+    of(|call| call.class_weights = Some(3)).run().expect("a right call");
+    of(|call| call.class_weights = Some(2)).says("class_weights has 2 elements, these levels need 3");
+
+    let given = head().with_box_weight(BoxWeight::Given);
+    of(|call| call.head = head().with_box_weight(BoxWeight::Given))
+        .says("level 0: this head takes the weights v of boxes from the caller; give Targets::box_scores");
+    // Scores are targets instead of the quality, of which only v is left.
+    let mut scored = level();
+    scored.targets.scores = Some(&numbers[..36]);
+    scored.targets.box_scores = Some(&numbers[..12]);
+    let of_scored = |head| Attempt::new(vec![scored]).with(|call| call.head = head);
+    of_scored(given.with_quality(QualitySource::Given)).run().expect("a right call");
+    of_scored(head().with_quality(QualitySource::Given).with_box_weight(BoxWeight::Quality))
+        .says("level 0: this head takes the quality of positives from the caller; give Targets::quality");
+
+    of(|call| call.head = head().with_qfl(QualityFocalLoss::default().with_activated(true)))
+        .says("the head loss takes class logits; its QualityFocalLoss takes probabilities (with_activated)");
+    let of_numbers = head().with_box_coding(BoxCoding::Relu).expect("legal");
+    assert_eq!((of_numbers.bins(), of_numbers.box_channels()), (1, 4));
+    Attempt::of(|level| level.box_layout = Layout::nchw(4, POSITIONS))
+        .with(|call| call.levels[0].box_layout = Layout::nchw(4, POSITIONS))
+        .with(|call| call.head = of_numbers)
+        .run()
+        .expect("a right call");
+}
+
+/// Class and box logits of one tensor are of one type.
+#[test]
+fn joint_logits_of_two_types() {
+    let Level { height, width, stride, points, targets, .. } = level();
+    let layout = Layout::nchw(19, POSITIONS);
+    let mixed: Level<Host, f32, f16> = Level {
+        height,
+        width,
+        stride,
+        points,
+        targets,
+        logits: Logits::Joint(&MEMORY.both[..]),
+        cls_layout: layout.from_channel(16),
+        box_layout: layout,
+    };
+    let error = head().cpu(BATCH, CLASSES, &[mixed]).forward(&mut [0.0; 3]).expect_err("two types");
+    assert_eq!(error.to_string(), "level 0: class and box logits are of two types, and cannot be joint");
 }
 
 #[test]

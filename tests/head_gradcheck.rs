@@ -4,9 +4,9 @@
 mod support;
 
 use gfocal::boxes::IouKind;
-use gfocal::head::{BoxWeight, Normaliser, QualitySource};
+use gfocal::head::{BoxCoding, BoxWeight, Normaliser, QualitySource};
 use support::Pass;
-use support::head::scenes::Recipe;
+use support::head::scenes::{Options, Recipe};
 use support::head::{Form, Outcome, Profile, Scene, Settings, cpu};
 use support::random::Random;
 
@@ -39,7 +39,12 @@ fn close(what: &str, grad: f64, slope: f64) {
 /// A scene with the normalisers held fixed, and no logit near a kink of QFL or of a box loss: boxes
 /// that meet their targets, with all coordinates different.
 fn scene(random: &mut Random, settings: Settings) -> Scene {
+    scene_with(random, settings, Options::default())
+}
+
+fn scene_with(random: &mut Random, settings: Settings, options: Options) -> Scene {
     let recipe = Recipe {
+        options,
         batch: 2,
         classes: 3,
         sizes: vec![(2, 3, 8.0), (1, 2, 16.0)],
@@ -71,17 +76,51 @@ fn the_derivative_of_the_total_loss() {
     let frozen =
         |settings| Settings { quality: QualitySource::Given, box_weight: BoxWeight::Quality, ..settings };
     for settings in settings().map(frozen).filter(without_alpha) {
-        let scene = scene(&mut random, settings);
-        let got = run(&scene, Pass::ForwardBackward);
-        for level in 0..scene.levels.len() {
-            for i in 0..scene.levels[level].cls.len() {
-                let slope = slopes(&scene, |scene, by| scene.levels[level].cls[i] += by);
-                close(&format!("{settings:?}, class logit {i}"), got.grads[level][0][i], slope.iter().sum());
-            }
-            for i in 0..scene.levels[level].boxes.len() {
-                let slope = slopes(&scene, |scene, by| scene.levels[level].boxes[i] += by);
-                close(&format!("{settings:?}, box logit {i}"), got.grads[level][1][i], slope.iter().sum());
-            }
+        all_slopes(&format!("{settings:?}"), &scene(&mut random, settings));
+    }
+}
+
+/// The gradients are the derivatives of the total loss.
+fn all_slopes(what: &str, scene: &Scene) {
+    let got = run(scene, Pass::ForwardBackward);
+    for level in 0..scene.levels.len() {
+        for i in 0..scene.levels[level].cls.len() {
+            let slope = slopes(scene, |scene, by| scene.levels[level].cls[i] += by);
+            close(&format!("{what}, class logit {i}"), got.grads[level][0][i], slope.iter().sum());
+        }
+        for i in 0..scene.levels[level].boxes.len() {
+            let slope = slopes(scene, |scene, by| scene.levels[level].boxes[i] += by);
+            close(&format!("{what}, box logit {i}"), got.grads[level][1][i], slope.iter().sum());
+        }
+    }
+}
+
+/// The same with weights of classes, elements and boxes, box scores, dense scores, α, and boxes as four numbers.
+#[test]
+fn the_derivative_with_options() {
+    let mut random = Random::new(85);
+    let none = Options::default();
+    let options = [
+        none,
+        Options { class_weights: true, ..none },
+        Options { element_weights: true, ..none },
+        Options { box_weights: true, ..none },
+        Options { scores: true, ..none },
+        Options { class_weights: true, element_weights: true, box_weights: true, scores: true },
+    ];
+    for (i, options) in options.into_iter().enumerate() {
+        for numbers in [None, Some(BoxCoding::Exp), Some(BoxCoding::Relu)] {
+            let settings = Settings {
+                numbers,
+                bins: 5,
+                iou: [IouKind::Giou, IouKind::Iou, IouKind::Diou][i % 3],
+                alpha: (i % 2 == 0).then_some(0.3),
+                quality: QualitySource::Given,
+                box_weight: BoxWeight::Given,
+                ..Settings::of([Profile::Mmdetection, Profile::Ultralytics][i % 2])
+            };
+            let scene = scene_with(&mut random, settings, options);
+            all_slopes(&format!("{options:?} of {settings:?}"), &scene);
         }
     }
 }

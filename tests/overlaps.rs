@@ -12,9 +12,10 @@ use gfocal::cuda::{Device, LabelBuffer};
 use gfocal::cudarc::driver::sys::CUdeviceptr;
 use gfocal::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 use gfocal::head::{
-    Gradients, HeadLoss, HeadWorkspace, Layout, Level, Logits, Points, QualitySource, Targets,
+    BoxCoding, BoxWeight, Gradients, HeadLoss, HeadWorkspace, Layout, Level, Logits, Points, QualitySource,
+    Targets,
 };
-use gfocal::{DistributionFocalLoss, Gfl, QualityFocalLoss, Reduction, Result, integral};
+use gfocal::{DistributionFocalLoss, Gfl, QualityFocalLoss, Reduction, Result, f16, integral};
 use support::{Gpu, gpu};
 
 /// Elements of memory that somebody else owns.
@@ -231,6 +232,20 @@ const KINDS: [Kind; 9] = [
         written: 3,
         call: head,
     },
+    Kind {
+        tensors: &[
+            ("losses", 12),
+            ("box_logits' gradient", 32),
+            ("box_logits", 32),
+            ("box_weights", 16),
+            ("box_scores", 16),
+            ("scores", 32),
+            ("element_weights", 32),
+            ("class_weights", 8),
+        ],
+        written: 2,
+        call: head_with_options,
+    },
 ];
 
 fn fcos(at: &At) -> Result<()> {
@@ -248,6 +263,39 @@ fn fcos(at: &At) -> Result<()> {
     let targets = &mut [targets.centerness(&mut centerness)];
     let fcos = Fcos::new(&[[0.0, 64.0]])?.with_ignore_iof(0.5)?;
     fcos.cuda(handle, &anchors, gt, 1, 2, targets, &mut workspace, None)
+}
+
+fn head_with_options(at: &At) -> Result<()> {
+    let (mut losses, mut grad_boxes, boxes) = (at.get(0, 3), at.get::<f16>(1, 16), at.get::<f16>(2, 16));
+    let (box_weights, box_scores, scores) = (at.get(3, 4), at.get(4, 4), at.get(5, 8));
+    let (element_weights, class_weights) = (at.get(6, 8), at.get(7, 2));
+    let stream = &at.gpu.stream;
+    let zeros = |len| stream.alloc_zeros::<f32>(len).expect("device memory");
+    let (cls, mut grad_cls, targets) = (zeros(8), zeros(8), zeros(16));
+    let labels = stream.alloc_zeros::<i64>(4).expect("device memory");
+    let head = HeadLoss::mmdetection().with_box_weight(BoxWeight::Given).with_box_coding(BoxCoding::Exp)?;
+    let mut workspace = HeadWorkspace::new(&at.gpu.handle, 1, 4)?;
+    let levels: [Level<Device, f32, f16>; 1] = [Level {
+        height: 2,
+        width: 2,
+        stride: 8.0,
+        points: Points::Grid { offset: 0.5 },
+        logits: Logits::Separate { cls: &cls, boxes: &boxes },
+        cls_layout: Layout::nchw(2, 4),
+        box_layout: Layout::nchw(4, 4),
+        targets: Targets {
+            box_weights: Some(&box_weights),
+            box_scores: Some(&box_scores),
+            scores: Some(&scores),
+            element_weights: Some(&element_weights),
+            ..Targets::<Device>::new(LabelBuffer::I64(&labels), &targets)
+        },
+    }];
+    let mut gradients: [Gradients<Device, f32, f16>; 1] =
+        [Gradients::Separate { cls: &mut grad_cls, boxes: &mut grad_boxes }];
+    head.cuda(&at.gpu.handle, &mut workspace, 1, 2, &levels)
+        .class_weights(&class_weights)
+        .forward_backward(&mut losses, &mut gradients)
 }
 
 fn head(at: &At) -> Result<()> {

@@ -48,12 +48,12 @@ fn raw_source() -> String {
 /// The storage types, and the compute capabilities that each is compiled for.
 const VARIANTS: [(&str, u32); 5] = [("f32", 75), ("f16", 75), ("bf16", 75), ("f16", 80), ("bf16", 80)];
 
-/// The units without logits are compiled for f32 alone, and those that store no gradient for the lowest
-/// capability alone.
+/// The units without logits, or with those of any type, are compiled for f32 alone, and those that store no
+/// gradient for the lowest capability alone.
 fn variants(unit: &str) -> &'static [(&'static str, u32)] {
-    let count = if !has_logits(unit) {
+    let count = if !has_logits(unit) || unit == "head_positives" {
         1
-    } else if unit.ends_with("forward") || unit == "head_positives" {
+    } else if unit.ends_with("forward") {
         3
     } else {
         5
@@ -226,13 +226,15 @@ fn instructions() {
                     need("shfl.sync");
                     need("ld.global.cg.f64");
                 }
-                assert_eq!(
-                    has("cvt.f32.f16"),
-                    storage == "f16",
-                    "{name}: f16 is converted by one instruction"
-                );
                 // Packed conversions exist from sm_80 on; bf16 is rounded by integers before.
                 let stores = name.contains("backward");
+                // Box logits of the head loss, and their gradients, are of any type.
+                let any_type = family(unit) == "head" && (positives || stores);
+                assert_eq!(
+                    has("cvt.f32.f16"),
+                    storage == "f16" || any_type,
+                    "{name}: f16 is converted by one instruction"
+                );
                 for (kind, packed) in [("f16", "cvt.rn.f16x2.f32"), ("bf16", "cvt.rn.bf16x2.f32")] {
                     assert!(
                         !has(packed) || (stores && storage == kind && capability >= 80),
@@ -245,7 +247,7 @@ fn instructions() {
                     need("add.rn.f32");
                 }
                 let to_f16 = has("cvt.rn.f16.f32") || has("cvt.rn.f16x2.f32");
-                assert_eq!(to_f16, stores && storage == "f16", "{name}: conversion to f16");
+                assert_eq!(to_f16, stores && (storage == "f16" || any_type), "{name}: conversion to f16");
                 if stores && capability >= 80 {
                     need(&format!("cvt.rn.{storage}x2.f32"));
                 }
@@ -323,6 +325,7 @@ fn host_fields(name: &str) -> Vec<(String, usize)> {
         "DeviceAddress" | "u64" | "i64" | "f64" => 8,
         "u32" | "f32" => 4,
         "[f64; 3]" => 24,
+        "[f32; 2]" => 8,
         "Strides" => size_of::<Strides>(),
         "[HeadLevel; MAX_LEVELS]" => gfocal::head::MAX_LEVELS * size_of::<HeadLevel>(),
         "Scaling" => size_of::<gfocal::cuda::raw::Scaling>(),

@@ -68,7 +68,7 @@ pub(super) const UNITS: [Unit; 14] = [
     unit("head_forward", "HeadLoss::units", &["head_losses_forward"]),
     unit(
         "head_any_beta",
-        "HeadLoss::units",
+        "HeadLoss::units_with_weights",
         &["head_losses_forward_any_beta", "head_losses_forward_backward_any_beta"],
     ),
 ];

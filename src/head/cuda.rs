@@ -192,14 +192,15 @@ impl HeadLoss {
     }
 
     /// The kernels that calls need, for [`Handle::prepare`]. `storage` is the type of the class logits; that
-    /// of box logits makes no difference.
+    /// of box logits makes no difference. Calls with weights of classes or elements, or scores, need
+    /// [others](Self::units_with_weights).
     pub fn units(&self, storage: Storage, pass: Pass) -> Units {
         head_units(self.qfl.beta as f32, self.qfl.alpha.is_some(), storage, pass)
     }
 
     /// The kernels that calls with [`HeadCall::class_weights`], [`Targets::scores`](super::Targets::scores) or
     /// [`Targets::element_weights`](super::Targets::element_weights) need.
-    pub fn weighted_units(&self, storage: Storage, pass: Pass) -> Units {
+    pub fn units_with_weights(&self, storage: Storage, pass: Pass) -> Units {
         head_units(self.qfl.beta as f32, true, storage, pass)
     }
 }

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use gfocal::f16;
 use safetensors::SafeTensors;
 
 pub struct Vectors {
     bytes: Vec<u8>,
     /// The JSON object.
     pub case: serde_json::Value,
-    /// The JSON object under `expect`, if there is one.
+    /// That under the key `expect`; null without one.
     pub expect: serde_json::Value,
 }
 
@@ -18,13 +19,17 @@ impl Vectors {
         let bytes = std::fs::read(super::root().join(path)).expect("a readable file");
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
         let metadata = header.metadata().as_ref().expect("metadata");
-        let json = |text: &str| serde_json::from_str(text).expect("JSON");
-        let expect = metadata.get("expect").map_or(serde_json::Value::Null, |text| json(text));
-        Vectors { case: json(&metadata["case"]), expect, bytes }
+        let of = |key: &str| metadata.get(key).map(|json| serde_json::from_str(json).expect("JSON"));
+        let (case, expect) = (of("case").expect("a case"), of("expect").unwrap_or_default());
+        Vectors { bytes, case, expect }
     }
 
     pub fn has(&self, name: &str) -> bool {
         self.file().tensor(name).is_ok()
+    }
+
+    pub fn f16s(&self, name: &str) -> Vec<f64> {
+        self.decode(name, |bytes| f16::from_le_bytes(bytes).to_f64())
     }
 
     pub fn f32s(&self, name: &str) -> Vec<f32> {

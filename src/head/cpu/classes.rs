@@ -49,6 +49,11 @@ fn of_target(alpha: Option<f64>, y: f64) -> f64 {
     alpha.map_or(1.0, |alpha| y * alpha + (1.0 - y) * (1.0 - alpha))
 }
 
+/// A weight times that; 0 stays 0, whatever the target.
+fn weighted(weight: f64, alpha: Option<f64>, y: f64) -> f64 {
+    if weight == 0.0 { 0.0 } else { weight * of_target(alpha, y) }
+}
+
 /// The least and the largest of some weights besides 0. NaN if one is.
 fn range(weights: &[f32]) -> [f64; 2] {
     let mut range = [f32::INFINITY, 0.0];
@@ -250,7 +255,7 @@ impl<'a, T: Element> Classes<'a, T> {
         let mut loss = background * vector::qfl_background(isa, beta, single, given, factor, to);
         for &(element, quality) in labelled {
             let at = element - tile.start;
-            let weight = f64::from(weights[at]) * of_target(self.alpha, quality);
+            let weight = weighted(f64::from(weights[at]), self.alpha, quality);
             if weight != 0.0 {
                 let of_label = qfl_soft(x[at].to_f64(), quality, self.beta);
                 loss += of_label.loss * weight;
@@ -275,7 +280,7 @@ impl<'a, T: Element> Classes<'a, T> {
         let (mut sum, mut labelled) = (0.0, labelled.iter().peekable());
         for (i, x) in x.iter().enumerate() {
             let quality = labelled.next_if(|&&(element, _)| element == first + i);
-            let weight = weights[i] * of_target(self.alpha, quality.map_or(0.0, |&(_, quality)| quality));
+            let weight = weighted(weights[i], self.alpha, quality.map_or(0.0, |&(_, quality)| quality));
             let LossGrad { loss, grad: slope } = match quality {
                 _ if weight == 0.0 => LossGrad { loss: 0.0, grad: 0.0 },
                 Some(&(_, quality)) => qfl_soft(x.to_f64(), quality, self.beta),

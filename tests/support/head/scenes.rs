@@ -71,6 +71,61 @@ pub fn golden(name: &'static str) -> Golden {
     Golden { name, scene, losses, grads, positives: number(&case["num_pos"]), centres }
 }
 
+/// A report's head, and the right answer.
+pub struct Report {
+    pub scene: Scene,
+    pub loss: f64,
+    /// `[levels, 3]`.
+    pub losses: Vec<f64>,
+    pub grads: Vec<[Vec<f64>; 2]>,
+}
+
+/// A file of tests/reports in which each image has one box: that of its positives.
+pub fn report(name: &str) -> Report {
+    let file = Vectors::open(format!("tests/reports/{name}.safetensors"));
+    let (images, gt_boxes) = (file.i64s("gt_image"), file.f32s("gt_boxes"));
+    assert_eq!(images, [0, 1], "one box for each image");
+    let strides = file.case["strides"].as_array().expect("strides");
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    let wants: Vec<_> = ["loss_cls", "loss_bbox", "loss_dfl"]
+        .map(|name| file.expect[name].as_array().expect("levels"))
+        .into();
+    let (mut levels, mut losses, mut grads) = (vec![], vec![], vec![]);
+    let (mut classes, mut channels) = (0, 0);
+    for (i, stride) in strides.iter().enumerate() {
+        let named = |name: &str| format!("level{i}.{name}");
+        let want = |name: &str| format!("want.level{i}.{name}");
+        let [_, of_cls, height, width] = file.shape(&named("cls_logits"))[..] else { panic!("four axes") };
+        (classes, channels) = (of_cls, file.shape(&named("box_logits"))[1]);
+        let positions = height * width;
+        levels.push(LevelScene {
+            height,
+            width,
+            stride: number(stride),
+            cls: file.f16s(&named("cls_logits")),
+            boxes: file.f32s(&named("box_logits")).into_iter().map(f64::from).collect(),
+            labels: file.i64s(&want("labels")),
+            label_weights: Some(file.f32s(&want("label_weights"))),
+            box_targets: gt_boxes.chunks_exact(4).flat_map(|corners| corners.repeat(positions)).collect(),
+            ..LevelScene::default()
+        });
+        losses.extend(wants.iter().map(|want| number(&want[i])));
+        grads.push(["grad_cls_logits", "grad_box_logits"].map(|name| file.f64s(&want(name))));
+    }
+    let settings = Settings { bins: channels / 4, ..Settings::of(Profile::Mmdetection) };
+    let scene = Scene {
+        settings,
+        batch: images.len(),
+        classes,
+        levels,
+        class_weights: None,
+        narrow: false,
+        grad_scale: 1.0,
+        normalisers: None,
+    };
+    Report { scene, loss: number(&file.expect["loss"]), losses, grads }
+}
+
 /// What a random scene is like.
 #[derive(Clone, Debug)]
 pub struct Recipe {
