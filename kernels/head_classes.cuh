@@ -117,7 +117,7 @@ constexpr int PIECE_PARTS = 2;
 #endif
 
 // The weighted loss of a vector of background logits at any beta, which their gradients replace: its parts have
-// weights of their own. BCE: beta 0 has a way of its own.
+// weights of their own. BCE: at beta 0.
 template <bool GRADIENT, bool BCE>
 DEVICE float weighted_vector(Words& words, float beta, float scale, const float (&weights)[PIECE_PARTS]) {
     constexpr int EACH = VECTOR / PIECE_PARTS;
@@ -125,20 +125,12 @@ DEVICE float weighted_vector(Words& words, float beta, float scale, const float 
 #pragma unroll
     for (int part = 0; part < PIECE_PARTS; ++part) losses[part] = 0.0f, scales[part] = scale * weights[part];
     unpack(words, x);
-    if (BCE && beta == 0.0f) {
 #pragma unroll
-        for (int k = 0; k < VECTOR; ++k) {
-            const LossGrad element = bce_background(x[k], scales[k / EACH]);
-            losses[k / EACH] += element.loss;
-            x[k] = element.grad;
-        }
-    } else {
-#pragma unroll
-        for (int k = 0; k < VECTOR; ++k) {
-            const LossGrad element = qfl_background_any_beta(x[k], beta, scales[k / EACH]);
-            losses[k / EACH] += element.loss;
-            x[k] = element.grad;
-        }
+    for (int k = 0; k < VECTOR; ++k) {
+        const float own = scales[k / EACH];
+        const LossGrad element = BCE ? bce_background(x[k], own) : qfl_background_any_beta(x[k], beta, own);
+        losses[k / EACH] += element.loss;
+        x[k] = element.grad;
     }
     if (GRADIENT) words = pack(x);
 #pragma unroll
@@ -287,7 +279,7 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     char* to = GRADIENT ? (char*)(level.grad_cls + start) : nullptr;
     const bool idle = share.idle;
     // Of the channels from the first on, by position; see the loop.
-    const float* class_weights = BETA_2 || !a.class_weights ? nullptr : a.class_weights + share.channel;
+    const float* class_weights = BETA_2 ? nullptr : a.class_weights + share.channel;
     float piece_weights[UNROLL][PIECE_PARTS];  // at any beta
 #pragma unroll
     for (u32 u = 0; u < UNROLL * PIECE_PARTS; ++u) piece_weights[u / PIECE_PARTS][u % PIECE_PARTS] = 1.0f;
@@ -393,7 +385,7 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
 #pragma unroll
                 for (u32 u = 0; u < UNROLL * PIECE_PARTS; ++u)
                     piece_weights[u / PIECE_PARTS][u % PIECE_PARTS] = w[u / PIECE_PARTS];
-            } else if (class_weights) {
+            } else if (a.class_weights) {
                 rare();
 #pragma unroll
                 for (u32 u = 0; u < UNROLL; ++u) {
@@ -408,9 +400,16 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
                     }
                 }
             }
+            const float common = way.by_channel ? grad_factor : scale;
+            if (a.beta == 0.0f) {
 #pragma unroll
-            for (u32 u = 0; u < UNROLL; ++u)
-                sum += weighted_vector<GRADIENT, true>(words[u], a.beta, way.by_channel ? grad_factor : scale, piece_weights[u]);
+                for (u32 u = 0; u < UNROLL; ++u)
+                    sum += weighted_vector<GRADIENT, true>(words[u], 0.0f, common, piece_weights[u]);
+            } else {
+#pragma unroll
+                for (u32 u = 0; u < UNROLL; ++u)
+                    sum += weighted_vector<GRADIENT, false>(words[u], a.beta, common, piece_weights[u]);
+            }
         }
         loss += sum;
         if (GRADIENT) {
