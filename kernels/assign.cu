@@ -30,6 +30,7 @@ KERNEL(atss_candidates, BLOCK, 2)(const AssignArgs a) {
         u32 rows = level.height, columns = level.width;
         bool searches = is_level && t.usable;
         if (searches && a.valid_hw && !level.anchors) {
+            rare();
             const u64 of = 2 * (u64)t.image;
             rows = valid_positions(integer(a.valid_hw, of, a.labels_are_i64), level.stride, rows);
             columns = valid_positions(integer(a.valid_hw, of + 1, a.labels_are_i64), level.stride, columns);
@@ -54,10 +55,16 @@ KERNEL(atss_candidates, BLOCK, 2)(const AssignArgs a) {
                 const u64 key = distance_key(centre(sides), middle, y * row_of(level) + x);
                 const bool is_nearer = key > last && ~key > complement;
                 if (!is_nearer && !counts_others) continue;
-                if (by_one && !takes_part(a, level, {t.image, y, x, sides})) ++left_out;
-                else if (is_nearer) complement = ~key;
+                bool part = true;
+                if (by_one) {
+                    rare();
+                    part = takes_part(a, level, {t.image, y, x, sides});
+                    left_out += !part;
+                }
+                if (part && is_nearer) complement = ~key;
             }
             if (whole_warp(counts_others)) {
+                rare();
                 left_out = lanes_sum(left_out, 32);
                 counts_others = left_out > others;
                 others = left_out;
@@ -102,13 +109,15 @@ KERNEL(assign_targets, BLOCK, 4)(const AssignArgs a) {
         const u64 at = i - level.first;
         Anchor of = {0, 0, 0, {{0.0f, 0.0f, 0.0f, 0.0f}}};
         bool part = true;
-        if (a.points || level.label_weights) {
-            const u32 size = size_of(level), image = (u32)(at / size);
-            of = anchor_of(a, level, image, (u32)(at - (u64)image * size));
+        if (a.points || (level.label_weights && (a.valid_hw || a.ignores))) {
+            rare();
+            const u32 image = image_of(at, size_of(level));
+            of = anchor_of(a, level, image, (u32)(at - (u64)image * size_of(level)));
             part = takes_part(a, level, of);
         }
         u64 key = 0;
         if (a.points) {
+            rare();
             if (part) key = best_of(a, level, of);
         } else {
             key = a.keys[i];

@@ -261,12 +261,22 @@ DEVICE Corners middle(const Corners& b, float reach) {
              fminf(p.y + reach, b.side[3])}};
 }
 
+// The root of a number from 0 to 1, rounded to nearest, without a subroutine: to 2^-17, and twice to the
+// square of what is left. No root of a float is nearer than 2^-51 to where f32 rounds the other way.
+DEVICE float root(float x) {
+    if (!(x > 0.0f)) return 0.0f;
+    double y = exp2_approx(fmaf(0.5f, log2_approx(__fmul_rn(x, 0x1p64f)), -32.0f));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) y = fma(fma(-y, y, (double)x), 0.5 * reciprocal(y), y);
+    return (float)y;
+}
+
 // How near a point is to the centre of a box, from 0 to 1; 0 outside of it.
 DEVICE float centerness(Point p, const Corners& b) {
     const Corners d = distances(p, b);
     const float x = fminf(d.side[0], d.side[2]), y = fminf(d.side[1], d.side[3]);
     if (!(x > 0.0f && y > 0.0f)) return 0.0f;
-    return __fsqrt_rn(__fmul_rn(quotient(x, fmaxf(d.side[0], d.side[2])), quotient(y, fmaxf(d.side[1], d.side[3]))));
+    return root(__fmul_rn(quotient(x, fmaxf(d.side[0], d.side[2])), quotient(y, fmaxf(d.side[1], d.side[3]))));
 }
 
 // ---- Who takes part
@@ -292,6 +302,13 @@ DEVICE Truth truth(const AssignArgs& a, u32 gt) {
     const Corners box = load_box(a.gt_boxes + 4 * (u64)gt);
     const long long label = integer(a.gt_labels, gt, a.labels_are_i64);
     return {box, (u32)image, image != -1 && faults_of(a, box, image, label) == 0};
+}
+
+// at / size, for both up to 2^52: 64-bit integers are divided by a subroutine.
+DEVICE u32 image_of(u64 at, u32 size) {
+    u32 image = (u32)__dmul_rn((double)at, reciprocal((double)size));
+    if ((u64)image * size > at) --image;
+    return image + (at - (u64)image * size >= size);
 }
 
 // An anchor of an image: a box, or for FCOS a point.
