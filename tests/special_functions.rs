@@ -6,6 +6,7 @@ mod support;
 
 use gfocal::{Reduction, bf16, f16};
 use gfocal_emulator::Sign;
+use support::assign::{self, Level, Rules, on_cpu, same, scene};
 use support::cuda::Layout;
 use support::gpu::{Gpu, OnDevice, gpu};
 use support::head::scenes::Recipe;
@@ -76,6 +77,25 @@ fn check_heads<T: OnDevice>(gpu: &Gpu, heads: &[(Scene, Form)]) {
     }
 }
 
+/// Centerness of many points: its root begins with an approximation, and ends with the CPU's bits.
+fn check_centerness(gpu: &Gpu) {
+    let (mut random, levels) = (Random::new(13), [Level::new(64, 80, 4.0).offset(0.5)]);
+    let rules = Rules::fcos(&[[-1.0, f32::INFINITY]], None);
+    let mut scene = scene(&mut random, 60);
+    // Points that all but lie on a side, and on the one at 0.
+    scene.boxes[0] = [2.0 - 1e-6, -1e-30, 300.0, 200.0];
+    scene.boxes[1] = [-1e-38, -1e-36, 90.0, 40.0];
+    (scene.image[0], scene.image[1]) = (0, 1);
+    for offset in [0.5, 0.0] {
+        let levels = levels.clone().map(|level| level.offset(offset));
+        let mut call = assign::OnCuda::<i64>::new(gpu, &levels, &scene, 0);
+        call.call(gpu, &rules).expect("a legal call");
+        let want = on_cpu(&rules, &levels, &scene).expect("a legal call");
+        assert!(want.levels[0].centerness.iter().filter(|&&centerness| centerness > 0.0).count() > 5000);
+        same("centerness", &call.read(gpu), &want);
+    }
+}
+
 #[test]
 fn the_contract_holds_at_the_worst_of_the_special_functions() {
     let Some(gpu) = gpu() else { return };
@@ -95,6 +115,7 @@ fn the_contract_holds_at_the_worst_of_the_special_functions() {
                 check_heads::<f32>(&gpu, &heads);
                 check_heads::<f16>(&gpu, &heads);
                 check_heads::<bf16>(&gpu, &heads);
+                check_centerness(&gpu);
             }
         }
     }

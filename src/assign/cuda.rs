@@ -68,19 +68,19 @@ impl<'a, L: Label> GroundTruth<'a, Device, L> {
         GroundTruth { boxes, labels, image, weights: None, ignore: None, valid_hw: None }
     }
 
-    /// As [`GroundTruth::<Host, L>::weights`](GroundTruth#method.weights).
+    /// As the host's [`weights`](GroundTruth#method.weights).
     #[must_use]
     pub fn weights(self, weights: &'a impl DevicePtr<f32>) -> Self {
         GroundTruth { weights: Some(weights), ..self }
     }
 
-    /// As [`GroundTruth::<Host, L>::ignore`](GroundTruth#method.ignore).
+    /// As the host's [`ignore`](GroundTruth#method.ignore).
     #[must_use]
     pub fn ignore(self, boxes: &'a impl DevicePtr<f32>, image: &'a impl DevicePtr<L>) -> Self {
         GroundTruth { ignore: Some((boxes, image)), ..self }
     }
 
-    /// As [`GroundTruth::<Host, L>::valid_hw`](GroundTruth#method.valid_hw).
+    /// As the host's [`valid_hw`](GroundTruth#method.valid_hw).
     #[must_use]
     pub fn valid_hw(self, valid_hw: &'a impl DevicePtr<L>) -> Self {
         GroundTruth { valid_hw: Some(valid_hw), ..self }
@@ -93,19 +93,19 @@ impl<'a, L: Label> LevelTargets<'a, Device, L> {
         LevelTargets { labels, box_targets, label_weights: None, box_weights: None, centerness: None }
     }
 
-    /// As [`LevelTargets::<Host, L>::label_weights`](LevelTargets#method.label_weights).
+    /// As the host's [`label_weights`](LevelTargets#method.label_weights).
     #[must_use]
     pub fn label_weights(self, label_weights: &'a mut impl DevicePtrMut<f32>) -> Self {
         LevelTargets { label_weights: Some(label_weights), ..self }
     }
 
-    /// As [`LevelTargets::<Host, L>::box_weights`](LevelTargets#method.box_weights).
+    /// As the host's [`box_weights`](LevelTargets#method.box_weights).
     #[must_use]
     pub fn box_weights(self, box_weights: &'a mut impl DevicePtrMut<f32>) -> Self {
         LevelTargets { box_weights: Some(box_weights), ..self }
     }
 
-    /// As [`LevelTargets::<Host, L>::centerness`](LevelTargets#method.centerness).
+    /// As the host's [`centerness`](LevelTargets#method.centerness).
     #[must_use]
     pub fn centerness(self, centerness: &'a mut impl DevicePtrMut<f32>) -> Self {
         LevelTargets { centerness: Some(centerness), ..self }

@@ -61,7 +61,7 @@ pub(super) const UNITS: [Unit; 14] = [
     unit("gfl", "gfl::units", &["gfl_forward_backward"]),
     unit("gfl_forward", "gfl::units", &["gfl_forward"]),
     unit("integral", "integral::units", &["integral_forward", "integral_forward_backward"]),
-    without_logits("assign", "Atss::units", &["atss_candidates", "assign_targets"]),
+    without_logits("assign", "Atss::units or Fcos::units", &["atss_candidates", "assign_targets"]),
     without_logits("boxes", "BoxLoss::units", &["boxes_forward", "boxes_forward_backward"]),
     without_logits("head_positives", "HeadLoss::units", &["head_positives"]),
     unit("head", "HeadLoss::units", &["head_losses_forward_backward"]),

@@ -22,6 +22,32 @@ impl Atss {
     /// A captured call can be replayed with other boxes, sizes and boxes to ignore, and with fewer of
     /// them: the rest is padding.
     ///
+    /// ```no_run
+    /// use gfocal::assign::{AnchorGrid, AssignWorkspace, Atss, GroundTruth, LevelTargets};
+    /// use gfocal::cuda::{self, StatusBlock};
+    ///
+    /// let stream = cuda::context(0)?.default_stream();
+    /// let handle = cuda::Handle::new(&stream)?;
+    /// let (images, anchors, room) = (16, 100 * 152, 512); // of one level; and boxes in all images
+    ///
+    /// let boxes = stream.alloc_zeros::<f32>(4 * room)?; // yours, as all of these
+    /// let labels = stream.alloc_zeros::<i64>(room)?;
+    /// let image = stream.alloc_zeros::<i64>(room)?; // -1 where there is no box
+    /// let valid_hw = stream.alloc_zeros::<i64>(2 * images)?;
+    /// let mut targets = stream.alloc_zeros::<i64>(images * anchors)?;
+    /// let mut box_targets = stream.alloc_zeros::<f32>(4 * images * anchors)?;
+    /// let mut label_weights = stream.alloc_zeros::<f32>(images * anchors)?;
+    /// let mut workspace = AssignWorkspace::new(&stream, images, anchors, room)?;
+    /// let mut status = StatusBlock::new(&stream)?;
+    ///
+    /// let gt = GroundTruth::cuda(&boxes, &labels, &image).valid_hw(&valid_hw);
+    /// let to = LevelTargets::cuda(&mut targets, &mut box_targets).label_weights(&mut label_weights);
+    /// let levels = [AnchorGrid::new(100, 152, 8.0).into()];
+    /// let status_of_all = Some(&mut status);
+    /// Atss::default().cuda(&handle, &levels, gt, images, 80, &mut [to], &mut workspace, status_of_all)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// If a length does not fit, a number is outside its range, there is somewhere for the centerness
     /// to go, buffers overlap, one is in another context, or the driver refuses a launch.
