@@ -58,7 +58,7 @@ KERNEL(atss_candidates, BLOCK, 2)(const AssignArgs a) {
                 bool part = true;
                 if (by_one) {
                     rare();
-                    part = takes_part(a, level, {t.image, y, x, sides});
+                    part = takes_part(a, level, {t.image, y, x, sides}, false);
                     left_out += !part;
                 }
                 if (part && is_nearer) complement = ~key;
@@ -113,7 +113,7 @@ KERNEL(assign_targets, BLOCK, 4)(const AssignArgs a) {
             rare();
             const u32 image = image_of(at, size_of(level));
             of = anchor_of(a, level, image, (u32)(at - (u64)image * size_of(level)));
-            part = takes_part(a, level, of);
+            part = takes_part(a, level, of, a.points);
         }
         u64 key = 0;
         if (a.points) {

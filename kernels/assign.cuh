@@ -327,8 +327,9 @@ DEVICE Anchor anchor_of(const AssignArgs& a, const AssignLevel& level, u32 image
     return {image, y, place, sides};
 }
 
-// Whether an anchor takes part: it is in the image, and not too far in a box to ignore.
-DEVICE bool takes_part(const AssignArgs& a, const AssignLevel& level, const Anchor& of) {
+// Whether an anchor takes part: it is in the image, and not too far in a box to ignore. Anchors that are points
+// are in it or not.
+DEVICE bool takes_part(const AssignArgs& a, const AssignLevel& level, const Anchor& of, bool points) {
     const Point point = centre(of.sides);
     if (a.valid_hw) {
         const u64 at = 2 * (u64)of.image;
@@ -342,7 +343,7 @@ DEVICE bool takes_part(const AssignArgs& a, const AssignLevel& level, const Anch
 #pragma unroll 1
     for (u32 i = 0; i < a.ignores; ++i) {
         const Corners box = load_box(a.ignore_boxes + 4 * (u64)i);
-        const float part = a.points ? (is_inside(point, box, 0.0f) ? 1.0f : 0.0f) : iof(of.sides, box);
+        const float part = points ? (is_inside(point, box, 0.0f) ? 1.0f : 0.0f) : iof(of.sides, box);
         if (part > a.ignore_iof && integer(a.ignore_image, i, a.labels_are_i64) == (long long)of.image &&
             is_usable(box))
             return false;

@@ -65,7 +65,7 @@ DEVICE u64 nearest_free(const AssignArgs& a, Point middle, u32 image) {
         for (u32 number = threadIdx.x; number < size_of(level); number += BLOCK) {
             const Anchor of = anchor_of(a, level, image, number);
             const u64 key = distance_key(centre(of.sides), middle, level.before + number);
-            if (~key > complement && is_free(a, level, first + number) && takes_part(a, level, of))
+            if (~key > complement && is_free(a, level, first + number) && takes_part(a, level, of, a.points))
                 complement = ~key;
         }
     }

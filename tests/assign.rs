@@ -408,7 +408,8 @@ fn errors() {
     assert_eq!(one(sizes(f32::NAN)), "the anchors' size is NaN, it must be a number above 0");
     let away = Level::new(2, 2, 8.0).offset(f32::INFINITY);
     assert_eq!(one(away), "offset is inf, it must be a finite number");
-    let options: [(&str, fn() -> gfocal::Result<()>); 8] = [
+    type Wrong = fn() -> gfocal::Result<()>;
+    let options: [(&str, Wrong); 8] = [
         ("topk is 0, it must be from 1 to 256", || Atss::new(0).map(drop)),
         ("topk is 257, it must be from 1 to 256", || Atss::new(257).map(drop)),
         ("ignore_iof is 0, it must be above 0 and at most 1, or -1 for none", || {

@@ -110,8 +110,11 @@ fn bad_ground_truth() {
     }
 }
 
-/// Boxes of one image, good, and what is to be wrong with them.
-fn broken(faults: &[(usize, fn(&mut Scene, usize))]) -> Scene {
+/// What is to be wrong with which box.
+type Fault = (usize, fn(&mut Scene, usize));
+
+/// Good boxes of two images, and what is to be wrong with them.
+fn broken(faults: &[Fault]) -> Scene {
     let mut scene = Scene { images: 2, classes: 5, ..Scene::default() };
     for i in 0..8u8 {
         let x = f32::from(i) * 36.0;
@@ -136,11 +139,11 @@ fn every_kind_is_counted_with_its_first() {
     let padding: fn(&mut Scene, usize) = |scene, i| scene.image[i] = -1;
     let bad_crowd: fn(&mut Scene, usize) = |scene, i| {
         let (boxes, image) = scene.ignore.as_mut().expect("boxes to ignore");
-        (boxes[i - 8].swap(0, 2), image[i - 8] = -5);
+        boxes[i - 8].swap(0, 2);
+        image[i - 8] = -5;
     };
     let none = Counted::default();
     // Faults, and how many of boxes, labels, images.
-    type Fault = (usize, fn(&mut Scene, usize));
     let cases: [(&[Fault], [Counted; 3]); 9] = [
         (&[], [none; 3]),
         (&[(3, nan), (5, infinite), (6, flat)], [counted(3, 3), none, none]),

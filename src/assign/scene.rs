@@ -195,11 +195,11 @@ impl<'a, L: Label> Scene<'a, L> {
     ) -> AssignmentStatus {
         let mut has_anchor = vec![false; self.boxes.len()];
         keys.iter().filter(|&&key| key != 0).for_each(|&key| has_anchor[matched(key)] = true);
-        for number in 0..self.boxes.len() {
-            if let Some(image) = self.image[number]
-                && !has_anchor[number]
-                && !self.fall_back(number, image, &mut keys)
-            {
+        let lacking: Vec<(usize, usize)> = (self.image.iter().zip(&has_anchor).enumerate())
+            .filter_map(|(number, (image, has_anchor))| Some((number, image.filter(|_| !has_anchor)?)))
+            .collect();
+        for (number, image) in lacking {
+            if !self.fall_back(number, image, &mut keys) {
                 self.status.unassigned.add(number);
             }
         }

@@ -153,11 +153,11 @@ pub fn transcription(rules: &Rules, ties: Ties, levels: &[Level], scene: &Scene)
             for (g, &b) in scene.boxes.iter().enumerate() {
                 let Some(image) = images[g] else { continue };
                 let mut candidates: Vec<Place> = Vec::new();
-                for level in 0..levels.len() {
-                    let mut nearest: Vec<(f64, Place)> = (0..levels[level].len())
+                for (level, anchors) in levels.iter().enumerate() {
+                    let mut nearest: Vec<(f64, Place)> = (0..anchors.len())
                         .map(|number| (level, image, number))
                         .filter(|&place| takes_part(place))
-                        .map(|place| (distance(centre(levels[level][place.2].sides), centre(b)), place))
+                        .map(|place| (distance(centre(anchors[place.2].sides), centre(b)), place))
                         .collect();
                     if ties == Ties::Higher {
                         nearest.reverse();
