@@ -7,36 +7,11 @@ mod support;
 use gfocal::cuda::StatusBlock;
 use gfocal::{AssignmentStatus, Counted, QualityFocalLoss, Status};
 use support::assign::{
-    Level, OfLevel, OnCuda, Outcome, Rules, Scene, Ties, on_cpu, pyramid, same, same_on_cuda, transcription,
+    Level, OfLevel, OnCuda, Outcome, Rules, Scene, Ties, on_cpu, pyramid, report, same, same_on_cuda,
+    transcription,
 };
 use support::vectors::Vectors;
 use support::{Buffer, gpu};
-
-/// A file of tests/reports: levels, scene, and what is right.
-fn report(name: &str, scale: f32) -> (Vec<Level>, Scene, Vectors) {
-    let vectors = Vectors::open(format!("tests/reports/{name}.safetensors"));
-    let strides = vectors.case["strides"].as_array().expect("strides").clone();
-    let level = |(i, stride): (usize, &serde_json::Value)| {
-        let (shape, stride) =
-            (vectors.shape(&format!("level{i}.cls_logits")), stride.as_f64().expect("a stride") as f32);
-        Level::new(shape[2], shape[3], stride).sizes(&[[scale * stride; 2]])
-    };
-    let levels = strides.iter().enumerate().map(level).collect();
-    let shape = vectors.shape("level0.cls_logits");
-    let boxes = |key: &str| vectors.f32s(key).as_chunks().0.to_vec();
-    let scene = Scene {
-        boxes: boxes("gt_boxes"),
-        labels: vectors.i64s("gt_labels"),
-        image: vectors.i64s("gt_image"),
-        valid_hw: vectors.has("valid_hw").then(|| vectors.i64s("valid_hw")),
-        ignore: (vectors.has("gt_ignore_boxes"))
-            .then(|| (boxes("gt_ignore_boxes"), vectors.i64s("gt_ignore_image"))),
-        weights: None,
-        images: shape[0],
-        classes: shape[1],
-    };
-    (levels, scene, vectors)
-}
 
 /// Labels and their weights as they should be, and how many positives there are.
 #[track_caller]

@@ -268,7 +268,8 @@ fn errors() {
         text(&sampled, &listed),
         "level 1: centre sampling needs a stride, which explicit anchors do not have; give a grid"
     );
-    let options: [(&str, fn() -> gfocal::Result<Fcos>); 9] = [
+    type Wrong = fn() -> gfocal::Result<Fcos>;
+    let options: [(&str, Wrong); 9] = [
         ("the number of regress ranges is 0, it must be from 1 to 8", || Fcos::new(&[])),
         ("the number of regress ranges is 9, it must be from 1 to 8", || Fcos::new(&[[0.0, 1.0]; 9])),
         ("a regress range's start is NaN, it must be a number", || Fcos::new(&[[f32::NAN, 1.0]])),
