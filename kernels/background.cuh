@@ -78,15 +78,23 @@ DEVICE bool confident(const Words& words) {
 }
 
 // The loss of a vector of background logits (TWICE: doubled), which their gradients replace. All lanes of a
-// warp call it together: most negatives of a detector are confident, and then all take the short way.
+// warp call it together: most negatives of a detector are confident, and then all take the short way. Another beta
+// comes with the call, and so does the way of beta 0.
 template <bool GRADIENT, bool BETA_2, bool TWICE>
-DEVICE float qfl_vector(Words& words, float beta, float scale) {
+DEVICE float background_vector(Words& words, float beta, float scale) {
     float x[VECTOR], loss = 0.0f;
     unpack(words, x);
     if (BETA_2 && __all_sync(ALL_LANES, confident(words))) {
 #pragma unroll
         for (int k = 0; k < VECTOR; ++k) {
             LossGrad element = qfl_confident<sizeof(Scalar) == 2, TWICE>(x[k], scale, k);
+            loss += element.loss;
+            x[k] = element.grad;
+        }
+    } else if (!BETA_2 && beta == 0.0f) {
+#pragma unroll
+        for (int k = 0; k < VECTOR; ++k) {
+            LossGrad element = bce_background(x[k], scale);
             loss += element.loss;
             x[k] = element.grad;
         }
@@ -100,26 +108,4 @@ DEVICE float qfl_vector(Words& words, float beta, float scale) {
     }
     if (GRADIENT) words = pack(x);
     return loss;
-}
-
-// The same at beta 0.
-template <bool GRADIENT>
-DEVICE float bce_vector(Words& words, float scale) {
-    float x[VECTOR], loss = 0.0f;
-    unpack(words, x);
-#pragma unroll
-    for (int k = 0; k < VECTOR; ++k) {
-        LossGrad element = bce_background(x[k], scale);
-        loss += element.loss;
-        x[k] = element.grad;
-    }
-    if (GRADIENT) words = pack(x);
-    return loss;
-}
-
-// The same at beta 2, or at any other, of which 0 has a way of its own.
-template <bool GRADIENT, bool BETA_2, bool TWICE>
-DEVICE float background_vector(Words& words, float beta, float scale) {
-    return !BETA_2 && beta == 0.0f ? bce_vector<GRADIENT>(words, scale)
-                                   : qfl_vector<GRADIENT, BETA_2, TWICE>(words, beta, scale);
 }

@@ -424,7 +424,7 @@ DEVICE void qfl_rows(const QflArgs& a, const bool dense, const Blocks& blocks = 
     constexpr bool TWICE = BETA_2 && ALWAYS_TWICE;
     const u32 lanes = a.scaling.lanes, lane = threadIdx.x % lanes, rows_per_block = QFL_ROWS_BLOCK / lanes;
     const float grad_factor = grad_factor_of(a.scaling);
-    const bool watched = a.scaling.found_inf != nullptr, general = !BETA_2 && a.general;
+    const bool watched = a.scaling.found_inf != nullptr, general = !BETA_2 && a.general, bce = !BETA_2 && a.beta == 0.0f;
     double sum = 0.0;
     bool finite = true;
     for (u64 base = (u64)blocks.index() * rows_per_block; base < a.rows; base += (u64)blocks.count() * rows_per_block) {
@@ -448,7 +448,7 @@ DEVICE void qfl_rows(const QflArgs& a, const bool dense, const Blocks& blocks = 
                         for (int k = 0; k < COUNT; ++k) x[k] = i + k == target.column ? MASKED_LOGIT : x[k];
                         masked = true;
                     }
-                    if (!BETA_2 && COUNT > 1 && a.beta == 0.0f) {  // the others take the way of any beta
+                    if (COUNT > 1 && bce) {  // what comes one by one goes the way of any beta, for want of text
 #pragma unroll
                         for (int k = 0; k < COUNT; ++k) {
                             if (dense) bad_target |= y[k] != y[k];
@@ -482,7 +482,7 @@ DEVICE void qfl_rows(const QflArgs& a, const bool dense, const Blocks& blocks = 
             if (BETA_2 && masked) {
                 loss += (double)labelled_loss<GRADIENT, BETA_2>(a, start + target.column, target.quality, scale, row_finite);
             } else if (general || masked) {
-                for_columns(a.logits + start, a.classes, lane, lanes, general, [&](u32 i) {
+                for_columns(a.logits + start, a.classes, lane, lanes, !(dense && bce), general, [&](u32 i) {
                     const float y = dense ? a.target[start + i] : i == target.column ? target.quality : 0.0f;
                     bad_target |= y != y;
                     if (general || y > 0.0f || i == target.column)

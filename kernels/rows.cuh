@@ -50,13 +50,14 @@ DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 la
     return finite;
 }
 
-// Calls body(i) for each column i that for_row gives to this lane; or, `one_by_one`, for every `lanes`th.
+// Calls body(i) for each column i that for_row gives to this lane; without `vectors`, only for those that it gives one by
+// one; or, `all_one_by_one`, for every `lanes`th.
 template <class Body>
-DEVICE void for_columns(const Scalar* row, u32 length, u32 lane, u32 lanes, bool one_by_one, Body body) {
+DEVICE void for_columns(const Scalar* row, u32 length, u32 lane, u32 lanes, bool vectors, bool all_one_by_one, Body body) {
     Span span(row, length);
-    const u32 inside = one_by_one ? 0 : span.vectors * VECTOR;
-    bool in_vector = true;
-    u32 k = lane * VECTOR;
+    const u32 inside = all_one_by_one ? 0 : span.vectors * VECTOR;
+    bool in_vector = vectors;
+    u32 k = vectors ? lane * VECTOR : lane;
 #pragma unroll 1
     for (;;) {
         if (in_vector && k >= inside) in_vector = false, k = lane;

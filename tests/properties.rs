@@ -161,9 +161,10 @@ proptest! {
     }
 
     /// A larger scale makes the gradient larger by exactly as much; and the loss does not depend
-    /// on it.
+    /// on it. (Not over an average factor of 0: what f32 has no room for is computed in f64, and rounded once.)
     #[test]
     fn the_scale_is_linear(plan in tame()) {
+        prop_assume!(!matches!(plan.reduction, Reduction::MeanBy { avg_factor: 0.0, .. }));
         let scaled = |scale: f64| plan.case().with(|options| options.grad_scale = scale);
         let run = |case: Case| on_both(&case, Pass::ForwardBackward, &plan.layout);
         for (one, many) in run(scaled(1.0)).iter().zip(run(scaled(4096.0))) {

@@ -128,7 +128,7 @@ impl<'a> Job<'a> {
             Target::Background | Target::Class { .. } => qfl_background(logit, self.qfl.beta),
             Target::Dense(_) => qfl_soft(logit, y, self.qfl.beta),
         };
-        let scale = block.scale(row) * factor;
+        let scale = if factor == 0.0 { 0.0 } else { block.scale(row) * factor }; // which may be inf
         if let Some(grad) = &mut block.grad {
             grad[at] = T::from_f64(slope * scale);
         }

@@ -233,7 +233,9 @@ pub fn expect(case: &Case) -> Expected {
         loss.push(Some(Want::sum(&parts, 1.0)));
         let factor = factor * upstream * options.grad_scale / divisor;
         let elements = row.grad.iter().zip(&row.factors).zip(row.cancels);
-        grad.extend(elements.map(|((g, f), cancels)| g.map(|g| Want::new(g, f * factor, cancels))));
+        // 0 masks, whatever it meets.
+        let of = |g, f, cancels| if f == 0.0 { Want::ZERO } else { Want::new(g, f * factor, cancels) };
+        grad.extend(elements.map(|((g, &f), cancels)| g.map(|g| of(g, f, cancels))));
     }
     if options.reduction != Reduction::None {
         loss = vec![Some(if rows == 0 { Want::ZERO } else { Want::sum(&loss, divisor) })];
