@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use gfocal::AvgPolicy;
 
+use crate::assign::AssignArgs;
 use crate::bench::BenchArgs;
 use crate::head::HeadArgs;
 use crate::plot::PlotArgs;
 use crate::values::{
-    BackgroundChoice, DeviceChoice, DtypeChoice, HeadReductionChoice, PolicyChoice, ReductionChoice, beta,
-    finite, not_negative,
+    BackgroundChoice, DeviceChoice, DtypeChoice, HeadReductionChoice, PolicyChoice, ReductionChoice, alpha,
+    beta, finite, not_negative,
 };
 
 const EXAMPLES: &str = "\
@@ -21,6 +22,8 @@ Examples:
       QFL on the GPU, over 37 positives; loss and gradient go to out.safetensors
   gfocal dfl step.safetensors --reduction none --dtype bf16 --json
       DFL of logits rounded to bf16, told in JSON
+  gfocal head step.safetensors --assign --output out.safetensors
+      the whole head loss, with targets from the ground truth by ATSS
   gfocal bench --device cpu --plot bench.svg
       how fast it is here, and how far from a plain copy
   gfocal info
@@ -30,9 +33,11 @@ Errors are one line on standard error, with exit status 2; no output file is lef
 
 const QFL_EXAMPLES: &str = "\
 The file holds logits [N, C] (F32, F16, BF16 or F64) and either labels [N] (I64 or I32) with
-quality [N], or target [N, C]; and, if wanted, weight [N], which is 0 for rows to be left out.
-Quality, target and weight may be F32, F64, F16 or BF16; they are used as F32. If there is no
-tensor logits but one qfl.logits, the names are taken with that prefix. Other tensors are ignored.
+quality [N], or target [N, C]; and, if wanted, weight [N], which is 0 for rows to be left out,
+class_weights [C] and element_weights [N, C], which are 0 for elements to be left out. All but logits
+and labels may be F32, F64, F16 or BF16; they are used as F32. If there is no tensor logits but one
+qfl.logits, the names are taken with that prefix. With --activated it is probs instead of logits.
+Other tensors are not read, and a note names them.
 
 Examples:
   gfocal qfl step.safetensors
@@ -43,7 +48,7 @@ const DFL_EXAMPLES: &str = "\
 The file holds logits [N, K] (F32, F16, BF16 or F64), a row for each side of a box, and target [N]
 in units of bins; and, if wanted, weight [N], which is 0 for rows to be left out. Target and weight
 may be F32, F64, F16 or BF16; they are used as F32. If there is no tensor logits but one
-dfl.logits, the names are taken with that prefix. Other tensors are ignored.
+dfl.logits, the names are taken with that prefix. Other tensors are not read, and a note names them.
 
 Examples:
   gfocal dfl step.safetensors
@@ -80,6 +85,8 @@ pub enum Command {
     Gfl(GflArgs),
     /// The whole head loss of a detector's raw outputs: three losses, and the gradients of both outputs
     Head(HeadArgs),
+    /// Which anchors are trained on which box: targets for a head from the ground truth
+    Assign(AssignArgs),
     /// Pictures of a head's distributions, of the loss, and of scores against IoU
     Plot(PlotArgs),
     /// Times the losses on random data, after checking that they are right
@@ -96,6 +103,10 @@ pub struct QflArgs {
     pub scaling: ScalingArgs,
     #[command(flatten)]
     pub options: QflOptions,
+
+    /// The input is probs [N, C], probabilities; the gradient is the one with respect to them
+    #[arg(long)]
+    pub activated: bool,
 }
 
 #[derive(Debug, Args)]
@@ -208,6 +219,11 @@ pub struct QflOptions {
     /// Exponent of the modulating factor, from 0 (binary cross entropy) to 10^6
     #[arg(long, value_name = "BETA", value_parser = beta, allow_hyphen_values = true, default_value = "2")]
     pub beta: f64,
+
+    /// Elements with target y are weighted by y A + (1 - y)(1 - A), from 0 to 1, as focal loss is [default: they are
+    /// not]
+    #[arg(long, value_name = "A", value_parser = alpha, allow_hyphen_values = true)]
+    pub alpha: Option<f64>,
 
     /// Which label means background
     #[arg(long, value_name = "WHICH", value_enum, default_value = "last")]

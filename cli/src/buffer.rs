@@ -8,6 +8,7 @@ use gfocal::{Error, Result};
 
 use crate::device::Cuda;
 use crate::floats::Float;
+use crate::words;
 
 /// What the driver and this command both need of an element.
 pub trait Stored: Float + StorageElement + DeviceRepr + ValidAsZeroBits {}
@@ -54,11 +55,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
 /// Tells mistakes in the input, which no other device would mend, from what is wrong with this one.
 pub fn error(cuda: &Cuda) -> impl Fn(Error) -> crate::error::Error {
     let ordinal = cuda.ordinal;
-    move |error| match error {
-        Error::Length { .. }
-        | Error::ShapeOverflow { .. }
-        | Error::Columns { .. }
-        | Error::InvalidOption { .. } => error.into(),
-        other => crate::error::Error::cuda(ordinal)(other),
+    move |error| {
+        if words::is_mistake(&error) { error.into() } else { crate::error::Error::cuda(ordinal)(error) }
     }
 }

@@ -11,29 +11,30 @@ use crate::floats::Dtype;
 use crate::inputs::{DflInputs, QflInputs, prefix};
 use crate::report::{GflReport, LossReport, OptionReport, Subject, json};
 use crate::run::{self, Outcome, Scaling};
-use crate::values::{BackgroundChoice, HeadReductionChoice, ReductionChoice};
+use crate::values::{HeadReductionChoice, ReductionChoice};
 use crate::{table, terminal};
 
 pub fn qfl(args: &QflArgs) -> Result<()> {
-    let loss = args.options.loss(args.scaling.loss_weight)?;
+    let loss = args.options.loss(args.scaling.loss_weight)?.with_activated(args.activated);
     let scaling = args.scaling.scaling(&args.common)?;
     let (input, output) = args.common.files()?;
-    let inputs = QflInputs::read(&input, prefix(&input, "qfl.")?, args.common.dtype())?;
-    let (device, note) = Device::open(args.common.device, &[inputs.logits.dtype()], |storage| {
-        loss.units(storage, Pass::ForwardBackward)
-    })?;
+    let name = if args.activated { "probs" } else { "logits" };
+    let inputs = QflInputs::read(&input, prefix(&input, "qfl.", name)?, name, args.common.dtype())?;
+    let (device, note) =
+        Device::open(args.common.device, &[inputs.logits.dtype()], |storage| inputs.units(&loss, storage))?;
     let (report, outcome) =
         run_qfl(&device, &loss, &args.options, args.scaling.loss_weight, &inputs, scaling)?;
 
     let text = if args.common.json { json(&report) + "\n" } else { table::loss(&report) };
-    finish(output, &json(&report), vec![("", report, outcome)], note, &text)
+    let notes = [note, input.unread()?];
+    finish(output, &json(&report), vec![("", report, outcome)], notes, &text)
 }
 
 pub fn dfl(args: &DflArgs) -> Result<()> {
     let loss = args.options.loss(args.scaling.loss_weight)?;
     let scaling = args.scaling.scaling(&args.common)?;
     let (input, output) = args.common.files()?;
-    let inputs = DflInputs::read(&input, prefix(&input, "dfl.")?, args.common.dtype())?;
+    let inputs = DflInputs::read(&input, prefix(&input, "dfl.", "logits")?, args.common.dtype())?;
     let (device, note) = Device::open(args.common.device, &[inputs.logits.dtype()], |storage| {
         loss.units(storage, Pass::ForwardBackward)
     })?;
@@ -41,7 +42,8 @@ pub fn dfl(args: &DflArgs) -> Result<()> {
         run_dfl(&device, &loss, &args.options, args.scaling.loss_weight, &inputs, scaling)?;
 
     let text = if args.common.json { json(&report) + "\n" } else { table::loss(&report) };
-    finish(output, &json(&report), vec![("", report, outcome)], note, &text)
+    let notes = [note, input.unread()?];
+    finish(output, &json(&report), vec![("", report, outcome)], notes, &text)
 }
 
 pub fn gfl(args: &GflArgs) -> Result<()> {
@@ -49,11 +51,11 @@ pub fn gfl(args: &GflArgs) -> Result<()> {
     let dfl = args.dfl.loss(args.dfl_weight)?;
     args.check()?;
     let (input, output) = args.common.files()?;
-    let qfl_inputs = QflInputs::read(&input, "qfl.", args.common.dtype())?;
+    let qfl_inputs = QflInputs::read(&input, "qfl.", "logits", args.common.dtype())?;
     let dfl_inputs = DflInputs::read(&input, "dfl.", args.common.dtype())?;
     let dtypes = [qfl_inputs.logits.dtype(), dfl_inputs.logits.dtype()];
     let (device, note) = Device::open(args.common.device, &dtypes, |storage| {
-        qfl.units(storage, Pass::ForwardBackward) | dfl.units(storage, Pass::ForwardBackward)
+        qfl_inputs.units(&qfl, storage) | dfl.units(storage, Pass::ForwardBackward)
     })?;
 
     // The normalisation of GFL's head. A box has four sides, so DFL's weights add up to four times
@@ -70,7 +72,7 @@ pub fn gfl(args: &GflArgs) -> Result<()> {
     let (about, text) =
         (json(&report), if args.common.json { json(&report) + "\n" } else { table::gfl(&report) });
     let outcomes = vec![("qfl.", report.qfl, qfl_outcome), ("dfl.", report.dfl, dfl_outcome)];
-    finish(output, &about, outcomes, note, &text)
+    finish(output, &about, outcomes, [note, input.unread()?], &text)
 }
 
 fn run_qfl(
@@ -83,8 +85,9 @@ fn run_qfl(
 ) -> Result<(LossReport, Outcome)> {
     let outcome = run::qfl(device, loss, inputs, scaling)?;
     let (dtype, shape, positives) = (inputs.logits.dtype(), inputs.shape, inputs.positives(loss));
-    let subject = Subject { device, dtype, shape, positives, loss_weight };
-    Ok((LossReport::new(&subject, options.report(), scaling, &outcome), outcome))
+    let status = inputs.status(loss, outcome.status);
+    let subject = Subject { device, dtype, shape, positives, loss_weight, status };
+    Ok((LossReport::new(subject, options.report(loss), scaling, &outcome), outcome))
 }
 
 fn run_dfl(
@@ -97,8 +100,9 @@ fn run_dfl(
 ) -> Result<(LossReport, Outcome)> {
     let outcome = run::dfl(device, loss, inputs, scaling)?;
     let (dtype, shape, positives) = (inputs.logits.dtype(), inputs.shape, inputs.positives());
-    let subject = Subject { device, dtype, shape, positives, loss_weight };
-    Ok((LossReport::new(&subject, options.report(), scaling, &outcome), outcome))
+    let status = inputs.status(outcome.status);
+    let subject = Subject { device, dtype, shape, positives, loss_weight, status };
+    Ok((LossReport::new(subject, options.report(), scaling, &outcome), outcome))
 }
 
 /// The file first, so that what is printed is true.
@@ -106,7 +110,7 @@ fn finish(
     output: Option<Output>,
     about: &str,
     outcomes: Vec<(&str, LossReport, Outcome)>,
-    note: Option<String>,
+    notes: [Option<String>; 2],
     text: &str,
 ) -> Result<()> {
     if let Some(mut output) = output {
@@ -117,10 +121,7 @@ fn finish(
         }
         output.write(about)?;
     }
-    if let Some(note) = note {
-        terminal::note(&note);
-    }
-    terminal::print(text)
+    terminal::finish(text, notes)
 }
 
 impl CommonArgs {
@@ -188,18 +189,24 @@ impl QflOptions {
         let loss = QualityFocalLoss::new(self.beta)?
             .with_loss_weight(loss_weight)?
             .with_background(self.background.into());
+        let loss = match self.alpha {
+            Some(alpha) => loss.with_alpha(alpha)?,
+            None => loss,
+        };
         Ok(match self.ignore_label {
             Some(label) => loss.with_ignore_label(label),
             None => loss,
         })
     }
 
-    fn report(&self) -> OptionReport {
-        let background = match self.background {
-            BackgroundChoice::Last => "last",
-            BackgroundChoice::First => "first",
-        };
-        OptionReport::Qfl { beta: self.beta, background, ignore_label: self.ignore_label }
+    fn report(&self, loss: &QualityFocalLoss) -> OptionReport {
+        OptionReport::Qfl {
+            beta: self.beta,
+            alpha: self.alpha,
+            activated: loss.activated(),
+            background: self.background.name(),
+            ignore_label: self.ignore_label,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use gfocal::cudarc::driver::CudaStream;
 use crate::error::{Error, Result};
 use crate::floats::Dtype;
 use crate::values::DeviceChoice;
+use crate::words::count;
 
 /// What runs a loss.
 pub enum Device {
@@ -101,11 +102,11 @@ fn first_usable(units: Units) -> gfocal::Result<(Cuda, DeviceInfo)> {
 /// A device in words.
 pub fn describe(device: &DeviceInfo) -> String {
     format!(
-        "{}, compute capability {}.{}, {} multiprocessors, {:.1} GiB",
+        "{}, compute capability {}.{}, {}, {:.1} GiB",
         device.name,
         device.compute_capability / 10,
         device.compute_capability % 10,
-        device.multiprocessors,
+        count(device.multiprocessors as usize, "multiprocessor", "multiprocessors"),
         device.memory as f64 / f64::from(1 << 30)
     )
 }

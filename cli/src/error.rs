@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::words;
+
 /// A result whose error is [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -33,21 +35,36 @@ pub enum Error {
     #[error("{tensor} in {} has the shape {found:?}; it must have two axes, [rows, {columns}]", path.display())]
     Rank { path: PathBuf, tensor: String, found: Vec<usize>, columns: &'static str },
 
-    #[error("{tensor} in {} has the shape {found:?}; logits {logits:?} needs {expected:?}", path.display())]
-    Shape { path: PathBuf, tensor: String, found: Vec<usize>, logits: [usize; 2], expected: Vec<usize> },
+    #[error("{tensor} in {} has the shape {found:?}; {of} needs {expected:?}", path.display())]
+    Shape { path: PathBuf, tensor: String, found: Vec<usize>, of: String, expected: Vec<usize> },
 
-    #[error("cannot use {} as a head's outputs: {reason}", path.display())]
+    #[error("cannot use {}: {reason}", path.display())]
     Head { path: PathBuf, reason: String },
+
+    #[error("{option} says how targets are assigned; give --assign too, or leave it out")]
+    NeedsAssign { option: &'static str },
+
+    #[error(
+        "--profile {profile} takes the quality of positives from its own assigner, and --assign finds others; give \
+         --quality iou, or --quality given for level{{i}}.quality"
+    )]
+    QualityOfOthers { profile: &'static str },
+
+    #[error("{option} is for boxes with bins, and --boxes is {boxes}")]
+    WithoutBins { option: &'static str, boxes: &'static str },
+
+    #[error("{option} is not an option of --assigner {assigner}; leave out one of the two")]
+    OtherAssigner { option: &'static str, assigner: &'static str },
 
     #[error(
         "{option} goes with --reduction {needed} and not with --reduction {given}; leave out one of the two"
     )]
     AvgFactor { option: &'static str, needed: &'static str, given: &'static str },
 
-    #[error("{0}")]
+    #[error("{}", words::of(.0))]
     Library(#[from] gfocal::Error),
 
-    #[error("cannot use {device}: {source}; --device cpu needs no GPU")]
+    #[error("cannot use {device}: {}; --device cpu needs no GPU", words::of(source))]
     Cuda { device: String, source: gfocal::Error },
 
     #[error(

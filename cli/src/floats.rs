@@ -118,6 +118,10 @@ impl Floats {
         with_floats!(self, numbers => Float::write(numbers))
     }
 
+    pub fn len(&self) -> usize {
+        with_floats!(self, numbers => numbers.len())
+    }
+
     pub fn dtype(&self) -> Dtype {
         match self {
             Floats::F64(_) => Dtype::F64,
@@ -157,10 +161,25 @@ impl Floats {
         with_floats!(self, numbers => Box::new(numbers.iter().map(|number| number.to_f64())))
     }
 
+    /// How many are inf or NaN.
+    pub fn not_finite(&self) -> usize {
+        self.iter().filter(|number| !number.is_finite()).count()
+    }
+
+    /// How many are 0 because this type has none as small as the numbers that they stand for.
+    pub fn flushed(&self, exact: &Floats) -> usize {
+        fn lost<T: Element>(stored: T, exact: f64) -> bool {
+            let is_zero = |number: T| number.to_f64() == 0.0;
+            exact != 0.0 && is_zero(stored) && is_zero(T::from_f64(exact))
+        }
+        with_floats!(self, numbers => {
+            numbers.iter().zip(exact.iter()).filter(|&(&stored, exact)| lost(stored, exact)).count()
+        })
+    }
+
     /// The Euclidean norm. (Not by `sum`, which is -0 for no numbers.)
     pub fn norm(&self) -> f64 {
-        with_floats!(self, numbers => numbers.iter().map(|number| number.to_f64().powi(2)).sum::<f64>())
-            .sqrt()
+        self.iter().fold(0.0, |sum: f64, number| sum + number * number).sqrt()
     }
 }
 
@@ -179,6 +198,15 @@ mod tests {
             assert_eq!(read.iter().collect::<Vec<_>>(), [0.0, -1.5, large, f64::INFINITY]);
         }
         assert_eq!(Floats::read(FileDtype::I64, &[0; 8]), None);
+    }
+
+    #[test]
+    fn what_a_type_cannot_hold_is_counted() {
+        let exact = Floats::F64(vec![0.0, 1e-9, -1e-9, 1e-3, 1e9, f64::NAN]);
+        let stored = exact.clone().to(Dtype::F16);
+        assert_eq!((stored.not_finite(), stored.flushed(&exact)), (2, 2));
+        let stored = exact.clone().to(Dtype::Bf16);
+        assert_eq!((stored.not_finite(), stored.flushed(&exact)), (1, 0));
     }
 
     #[test]

@@ -2,18 +2,26 @@
 
 use std::path::Path;
 
-use gfocal::QualityFocalLoss;
+use gfocal::cuda::{Pass, Storage, Units};
 use gfocal::qfl::Class;
+use gfocal::{QualityFocalLoss, Status};
 
 use crate::error::{Error, Result};
 use crate::file::{Input, Tensors};
 use crate::floats::{Dtype, Floats};
+use crate::report::{First, StatusReport, Trouble};
 
 /// Labels of either type.
 #[derive(Clone)]
 pub enum Labels {
     I64(Vec<i64>),
     I32(Vec<i32>),
+}
+
+impl Default for Labels {
+    fn default() -> Self {
+        Labels::I64(Vec::new())
+    }
 }
 
 impl Labels {
@@ -48,8 +56,17 @@ impl Labels {
     }
 }
 
-/// The targets of QFL.
-pub enum QflTargets {
+/// The targets of QFL, and the weights that it alone has.
+pub struct QflTargets {
+    pub rows: QflRows,
+    /// `[C]`.
+    pub class_weights: Option<Vec<f32>>,
+    /// `[N, C]`.
+    pub element_weights: Option<Vec<f32>>,
+}
+
+/// What the rows are to become.
+pub enum QflRows {
     Sparse { labels: Labels, quality: Vec<f32> },
     Dense { target: Vec<f32> },
 }
@@ -69,46 +86,94 @@ pub type QflInputs = Inputs<QflTargets>;
 pub type DflInputs = Inputs<Vec<f32>>;
 
 impl QflInputs {
-    pub fn read(input: &Input, prefix: &'static str, dtype: Option<Dtype>) -> Result<QflInputs> {
-        let reader = Reader::new(input, prefix, "classes", dtype)?;
+    /// `logits`: the name of the input, which may hold probabilities.
+    pub fn read(
+        input: &Input,
+        prefix: &'static str,
+        logits: &'static str,
+        dtype: Option<Dtype>,
+    ) -> Result<QflInputs> {
+        let reader = Reader::new(input, prefix, [logits, "classes"], dtype)?;
         let (labels, target) = (reader.has("labels"), reader.has("target"));
-        let targets = match (labels, target) {
+        let rows = match (labels, target) {
             (true, true) => {
                 return Err(Error::TwoTargets { path: reader.path().to_owned(), prefix });
             }
             (true, false) => {
-                QflTargets::Sparse { labels: reader.labels()?, quality: reader.per_row("quality")? }
+                QflRows::Sparse { labels: reader.labels()?, quality: reader.per_row("quality")? }
             }
-            (false, true) => QflTargets::Dense { target: reader.like_logits("target")? },
+            (false, true) => QflRows::Dense { target: reader.like_logits("target")? },
             (false, false) => {
                 let wanted = format!("{prefix}labels (with {prefix}quality), and no {prefix}target either");
                 return Err(reader.tensors.missing(wanted));
             }
         };
-        reader.finish(targets)
+        let class_weights = reader.optional("class_weights", &reader.shape[1..])?;
+        let element_weights = reader.optional("element_weights", &reader.shape)?;
+        reader.finish(QflTargets { rows, class_weights, element_weights })
     }
 
     /// Rows whose label is a class; for dense targets, rows that have a target above 0.
     pub fn positives(&self, loss: &QualityFocalLoss) -> usize {
         let classes = self.shape[1];
         let is_positive = |label| matches!(loss.class_of(label, classes), Class::Foreground(_));
-        match &self.targets {
-            QflTargets::Sparse { labels: Labels::I64(labels), .. } => {
+        match &self.targets.rows {
+            QflRows::Sparse { labels: Labels::I64(labels), .. } => {
                 labels.iter().filter(|&&label| is_positive(label)).count()
             }
-            QflTargets::Sparse { labels: Labels::I32(labels), .. } => {
+            QflRows::Sparse { labels: Labels::I32(labels), .. } => {
                 labels.iter().filter(|&&label| is_positive(label.into())).count()
             }
-            QflTargets::Dense { target } => {
+            QflRows::Dense { target } => {
                 target.chunks(classes.max(1)).filter(|row| row.iter().any(|&y| y > 0.0)).count()
             }
         }
+    }
+
+    /// The kernels that a call with gradients needs.
+    pub fn units(&self, loss: &QualityFocalLoss, storage: Storage) -> Units {
+        match (&self.targets.class_weights, &self.targets.element_weights) {
+            (None, None) => loss.units(storage, Pass::ForwardBackward),
+            _ => loss.units_with_weights(storage, Pass::ForwardBackward),
+        }
+    }
+
+    /// What could not be used, in words.
+    pub fn status(&self, loss: &QualityFocalLoss, status: Status) -> StatusReport {
+        let labels = Trouble {
+            count: status.bad_labels as usize,
+            one: "label that is neither a class nor background (no loss)",
+            many: "labels that are neither a class nor background (no loss)",
+        };
+        let count = status.bad_qualities as usize;
+        let (qualities, one) = match &self.targets.rows {
+            QflRows::Sparse { .. } => {
+                let (one, many) = ("quality that is NaN (no loss)", "qualities that are NaN (no loss)");
+                (Trouble { count, one, many }, "a quality")
+            }
+            QflRows::Dense { .. } => {
+                let one = "row of targets that holds a NaN (no loss)";
+                let many = "rows of targets that hold a NaN (no loss)";
+                (Trouble { count, one, many }, "a row of targets")
+            }
+        };
+        let is_label = |row: u64| match &self.targets.rows {
+            QflRows::Sparse { labels, .. } => {
+                matches!(loss.class_of(labels.get(row as usize), self.shape[1]), Class::Invalid)
+            }
+            QflRows::Dense { .. } => false,
+        };
+        let first = status.first_bad_row.map(|row| First {
+            what: if is_label(row) { "a label" } else { one },
+            place: format!("row {row}"),
+        });
+        StatusReport::new(status, &[labels, qualities], first)
     }
 }
 
 impl DflInputs {
     pub fn read(input: &Input, prefix: &'static str, dtype: Option<Dtype>) -> Result<DflInputs> {
-        let reader = Reader::new(input, prefix, "bins", dtype)?;
+        let reader = Reader::new(input, prefix, ["logits", "bins"], dtype)?;
         let target = reader.per_row("target")?;
         reader.finish(target)
     }
@@ -119,6 +184,34 @@ impl DflInputs {
             Some(weight) => weight.iter().filter(|&&weight| weight != 0.0).count(),
             None => self.shape[0],
         }
+    }
+
+    /// What could not be used, in words.
+    pub fn status(&self, status: Status) -> StatusReport {
+        let nan = |row: &usize| self.targets[*row].is_nan() && self.is_used(*row);
+        let (count, nans) = (status.out_of_range_targets as usize, (0..self.shape[0]).filter(nan).count());
+        let troubles = [
+            Trouble {
+                count: count.saturating_sub(nans),
+                one: "target outside the bins (clamped)",
+                many: "targets outside the bins (clamped)",
+            },
+            Trouble {
+                count: nans,
+                one: "target that is NaN (no loss)",
+                many: "targets that are NaN (no loss)",
+            },
+        ];
+        let first = status.first_bad_row.map(|row| First {
+            what: if nan(&(row as usize)) { "one that is NaN" } else { "one outside the bins" },
+            place: format!("row {row}"),
+        });
+        StatusReport::new(status, &troubles, first)
+    }
+
+    /// Whether a row has not the weight 0.
+    fn is_used(&self, row: usize) -> bool {
+        self.weight.as_ref().is_none_or(|weight| weight[row] != 0.0)
     }
 
     /// The sum of the weights, which are 1 if there are none.
@@ -134,6 +227,8 @@ impl DflInputs {
 struct Reader<'a> {
     tensors: Tensors<'a>,
     prefix: &'static str,
+    /// The name of the logits.
+    of: &'static str,
     logits: Floats,
     shape: [usize; 2],
 }
@@ -142,11 +237,11 @@ impl<'a> Reader<'a> {
     fn new(
         input: &'a Input,
         prefix: &'static str,
-        columns: &'static str,
+        [name, columns]: [&'static str; 2],
         dtype: Option<Dtype>,
     ) -> Result<Self> {
         let tensors = input.tensors()?;
-        let name = format!("{prefix}logits");
+        let (of, name) = (name, format!("{prefix}{name}"));
         let (shape, logits) = tensors.floats(&name)?;
         let Ok(shape) = <[usize; 2]>::try_from(&*shape) else {
             return Err(Error::Rank { path: input.path().to_owned(), tensor: name, found: shape, columns });
@@ -155,7 +250,7 @@ impl<'a> Reader<'a> {
             Some(dtype) => logits.to(dtype),
             None => logits,
         };
-        Ok(Reader { tensors, prefix, logits, shape })
+        Ok(Reader { tensors, prefix, of, logits, shape })
     }
 
     fn path(&self) -> &'a Path {
@@ -181,6 +276,10 @@ impl<'a> Reader<'a> {
         self.floats(name, &self.shape)
     }
 
+    fn optional(&self, name: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
+        if self.has(name) { self.floats(name, expected).map(Some) } else { Ok(None) }
+    }
+
     fn floats(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
         let name = format!("{}{name}", self.prefix);
         let (shape, numbers) = self.tensors.floats(&name)?;
@@ -193,18 +292,19 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         let (path, expected) = (self.path().to_owned(), expected.to_vec());
-        Err(Error::Shape { path, tensor, found, logits: self.shape, expected })
+        let of = format!("{} {:?}", self.of, self.shape);
+        Err(Error::Shape { path, tensor, found, of, expected })
     }
 
     fn finish<T>(self, targets: T) -> Result<Inputs<T>> {
-        let weight = if self.has("weight") { Some(self.per_row("weight")?) } else { None };
+        let weight = self.optional("weight", &self.shape[..1])?;
         Ok(Inputs { logits: self.logits, shape: self.shape, targets, weight })
     }
 }
 
 /// The prefix of a loss's tensors in a file: none, unless only the prefixed logits are there.
-pub fn prefix(input: &Input, prefix: &'static str) -> Result<&'static str> {
+pub fn prefix(input: &Input, prefix: &'static str, logits: &str) -> Result<&'static str> {
     let tensors = input.tensors()?;
-    let prefixed = !tensors.has("logits") && tensors.has(&format!("{prefix}logits"));
+    let prefixed = !tensors.has(logits) && tensors.has(&format!("{prefix}{logits}"));
     Ok(if prefixed { prefix } else { "" })
 }

@@ -2,8 +2,10 @@
 //! `.safetensors` file.
 
 mod args;
+mod assign;
 mod bench;
 mod buffer;
+mod case;
 mod commands;
 mod device;
 mod error;
@@ -18,6 +20,7 @@ mod run;
 mod table;
 mod terminal;
 mod values;
+mod words;
 
 use std::process::ExitCode;
 
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Dfl(args) => commands::dfl(args),
         Command::Gfl(args) => commands::gfl(args),
         Command::Head(args) => head::run(args),
+        Command::Assign(args) => assign::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Info(args) => info::run(args),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::report::{GflReport, LossReport, StatusReport};
+use crate::report::{GflReport, LossReport};
 
 const HEADER: [&str; 8] =
     ["", "rows", "columns", "positives", "reduction", "weight", "loss", "gradient norm"];
@@ -66,22 +66,15 @@ fn remarks(report: &LossReport) -> String {
             number(greatest)
         );
     }
-    text + &status(&format!("{name}: "), &report.status)
+    text += &sentences(&format!("{name}: "), &report.grad.sentences(report.options.input(), report.dtype));
+    text + &sentences(&format!("{name}: "), &report.status.sentences)
 }
 
-/// What could not be used, a line for each kind.
-pub fn status(prefix: &str, status: &StatusReport) -> String {
+/// A paragraph, a line for each.
+pub fn sentences(prefix: &str, sentences: &[String]) -> String {
     let mut text = String::new();
-    let counts = [
-        (status.bad_labels, "labels that are neither a class nor background (no loss)"),
-        (status.bad_qualities, "qualities or rows of targets that are NaN (no loss)"),
-        (status.out_of_range_targets, "targets outside the bins (clamped) or NaN (no loss)"),
-    ];
-    for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
-        let _ = writeln!(text, "\n{prefix}{count} {what}.");
-    }
-    if let Some(row) = status.first_bad_row {
-        let _ = writeln!(text, "{prefix}the first of them is in row {row}, counted from 0.");
+    for (i, sentence) in sentences.iter().enumerate() {
+        let _ = writeln!(text, "{}{prefix}{sentence}", if i == 0 { "\n" } else { "" });
     }
     text
 }

@@ -16,6 +16,13 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes what was asked for, and when that is done, what else there is to tell.
+pub fn finish<const N: usize>(text: &str, notes: [Option<String>; N]) -> Result<()> {
+    print(text)?;
+    notes.iter().flatten().for_each(|text| note(text));
+    Ok(())
+}
+
 /// Writes one line to standard error, whatever is in the text (a file's name may hold a newline).
 pub fn note(text: &str) {
     let mut line = String::from("gfocal: ");

@@ -88,6 +88,15 @@ pub enum BackgroundChoice {
     First,
 }
 
+impl BackgroundChoice {
+    pub fn name(self) -> &'static str {
+        match self {
+            BackgroundChoice::Last => "last",
+            BackgroundChoice::First => "first",
+        }
+    }
+}
+
 impl From<BackgroundChoice> for gfocal::Background {
     fn from(choice: BackgroundChoice) -> Self {
         match choice {
@@ -110,7 +119,9 @@ impl FromStr for PolicyChoice {
             "eps" => AvgPolicy::Eps,
             _ => {
                 let minimum = text.strip_prefix("min=").ok_or("it must be exact, eps or min=M")?;
-                AvgPolicy::AtLeast(positive(minimum)?)
+                AvgPolicy::AtLeast(
+                    above_0(minimum).map_err(|_| "in min=M, M must be a finite number above 0")?,
+                )
             }
         };
         Ok(PolicyChoice(policy))
@@ -144,17 +155,30 @@ pub fn not_negative(text: &str) -> Result<f64, String> {
 }
 
 /// A finite number above 0.
-fn positive(text: &str) -> Result<f64, String> {
+pub fn above_0(text: &str) -> Result<f64, String> {
     finite(text)
         .ok()
         .filter(|&value| value > 0.0)
-        .ok_or_else(|| "in min=M, M must be a finite number above 0".to_owned())
+        .ok_or_else(|| "it must be a finite number above 0".to_owned())
+}
+
+/// A height and a width in pixels.
+pub fn image_size(text: &str) -> Result<[usize; 2], String> {
+    let side = |text: &str| text.parse::<usize>().ok().filter(|&side| side > 0);
+    let sides = text.split_once('x').and_then(|(height, width)| Some([side(height)?, side(width)?]));
+    sides.ok_or_else(|| "it must be a height and a width in pixels, as 800x1333".to_owned())
 }
 
 /// β: the range that the library takes.
 pub fn beta(text: &str) -> Result<f64, String> {
     let value = finite(text).ok().filter(|value| (0.0..=1e6).contains(value));
     value.ok_or_else(|| "it must be a number from 0 to 10^6".to_owned())
+}
+
+/// α: a share.
+pub fn alpha(text: &str) -> Result<f64, String> {
+    let value = finite(text).ok().filter(|value| (0.0..=1.0).contains(value));
+    value.ok_or_else(|| "it must be a number from 0 to 1".to_owned())
 }
 
 #[cfg(test)]
@@ -177,6 +201,18 @@ mod tests {
         }
         for wrong in ["", "min", "min=", "min=0", "min=-1", "min=NaN", "min=inf", "max=1"] {
             assert!(wrong.parse::<PolicyChoice>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_strides() {
+        assert_eq!(image_size("800x1333"), Ok([800, 1333]));
+        for wrong in ["", "800", "800x", "x", "0x8", "8x-1", "8x8x8", "8.5x8"] {
+            assert!(image_size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(above_0("8"), Ok(8.0));
+        for wrong in ["", "0", "-8", "NaN", "inf", "8px"] {
+            assert!(above_0(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -1,19 +1,25 @@
 //! Reading tensors, with an answer to everything a file may hold.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileDtype, SafeTensorError, SafeTensors};
 
+use super::unread;
 use crate::error::{Error, Result};
 use crate::floats::Floats;
 use crate::inputs::Labels;
+use crate::words::count;
 
 /// A file that has been read and is in order.
 pub struct Input {
     path: PathBuf,
     bytes: Vec<u8>,
+    /// The tensors that have been read.
+    read: RefCell<BTreeSet<String>>,
 }
 
 impl Input {
@@ -29,7 +35,7 @@ impl Input {
         if let Err(reason) = check(&bytes) {
             return Err(Error::Format { path: path.to_owned(), reason });
         }
-        Ok(Input { path: path.to_owned(), bytes })
+        Ok(Input { path: path.to_owned(), bytes, read: RefCell::default() })
     }
 
     pub fn path(&self) -> &Path {
@@ -53,7 +59,14 @@ impl Input {
         let tensors = SafeTensors::deserialize(&self.bytes);
         let reason =
             |error: SafeTensorError| Error::Format { path: self.path.clone(), reason: error.to_string() };
-        Ok(Tensors { path: &self.path, tensors: tensors.map_err(reason)? })
+        Ok(Tensors { path: &self.path, tensors: tensors.map_err(reason)?, read: &self.read })
+    }
+
+    /// What to tell of the tensors that have not been read, if there are any.
+    pub fn unread(&self) -> Result<Option<String>> {
+        let (read, tensors) = (self.read.borrow(), self.tensors()?);
+        let names = tensors.tensors.names().into_iter().filter(|&name| !read.contains(name));
+        Ok(unread::note(names.collect()))
     }
 }
 
@@ -65,7 +78,7 @@ fn check(bytes: &[u8]) -> Result<(), String> {
         SafeTensorError::MetadataIncompleteBuffer => {
             "its header tells of other sizes than the file has; it may be truncated".to_owned()
         }
-        SafeTensorError::HeaderTooSmall => format!("it has only {} bytes", bytes.len()),
+        SafeTensorError::HeaderTooSmall => format!("it has only {}", count(bytes.len(), "byte", "bytes")),
         SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
             "it does not begin with the length of a header that it holds".to_owned()
         }
@@ -88,6 +101,7 @@ fn offsets_past_the_end(bytes: &[u8]) -> bool {
 pub struct Tensors<'a> {
     path: &'a Path,
     tensors: SafeTensors<'a>,
+    read: &'a RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Tensors<'a> {
@@ -136,8 +150,20 @@ impl<'a> Tensors<'a> {
         Ok((tensor.shape().to_vec(), labels))
     }
 
+    /// Shape of a tensor, if it is there, of which nothing else is needed.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensor(name).ok().map(|tensor| tensor.shape().to_vec())
+    }
+
+    /// Shape of a tensor, if it is there, that then does not count as read.
+    pub fn shape_unread(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensors.tensor(name).ok().map(|tensor| tensor.shape().to_vec())
+    }
+
     fn tensor(&self, name: &str) -> Result<TensorView<'a>> {
-        self.tensors.tensor(name).map_err(|_| self.missing(name))
+        let tensor = self.tensors.tensor(name).map_err(|_| self.missing(name))?;
+        self.read.borrow_mut().insert(name.to_owned());
+        Ok(tensor)
     }
 
     fn wrong_type(&self, tensor: &str, found: FileDtype, allowed: &'static str) -> Error {

@@ -2,6 +2,7 @@
 
 mod input;
 mod output;
+mod unread;
 
 pub use input::{Input, Tensors};
 pub use output::Output;

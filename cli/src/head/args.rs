@@ -2,34 +2,52 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
-use gfocal::boxes::IouKind;
-use gfocal::head::HeadLoss;
-use serde::Serialize;
+use clap::Args;
 
+use super::choices::{BoxWeightChoice, BoxesChoice, IouChoice, NormaliserChoice, Profile, QualityChoice};
+use crate::assign::AssignerArgs;
 use crate::floats::Dtype;
-use crate::values::{DeviceChoice, beta, finite, not_negative};
+use crate::values::{BackgroundChoice, DeviceChoice, above_0, alpha, beta, finite, image_size, not_negative};
 
 const ABOUT: &str = "\
 The file holds for each level i = 0, 1, ... of the pyramid, finest first:
-  level{i}.cls_logits   [B, C, H, W], or [B, H*W, C] with --image-size or anchors
-  level{i}.box_logits   [B, 4K, H, W], or [B, H*W, 4K]; channel side*K + bin, left, top, right, bottom
-  level{i}.labels       [B, H*W], I64 or I32; C and negative ones are background
-  level{i}.box_targets  [B, H*W, 4], x1, y1, x2, y2 in pixels, read for positives
-and, if wanted, level{i}.label_weights [B, H*W], level{i}.quality [B, H*W] (the assigner's scores, for
---profile ultralytics, and nanodet if it has them) and level{i}.anchors [B, H*W, 4] (boxes, whose centres are the anchor points) or
-level{i}.points [H*W, 2] (pixels). Without these two, anchor points are on a grid.
+  level{i}.cls_logits       [B, C, H, W], or [B, H*W, C] with --image-size or anchors
+  level{i}.box_logits       [B, 4K, H, W], or [B, H*W, 4K]; channel side*K + bin, sides left, top,
+                            right, bottom; 4 channels with --boxes exp or relu
+  level{i}.labels           [B, H*W], I64 or I32; C and negative ones are background
+  level{i}.box_targets      [B, H*W, 4], x1, y1, x2, y2 in pixels, read for positives
+and, if wanted,
+  level{i}.label_weights    [B, H*W], of the classification loss
+  level{i}.quality          [B, H*W], with --quality given, which --profile ultralytics has, and
+                            nanodet if there are any and no --assign
+  level{i}.scores           [B, H*W, C], classification targets, in place of the quality
+  level{i}.element_weights  [B, H*W, C], of the elements of the classification loss
+  level{i}.box_weights      [B, H*W], of the box losses of positives
+  level{i}.box_scores       [B, H*W], with --box-weight given
+  class_weights             [C], of the classes in the classification loss
+  level{i}.points           [H*W, 2], anchor points in pixels, or level{i}.anchors [B, H*W, 4],
+                            boxes around them; without these, anchor points are on a grid
+Where the size of the images is told, the positions of a level must be ceil(height / stride) x
+ceil(width / stride). Class and box logits may be of two types.
 
-With --assign, labels and box targets come from gt_boxes [G, 4], gt_labels [G] and gt_image [G] (the
-image of each box) instead, by ATSS.
+With --raw, both outputs are channels of one tensor, 4K of boxes first: raw [B, 4K + C, A], with
+the positions of all levels one after another in the order of --strides, sizes from --image-size;
+or level{i}.raw [B, 4K + C, H, W] or [B, 4K + C, H*W]. K is that of --reg-max, else what --classes
+(or the metadata) leave, else the profile's. The gradients come back as grad_raw, or
+level{i}.grad_raw, of the same shape.
+
+With --assign, labels and box targets come from gt_boxes [G, 4], gt_labels [G] and gt_image [G]
+(the image of each box, -1 for padding) instead; `gfocal assign --help` says what else is read.
+Weights of the file multiply those of the assignment. A note names all tensors that are not read.
 
 Strides, weights and beta may stand in the metadata, under the key case, as a JSON object:
-{\"strides\": [8, 16], \"beta\": 2.0, \"weights\": {\"qfl\": 1.0, \"giou\": 2.0, \"dfl\": 0.25}}. Options have the last word.
+{\"strides\": [8, 16], \"beta\": 2.0, \"weights\": {\"qfl\": 1.0, \"giou\": 2.0, \"dfl\": 0.25}}; so may
+reg_max, num_classes, image_hw, offset and what assigners take. Options have the last word.
 
 Examples:
   gfocal head step.safetensors
   gfocal head step.safetensors --assign --device cuda --dtype bf16 --output out.safetensors
-  gfocal head yolo.safetensors --profile ultralytics --strides 8,16,32 --json";
+  gfocal head yolo.safetensors --profile ultralytics --raw --strides 8,16,32 --image-size 640x640";
 
 #[derive(Debug, Args)]
 #[command(after_help = ABOUT)]
@@ -52,8 +70,8 @@ pub struct HeadArgs {
     #[arg(long, value_name = "S", value_parser = finite, allow_hyphen_values = true, default_value = "1")]
     pub grad_scale: f64,
 
-    /// File to write: level{i}.loss_cls, .loss_bbox, .loss_dfl, .grad_cls_logits and .grad_box_logits, and with
-    /// --assign level{i}.labels and .box_targets
+    /// File to write: level{i}.loss_cls, .loss_bbox, .loss_dfl, .grad_cls_logits and .grad_box_logits (or grad_raw),
+    /// and with --assign level{i}.labels, .box_targets and .label_weights
     #[arg(long, value_name = "OUT.safetensors")]
     pub output: Option<PathBuf>,
 
@@ -69,30 +87,69 @@ pub struct SceneArgs {
     #[arg(long, value_name = "WHOSE", value_enum)]
     pub profile: Option<Profile>,
 
-    /// Find labels and box targets from the ground truth by ATSS; those in the file are not read
+    /// Find labels and box targets from the ground truth; those in the file are not read
     #[arg(long)]
     pub assign: bool,
 
+    /// Both outputs are channels of one tensor: raw, or level{i}.raw
+    #[arg(long)]
+    pub raw: bool,
+
     /// Pixels between the positions of each level, with commas between [default: from the metadata]
-    #[arg(long, value_name = "S", value_delimiter = ',', value_parser = stride)]
+    #[arg(long, value_name = "S", value_delimiter = ',', value_parser = above_0)]
     pub strides: Vec<f64>,
 
-    /// Largest distance in bins, to check against the file: K is R + 1, or R in --profile ultralytics
-    #[arg(long, value_name = "R")]
+    /// Largest distance in bins, to check against the file, and to read --raw: K is R + 1, or R in --profile
+    /// ultralytics [default: from the metadata]
+    #[arg(long, value_name = "R", value_parser = reg_max)]
     pub reg_max: Option<usize>,
 
-    /// Height and width of the images in pixels, for channels-last outputs [default: from the metadata]
+    /// How many classes there are, to check against the file, and to read --raw [default: from the metadata]
+    #[arg(long, value_name = "C")]
+    pub classes: Option<usize>,
+
+    /// Height and width of the images in pixels, which the positions must be those of [default: from the metadata]
     #[arg(long, value_name = "HxW", value_parser = image_size)]
     pub image_size: Option<[usize; 2]>,
 
     /// Anchor points are at (x + OFFSET) * stride; takes the place of those in the file [default: those in the
-    /// file, else 0, and 0.5 in --profile ultralytics]
+    /// file, else from the metadata, else 0, and 0.5 in --profile ultralytics and with --assigner fcos]
     #[arg(long, value_name = "OFFSET", value_parser = finite, allow_hyphen_values = true)]
     pub offset: Option<f64>,
+
+    /// Which label means background
+    #[arg(long, value_name = "WHICH", value_enum, default_value = "last")]
+    pub background: BackgroundChoice,
+
+    /// Anchors with this label give no loss and no gradient; any integer [default: there is no such label]
+    #[arg(long, value_name = "L", allow_hyphen_values = true)]
+    pub ignore_label: Option<i64>,
+
+    /// Where the quality of a positive comes from, which is its target in the classification loss [default: given in
+    /// --profile ultralytics, and in nanodet if there is level0.quality and no --assign; else iou]
+    #[arg(long, value_name = "FROM", value_enum)]
+    pub quality: Option<QualityChoice>,
+
+    /// What the box losses of a positive are weighted by [default: quality in --profile ultralytics, else max-score]
+    #[arg(long, value_name = "BY", value_enum)]
+    pub box_weight: Option<BoxWeightChoice>,
+
+    /// What box logits say of the distances to the sides [default: bins]
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub boxes: Option<BoxesChoice>,
+
+    /// What the losses are divided by, and whose way [default: the profile's]
+    #[arg(long, value_name = "WHOSE", value_enum)]
+    pub normaliser: Option<NormaliserChoice>,
 
     /// Exponent of the modulating factor, from 0 (binary cross entropy) to 10^6
     #[arg(long, value_name = "BETA", value_parser = beta, allow_hyphen_values = true)]
     pub beta: Option<f64>,
+
+    /// Elements of the classification loss with target y are weighted by y A + (1 - y)(1 - A), from 0 to 1, as focal
+    /// loss is [default: they are not]
+    #[arg(long, value_name = "A", value_parser = alpha, allow_hyphen_values = true)]
+    pub alpha: Option<f64>,
 
     /// Weight of the classification loss
     #[arg(long, value_name = "W", value_parser = finite, allow_hyphen_values = true)]
@@ -114,104 +171,11 @@ pub struct SceneArgs {
     #[arg(long, value_name = "E", value_parser = not_negative, allow_hyphen_values = true)]
     pub target_eps: Option<f64>,
 
-    /// ATSS: candidates of each level for a box [default: from the metadata, else 9]
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=32))]
-    pub topk: Option<u32>,
-
-    /// ATSS: side of the square anchors, in strides [default: from the metadata, else 8]
-    #[arg(long, value_name = "A", value_parser = stride)]
-    pub anchor_scale: Option<f64>,
+    #[command(flatten)]
+    pub assigner: AssignerArgs,
 }
 
-/// What `--profile` may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Profile {
-    /// GFL's head in mmdetection 3
-    Mmdetection,
-    /// NanoDet-Plus
-    Nanodet,
-    /// YOLOv8 and its successors in Ultralytics
-    Ultralytics,
-}
-
-impl Profile {
-    pub fn name(self) -> &'static str {
-        match self {
-            Profile::Mmdetection => "mmdetection",
-            Profile::Nanodet => "nanodet",
-            Profile::Ultralytics => "ultralytics",
-        }
-    }
-
-    pub fn head(self) -> HeadLoss {
-        match self {
-            Profile::Mmdetection => HeadLoss::mmdetection(),
-            Profile::Nanodet => HeadLoss::nanodet(),
-            Profile::Ultralytics => HeadLoss::ultralytics(),
-        }
-    }
-
-    /// Of the anchor points, in strides.
-    pub fn offset(self) -> f64 {
-        match self {
-            Profile::Mmdetection | Profile::Nanodet => 0.0,
-            Profile::Ultralytics => 0.5,
-        }
-    }
-}
-
-/// What `--iou` may be.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum IouChoice {
-    /// 1 - IoU
-    Iou,
-    /// Generalized IoU
-    Giou,
-    /// Distance IoU
-    Diou,
-    /// Complete IoU, as mmdetection has it
-    Ciou,
-    /// Complete IoU, as Ultralytics has it
-    CiouUltralytics,
-}
-
-impl From<IouChoice> for IouKind {
-    fn from(choice: IouChoice) -> Self {
-        match choice {
-            IouChoice::Iou => IouKind::Iou,
-            IouChoice::Giou => IouKind::Giou,
-            IouChoice::Diou => IouKind::Diou,
-            IouChoice::Ciou => IouKind::Ciou,
-            IouChoice::CiouUltralytics => IouKind::CiouUltralytics,
-        }
-    }
-}
-
-fn stride(text: &str) -> Result<f64, String> {
-    let value = finite(text).ok().filter(|&value| value > 0.0);
-    value.ok_or_else(|| "it must be a finite number above 0".to_owned())
-}
-
-fn image_size(text: &str) -> Result<[usize; 2], String> {
-    let side = |text: &str| text.parse::<usize>().ok().filter(|&side| side > 0);
-    let sides = text.split_once('x').and_then(|(height, width)| Some([side(height)?, side(width)?]));
-    sides.ok_or_else(|| "it must be a height and a width in pixels, as 800x1333".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_and_strides() {
-        assert_eq!(image_size("800x1333"), Ok([800, 1333]));
-        for wrong in ["", "800", "800x", "x", "0x8", "8x-1", "8x8x8", "8.5x8"] {
-            assert!(image_size(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(stride("8"), Ok(8.0));
-        for wrong in ["", "0", "-8", "NaN", "inf", "8px"] {
-            assert!(stride(wrong).is_err(), "{wrong}");
-        }
-    }
+fn reg_max(text: &str) -> Result<usize, String> {
+    let value = text.parse().ok().filter(|value| (1..=1024).contains(value));
+    value.ok_or_else(|| "it must be an integer from 1 to 1024".to_owned())
 }

@@ -1,25 +1,29 @@
 //! On a GPU: tensors up, two launches for the targets if they are assigned and two for the losses,
 //! results down.
 
+use std::sync::Arc;
+
 use gfocal::Result;
-use gfocal::assign::{self, Anchors, AssignWorkspace, Atss, GroundTruth};
 use gfocal::cuda::{Device, LabelBuffer, StatusBlock, check};
-use gfocal::cudarc::driver::{CudaView, DevicePtr};
+use gfocal::cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr};
 use gfocal::head::{Gradients, HeadWorkspace, LOSSES, Level, Logits, Normalisers, Points, Targets};
 
 use super::Outcome;
-use super::scene::{LevelTargets, Scene, SceneLevel, Truth};
+use super::scene::{Pair, Scene, Tensor};
+use super::targets::{LevelTargets, TargetOptions};
+use crate::assign::{self, AssignedLevel, DeviceLevel};
 use crate::buffer::{Buffer, Stored};
 use crate::device::Cuda;
-use crate::floats::Float;
+use crate::floats::{Float, Floats};
 use crate::inputs::Labels;
 
 /// The targets of a level on the device.
 struct DeviceTargets {
     labels: DeviceLabels,
     boxes: Buffer<f32>,
-    label_weights: Option<Buffer<f32>>,
-    quality: Option<Buffer<f32>>,
+    options: TargetOptions<Buffer<f32>>,
+    /// Where they were assigned: what else came out.
+    centerness: Option<Buffer<f32>>,
 }
 
 enum DeviceLabels {
@@ -27,167 +31,225 @@ enum DeviceLabels {
     I32(Buffer<i32>),
 }
 
-/// `_` tells the type of the logits.
-pub fn run<T: Stored>(_: &[T], cuda: &Cuda, scene: &Scene, grad_scale: f64) -> Result<Outcome> {
+/// Buffers of a level, for class and box logits or for both.
+enum Buffers<T, U> {
+    Separate(Buffer<T>, Buffer<U>),
+    Joint(Buffer<T>),
+}
+
+/// `_` tells the types of class and box logits.
+pub fn run<T: Stored, U: Stored>(
+    _: (&[T], &[U]),
+    cuda: &Cuda,
+    scene: &Scene,
+    grad_scale: f64,
+) -> Result<Outcome> {
     let stream = cuda.stream();
-    let targets = match &scene.truth {
-        Some(truth) => assign(cuda, scene, truth)?,
+    let mut status = StatusBlock::new(stream)?;
+    let targets = match scene.problem() {
+        Some(problem) => {
+            let assigned = assign::on_cuda(cuda, &problem, &mut status)?;
+            let pairs = scene.levels.iter().zip(assigned);
+            pairs
+                .map(|(level, assigned)| DeviceTargets::assigned(stream, &level.targets, assigned))
+                .collect::<Result<Vec<_>>>()?
+        }
         None => {
-            let given = scene.levels.iter().filter_map(|level| level.targets.as_ref());
-            given.map(|targets| DeviceTargets::upload(cuda, targets)).collect::<Result<_>>()?
+            let given = scene.levels.iter().map(|level| &level.targets);
+            given.map(|targets| DeviceTargets::upload(stream, targets)).collect::<Result<_>>()?
         }
     };
-    let points =
-        scene.points().iter().map(|points| Buffer::upload(stream, points)).collect::<Result<Vec<_>>>()?;
-    let mut logits = Vec::new();
-    let mut gradients = Vec::new();
-    for level in &scene.levels {
-        let (cls, boxes) = (T::of(&level.cls.numbers), T::of(&level.boxes.numbers));
-        logits.push([Buffer::upload(stream, cls)?, Buffer::upload(stream, boxes)?]);
-        gradients.push([Buffer::<T>::zeros(stream, cls.len())?, Buffer::<T>::zeros(stream, boxes.len())?]);
+    let class_weights =
+        scene.class_weights.as_ref().map(|weights| Buffer::upload(stream, weights)).transpose()?;
+    let (mut points, mut logits, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
+    for (place, level) in scene.places.iter().zip(&scene.levels) {
+        points.push(Buffer::upload(stream, &place.points())?);
+        logits.push(Buffers::<T, U>::upload(stream, &level.logits)?);
+        gradients.push(Buffers::<T, U>::zeros(stream, &level.logits)?);
     }
-    let anchors = scene.levels.iter().map(|level| level.positions()).sum();
+    let anchors = scene.places.iter().map(|place| place.positions()).sum();
     let mut workspace = HeadWorkspace::new(&cuda.handle, scene.batch, anchors)?;
     let mut losses = Buffer::<f32>::zeros(stream, LOSSES * scene.levels.len())?;
-    let mut status = StatusBlock::new(stream)?;
 
     // Views outlive the levels that borrow them.
+    let class_weights = class_weights.as_ref().map(Buffer::view);
     let points: Vec<_> = points.iter().map(Buffer::view).collect();
-    let logits: Vec<_> = logits.iter().map(|logits| logits.each_ref().map(Buffer::view)).collect();
+    let logits: Vec<_> = logits.iter().map(Buffers::views).collect();
     let views: Vec<_> = targets.iter().map(DeviceTargets::views).collect();
-    let level = |(i, level): (usize, &SceneLevel)| -> Level<Device, T> {
-        Level {
-            height: level.height,
-            width: level.width,
-            stride: level.stride,
-            points: match level.offset() {
+    let mut levels: Vec<Level<Device, T, U>> = Vec::new();
+    for (i, (place, level)) in scene.places.iter().zip(&scene.levels).enumerate() {
+        levels.push(Level {
+            height: place.height,
+            width: place.width,
+            stride: place.stride,
+            points: match place.offset() {
                 Some(offset) => Points::Grid { offset },
                 None => Points::<Device>::Explicit(&points[i]),
             },
-            logits: Logits::Separate { cls: &logits[i][0], boxes: &logits[i][1] },
-            cls_layout: level.cls.layout,
-            box_layout: level.boxes.layout,
+            logits: match &logits[i] {
+                Views::Separate(cls, boxes) => Logits::Separate { cls, boxes },
+                Views::Joint(both) => Logits::<Device, T, U>::Joint(both),
+            },
+            cls_layout: level.cls_layout,
+            box_layout: level.box_layout,
             targets: views[i].targets(),
-        }
-    };
-    let levels: Vec<_> = scene.levels.iter().enumerate().map(level).collect();
-    let mut written: Vec<_> =
-        gradients.iter_mut().map(|gradients| gradients.each_mut().map(Buffer::view_mut)).collect();
-    let mut into: Vec<_> = (written.iter_mut())
-        .map(|[cls, boxes]| -> Gradients<Device, T> { Gradients::Separate { cls, boxes } })
-        .collect();
-    scene
+        });
+    }
+    let mut written: Vec<_> = gradients.iter_mut().map(Buffers::views_mut).collect();
+    let mut into: Vec<_> = written.iter_mut().map(ViewsMut::gradients).collect();
+    let mut call = scene
         .head
         .cuda(&cuda.handle, &mut workspace, scene.batch, scene.classes, &levels)
         .grad_scale(grad_scale)
-        .status(&mut status)
-        .forward_backward(&mut losses.view_mut(), &mut into)?;
+        .status(&mut status);
+    if let Some(weights) = &class_weights {
+        call = call.class_weights(weights);
+    }
+    call.forward_backward(&mut losses.view_mut(), &mut into)?;
     drop(into);
     drop(written);
 
-    let download = |[cls, boxes]: &[Buffer<T>; 2]| {
-        Ok([Float::floats(cls.download(stream)?), Float::floats(boxes.download(stream)?)])
-    };
     let normalisers = check("cuMemcpyDtoHAsync", stream.clone_dtoh(workspace.normalisers()))?;
+    let status = status.read(stream)?;
     Ok(Outcome {
         losses: Float::floats(losses.download(stream)?),
-        gradients: gradients.iter().map(download).collect::<Result<_>>()?,
+        gradients: gradients.iter().map(|gradients| gradients.download(stream)).collect::<Result<_>>()?,
         normalisers: Normalisers { positives: normalisers[0].into(), box_weights: normalisers[1].into() },
-        status: status.read(stream)?,
-        targets: targets.iter().map(|targets| targets.download(cuda)).collect::<Result<_>>()?,
+        status,
+        targets: targets.iter().map(|targets| targets.download(stream)).collect::<Result<_>>()?,
     })
 }
 
-/// Assigns targets on the device.
-fn assign(cuda: &Cuda, scene: &Scene, truth: &Truth) -> Result<Vec<DeviceTargets>> {
-    let stream = cuda.stream();
-    let boxes = scene.anchors();
-    let boxes = boxes.iter().map(|boxes| Buffer::upload(stream, boxes)).collect::<Result<Vec<_>>>()?;
-    let boxes: Vec<_> = boxes.iter().map(Buffer::view).collect();
-    let anchors: Vec<Anchors<Device>> = (scene.levels.iter().zip(&boxes))
-        .map(|(level, boxes)| match scene.grid(level) {
-            Some(grid) => Anchors::Grid(grid),
-            None => Anchors::cuda(boxes),
+impl<T: Stored, U: Stored> Buffers<T, U> {
+    fn upload(stream: &Arc<CudaStream>, logits: &Pair<Tensor>) -> Result<Self> {
+        Ok(match logits {
+            Pair::Separate([cls, boxes]) => Buffers::Separate(
+                Buffer::upload(stream, T::of(&cls.numbers))?,
+                Buffer::upload(stream, U::of(&boxes.numbers))?,
+            ),
+            Pair::Joint(both) => Buffers::Joint(Buffer::upload(stream, T::of(&both.numbers))?),
         })
-        .collect();
-    let mut targets = Vec::new();
-    for level in &scene.levels {
-        let anchors = scene.batch * level.positions();
-        targets.push((Buffer::<i64>::zeros(stream, anchors)?, Buffer::<f32>::zeros(stream, 4 * anchors)?));
     }
-    let all = scene.levels.iter().map(|level| level.positions()).sum();
-    let mut workspace = AssignWorkspace::new(stream, scene.batch, all, truth.labels.len())?;
-    let corners = Buffer::upload(stream, &truth.boxes)?;
-    let [labels, images] = [Buffer::upload(stream, &truth.labels)?, Buffer::upload(stream, &truth.images)?];
-    let (corners, labels, images) = (corners.view(), labels.view(), images.view());
-    let truth = GroundTruth::cuda(&corners, &labels, &images);
-    let mut views: Vec<_> =
-        targets.iter_mut().map(|(labels, boxes)| (labels.view_mut(), boxes.view_mut())).collect();
-    let mut into: Vec<_> =
-        views.iter_mut().map(|(labels, boxes)| assign::LevelTargets::cuda(labels, boxes)).collect();
-    let atss = Atss::new(scene.topk)?;
-    atss.cuda(&cuda.handle, &anchors, truth, scene.batch, scene.classes, &mut into, &mut workspace, None)?;
-    drop(into);
-    drop(views);
-    let assigned = |(labels, boxes)| DeviceTargets {
-        labels: DeviceLabels::I64(labels),
-        boxes,
-        label_weights: None,
-        quality: None,
-    };
-    Ok(targets.into_iter().map(assigned).collect())
+
+    fn zeros(stream: &Arc<CudaStream>, logits: &Pair<Tensor>) -> Result<Self> {
+        Ok(match logits {
+            Pair::Separate([cls, boxes]) => Buffers::Separate(
+                Buffer::zeros(stream, T::of(&cls.numbers).len())?,
+                Buffer::zeros(stream, U::of(&boxes.numbers).len())?,
+            ),
+            Pair::Joint(both) => Buffers::Joint(Buffer::zeros(stream, T::of(&both.numbers).len())?),
+        })
+    }
+
+    fn download(&self, stream: &Arc<CudaStream>) -> Result<Pair<Floats>> {
+        Ok(match self {
+            Buffers::Separate(cls, boxes) => {
+                Pair::Separate([Float::floats(cls.download(stream)?), Float::floats(boxes.download(stream)?)])
+            }
+            Buffers::Joint(both) => Pair::Joint(Float::floats(both.download(stream)?)),
+        })
+    }
+
+    fn views(&self) -> Views<'_, T, U> {
+        match self {
+            Buffers::Separate(cls, boxes) => Views::Separate(cls.view(), boxes.view()),
+            Buffers::Joint(both) => Views::Joint(both.view()),
+        }
+    }
+
+    fn views_mut(&mut self) -> ViewsMut<'_, T, U> {
+        match self {
+            Buffers::Separate(cls, boxes) => ViewsMut::Separate(cls.view_mut(), boxes.view_mut()),
+            Buffers::Joint(both) => ViewsMut::Joint(both.view_mut()),
+        }
+    }
+}
+
+/// Views of [`Buffers`], for the library to borrow.
+enum Views<'a, T, U> {
+    Separate(CudaView<'a, T>, CudaView<'a, U>),
+    Joint(CudaView<'a, T>),
+}
+
+/// The same, to be written.
+enum ViewsMut<'a, T, U> {
+    Separate(CudaViewMut<'a, T>, CudaViewMut<'a, U>),
+    Joint(CudaViewMut<'a, T>),
+}
+
+impl<T: Stored, U: Stored> ViewsMut<'_, T, U> {
+    fn gradients(&mut self) -> Gradients<'_, Device, T, U> {
+        match self {
+            ViewsMut::Separate(cls, boxes) => Gradients::Separate { cls, boxes },
+            ViewsMut::Joint(both) => Gradients::<Device, T, U>::Joint(both),
+        }
+    }
 }
 
 impl DeviceTargets {
-    fn upload(cuda: &Cuda, targets: &LevelTargets) -> Result<DeviceTargets> {
-        let stream = cuda.stream();
-        let optional = |numbers: &Option<Vec<f32>>| {
-            numbers.as_ref().map(|numbers| Buffer::upload(stream, numbers)).transpose()
-        };
+    fn upload(stream: &Arc<CudaStream>, targets: &LevelTargets) -> Result<DeviceTargets> {
         Ok(DeviceTargets {
             labels: match &targets.labels {
                 Labels::I64(labels) => DeviceLabels::I64(Buffer::upload(stream, labels)?),
                 Labels::I32(labels) => DeviceLabels::I32(Buffer::upload(stream, labels)?),
             },
             boxes: Buffer::upload(stream, &targets.boxes)?,
-            label_weights: optional(&targets.label_weights)?,
-            quality: optional(&targets.quality)?,
+            options: targets.options.try_map(|numbers| Buffer::upload(stream, numbers))?,
+            centerness: None,
+        })
+    }
+
+    /// What was assigned, where it is, unless the file has weights to multiply.
+    fn assigned(stream: &Arc<CudaStream>, given: &LevelTargets, level: DeviceLevel) -> Result<DeviceTargets> {
+        if given.weighs() {
+            let mut weighed: AssignedLevel = level.download(stream)?;
+            given.weigh(&mut weighed);
+            let targets = DeviceTargets::upload(stream, &given.assigned(weighed))?;
+            return Ok(DeviceTargets { centerness: level.centerness, ..targets });
+        }
+        let options = given.options.try_map(|numbers| Buffer::upload(stream, numbers))?;
+        Ok(DeviceTargets {
+            labels: DeviceLabels::I64(level.labels),
+            boxes: level.boxes,
+            options: TargetOptions {
+                label_weights: Some(level.label_weights),
+                box_weights: level.box_weights,
+                ..options
+            },
+            centerness: level.centerness,
         })
     }
 
     /// What the reports and the output need.
-    fn download(&self, cuda: &Cuda) -> Result<LevelTargets> {
-        let stream = cuda.stream();
+    fn download(&self, stream: &Arc<CudaStream>) -> Result<LevelTargets> {
         Ok(LevelTargets {
             labels: match &self.labels {
                 DeviceLabels::I64(labels) => Labels::I64(labels.download(stream)?),
                 DeviceLabels::I32(labels) => Labels::I32(labels.download(stream)?),
             },
             boxes: self.boxes.download(stream)?,
-            label_weights: None,
-            quality: None,
+            options: self.options.try_map(|numbers| numbers.download(stream))?,
+            centerness: self.centerness.as_ref().map(|numbers| numbers.download(stream)).transpose()?,
         })
     }
 
-    fn views(&self) -> Views<'_> {
-        Views {
+    fn views(&self) -> TargetViews<'_> {
+        TargetViews {
             labels: match &self.labels {
                 DeviceLabels::I64(labels) => LabelViews::I64(labels.view()),
                 DeviceLabels::I32(labels) => LabelViews::I32(labels.view()),
             },
             boxes: self.boxes.view(),
-            label_weights: self.label_weights.as_ref().map(Buffer::view),
-            quality: self.quality.as_ref().map(Buffer::view),
+            options: self.options.map(Buffer::view),
         }
     }
 }
 
 /// Views of [`DeviceTargets`], for the library to borrow.
-struct Views<'a> {
+struct TargetViews<'a> {
     labels: LabelViews<'a>,
     boxes: CudaView<'a, f32>,
-    label_weights: Option<CudaView<'a, f32>>,
-    quality: Option<CudaView<'a, f32>>,
+    options: TargetOptions<CudaView<'a, f32>>,
 }
 
 enum LabelViews<'a> {
@@ -195,21 +257,23 @@ enum LabelViews<'a> {
     I32(CudaView<'a, i32>),
 }
 
-impl Views<'_> {
+impl TargetViews<'_> {
     fn targets(&self) -> Targets<'_, Device> {
-        fn borrowed<'a>(view: &'a Option<CudaView<'_, f32>>) -> Option<&'a dyn DevicePtr<f32>> {
-            view.as_ref().map(|view| view as &dyn DevicePtr<f32>)
-        }
+        let labels = match &self.labels {
+            LabelViews::I64(labels) => LabelBuffer::I64(labels),
+            LabelViews::I32(labels) => LabelBuffer::I32(labels),
+        };
+        let options = self.options.map(|view| view as &dyn DevicePtr<f32>);
+        let TargetOptions { label_weights, quality, box_weights, box_scores, scores, element_weights } =
+            options;
         Targets {
-            label_weights: borrowed(&self.label_weights),
-            quality: borrowed(&self.quality),
-            ..Targets::<Device>::new(
-                match &self.labels {
-                    LabelViews::I64(labels) => LabelBuffer::I64(labels),
-                    LabelViews::I32(labels) => LabelBuffer::I32(labels),
-                },
-                &self.boxes,
-            )
+            label_weights,
+            quality,
+            box_weights,
+            box_scores,
+            scores,
+            element_weights,
+            ..Targets::<Device>::new(labels, &self.boxes)
         }
     }
 }

@@ -15,8 +15,9 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::error::{Error, Result};
 use crate::file::{Input, Output};
-use crate::head::{Scene, SceneArgs};
+use crate::head::{BoxesChoice, Scene, SceneArgs};
 use crate::terminal;
+use crate::words::count;
 use positives::Positive;
 
 const ABOUT: &str = "\
@@ -81,9 +82,14 @@ pub fn run(args: &PlotArgs) -> Result<()> {
         let reason = "only SVG is drawn; give a name that ends in .svg".to_owned();
         return Err(Error::Output { path: args.out.clone(), reason });
     }
+    let boxes = args.scene.boxes.unwrap_or_default();
+    if boxes != BoxesChoice::Bins {
+        return Err(Error::WithoutBins { option: "gfocal plot", boxes: boxes.name() });
+    }
     let input = Input::read(&args.file)?;
     let scene = Scene::read(&input, &args.scene, None)?;
-    let positives = positives::of(&scene, &scene.targets()?)?;
+    let (targets, _) = scene.targets()?;
+    let positives = positives::of(&scene, &targets)?;
     let mut panels = Vec::new();
     for &panel in &args.panels {
         if !panels.contains(&panel) {
@@ -93,7 +99,8 @@ pub fn run(args: &PlotArgs) -> Result<()> {
     let mut text = String::new();
     draw(&mut text, args, &panels, &scene, &positives).map_err(|error| Error::Plot(error.to_string()))?;
     output.write_bytes(text.as_bytes())?;
-    terminal::print(&format!("{}: {} positives\n", args.out.display(), positives.len()))
+    let positives = count(positives.len(), "positive", "positives");
+    terminal::finish(&format!("{}: {positives}\n", args.out.display()), [input.unread()?])
 }
 
 fn draw(
@@ -114,11 +121,11 @@ fn draw(
     all.fill(&WHITE)?;
     let file = args.file.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let title = format!(
-        "{file}: {} images, {} classes, {} bins, {} positives",
-        scene.batch,
-        scene.classes,
-        scene.head.bins(),
-        positives.len()
+        "{file}: {}, {}, {}, {}",
+        count(scene.batch, "image", "images"),
+        count(scene.classes, "class", "classes"),
+        count(scene.head.bins(), "bin", "bins"),
+        count(positives.len(), "positive", "positives")
     );
     all.draw(&Text::new(title, (24, 14), (FONT, 20)))?;
     let mut rest = all.split_vertically(TITLE).1;

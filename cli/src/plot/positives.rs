@@ -34,9 +34,10 @@ pub struct Side {
 pub fn of(scene: &Scene, targets: &[LevelTargets]) -> Result<Vec<Positive>> {
     let mut positives = Vec::new();
     for (number, (level, targets)) in scene.levels.iter().zip(targets).enumerate() {
-        let cls: Vec<f64> = level.cls.numbers.iter().collect();
-        let boxes: Vec<f64> = level.boxes.numbers.iter().collect();
-        let positions = level.positions();
+        let cls: Vec<f64> = level.logits.cls().numbers.iter().collect();
+        let boxes: Vec<f64> = level.logits.boxes().numbers.iter().collect();
+        let place = &scene.places[number];
+        let positions = place.positions();
         for anchor in 0..scene.batch * positions {
             let Class::Foreground(label) =
                 scene.head.qfl().class_of(targets.labels.get(anchor), scene.classes)
@@ -44,17 +45,17 @@ pub fn of(scene: &Scene, targets: &[LevelTargets]) -> Result<Vec<Positive>> {
                 continue;
             };
             let (image, position) = (anchor / positions, anchor % positions);
-            let score = 1.0 / (1.0 + (-cls[level.cls.layout.index(image, label, position)]).exp());
+            let score = 1.0 / (1.0 + (-cls[level.cls_layout.index(image, label, position)]).exp());
             let side = |side: usize| {
                 let channel = |bin| side * scene.head.bins() + bin;
-                let logit = |bin| boxes[level.boxes.layout.index(image, channel(bin), position)];
+                let logit = |bin| boxes[level.box_layout.index(image, channel(bin), position)];
                 (0..scene.head.bins()).map(logit).collect::<Vec<_>>()
             };
             let logits = [0, 1, 2, 3].map(side);
             let target =
-                targets.boxes[4 * anchor..4 * anchor + 4].iter().map(|&x| f64::from(x) / level.stride);
+                targets.boxes[4 * anchor..4 * anchor + 4].iter().map(|&x| f64::from(x) / place.stride);
             let target: Vec<f64> = target.collect();
-            let point = scene.point(number, image, position).map(|x| x / level.stride);
+            let point = place.point(image, position).map(|x| x / place.stride);
             positives.push(Positive {
                 level: number,
                 image,

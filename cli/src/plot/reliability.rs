@@ -5,6 +5,7 @@ use plotters::style::text_anchor::{HPos, VPos};
 
 use super::positives::Positive;
 use super::{Area, BLUE, Drawn, FONT, GREY, ORANGE, heading, nothing, style};
+use crate::words::count;
 
 pub const HEIGHT: u32 = 520;
 const BINS: usize = 10;
@@ -77,7 +78,7 @@ pub fn draw(area: &Area, positives: &[Positive]) -> Drawn {
         y += size as i32 + 9;
         drawn
     };
-    line(format!("{} positives", positives.len()), 15)?;
+    line(count(positives.len(), "positive", "positives"), 15)?;
     line(format!("mean |IoU - score| over tenths of the score: {error:.3}"), 15)?;
     line(String::new(), 8)?;
     for group in &groups {

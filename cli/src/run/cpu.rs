@@ -4,7 +4,7 @@ use gfocal::{Call, DistributionFocalLoss, Element, Host, Operation, QualityFocal
 
 use super::{Outcome, Scaling, losses};
 use crate::floats::Float;
-use crate::inputs::{DflInputs, Inputs, Labels, QflInputs, QflTargets};
+use crate::inputs::{DflInputs, Inputs, Labels, QflInputs, QflRows, QflTargets};
 
 pub fn qfl<T>(loss: &QualityFocalLoss, logits: &[T], inputs: &QflInputs, scaling: Scaling) -> Result<Outcome>
 where
@@ -12,15 +12,22 @@ where
 {
     let shape = inputs.shape;
     run(logits, inputs, scaling, |losses, grad| {
-        let call = match &inputs.targets {
-            QflTargets::Sparse { labels: Labels::I64(labels), quality } => {
+        let QflTargets { rows, class_weights, element_weights } = &inputs.targets;
+        let mut call = match rows {
+            QflRows::Sparse { labels: Labels::I64(labels), quality } => {
                 loss.cpu(logits, shape, labels, quality)
             }
-            QflTargets::Sparse { labels: Labels::I32(labels), quality } => {
+            QflRows::Sparse { labels: Labels::I32(labels), quality } => {
                 loss.cpu(logits, shape, labels, quality)
             }
-            QflTargets::Dense { target } => loss.cpu_dense(logits, shape, target),
+            QflRows::Dense { target } => loss.cpu_dense(logits, shape, target),
         };
+        if let Some(weights) = class_weights {
+            call = call.class_weights(weights);
+        }
+        if let Some(weights) = element_weights {
+            call = call.element_weights(weights);
+        }
         with_options(call, inputs, scaling).forward_backward(losses, grad)
     })
 }
@@ -64,5 +71,5 @@ where
     let mut loss = vec![T::Loss::from_f64(0.0); losses(inputs, logits, scaling)];
     let mut grad = vec![T::from_f64(0.0); logits.len()];
     let status = call(&mut loss, &mut grad)?;
-    Ok(Outcome { loss: Float::floats(loss), grad: Float::floats(grad), status })
+    Ok(Outcome { loss: Float::floats(loss), grad: Float::floats(grad), exact_grad: None, status })
 }

@@ -8,7 +8,7 @@ use super::{Outcome, Scaling, losses};
 use crate::buffer::{Buffer, Stored};
 use crate::device::Cuda;
 use crate::floats::Float;
-use crate::inputs::{DflInputs, Inputs, Labels, QflInputs, QflTargets};
+use crate::inputs::{DflInputs, Inputs, Labels, QflInputs, QflRows};
 
 pub fn qfl<T: Stored>(
     cuda: &Cuda,
@@ -17,19 +17,20 @@ pub fn qfl<T: Stored>(
     inputs: &QflInputs,
     scaling: Scaling,
 ) -> Result<Outcome> {
-    match &inputs.targets {
-        QflTargets::Sparse { labels: Labels::I64(labels), quality } => {
+    match &inputs.targets.rows {
+        QflRows::Sparse { labels: Labels::I64(labels), quality } => {
             qfl_sparse(cuda, loss, logits, labels, quality, inputs, scaling)
         }
-        QflTargets::Sparse { labels: Labels::I32(labels), quality } => {
+        QflRows::Sparse { labels: Labels::I32(labels), quality } => {
             qfl_sparse(cuda, loss, logits, labels, quality, inputs, scaling)
         }
-        QflTargets::Dense { target } => {
+        QflRows::Dense { target } => {
             let target = Buffer::upload(cuda.stream(), target)?;
+            let weights = Weights::upload(cuda, inputs)?;
             run(cuda, logits, inputs, scaling, |logits, options, loss_out, grad, status| {
-                let target = target.view();
+                let (target, weights) = (target.view(), weights.views());
                 let call = loss.cuda_dense(&cuda.handle, logits, inputs.shape, &target);
-                options.on(call).status(status).forward_backward(loss_out, grad)
+                options.on(weights.on(call)).status(status).forward_backward(loss_out, grad)
             })
         }
     }
@@ -45,11 +46,43 @@ fn qfl_sparse<T: Stored, L: Label + DeviceRepr + ValidAsZeroBits>(
     scaling: Scaling,
 ) -> Result<Outcome> {
     let (labels, quality) = (Buffer::upload(cuda.stream(), labels)?, Buffer::upload(cuda.stream(), quality)?);
+    let weights = Weights::upload(cuda, inputs)?;
     run(cuda, logits, inputs, scaling, |logits, options, loss_out, grad, status| {
-        let (labels, quality) = (labels.view(), quality.view());
+        let (labels, quality, weights) = (labels.view(), quality.view(), weights.views());
         let call = loss.cuda(&cuda.handle, logits, inputs.shape, &labels, &quality);
-        options.on(call).status(status).forward_backward(loss_out, grad)
+        options.on(weights.on(call)).status(status).forward_backward(loss_out, grad)
     })
+}
+
+/// The weights that QFL alone has: of classes, and of elements.
+struct Weights<T>([Option<T>; 2]);
+
+impl Weights<Buffer<f32>> {
+    fn upload(cuda: &Cuda, inputs: &QflInputs) -> Result<Self> {
+        let upload = |weights: &Option<Vec<f32>>| {
+            weights.as_ref().map(|weights| Buffer::upload(cuda.stream(), weights)).transpose()
+        };
+        Ok(Weights([upload(&inputs.targets.class_weights)?, upload(&inputs.targets.element_weights)?]))
+    }
+
+    fn views(&self) -> Weights<CudaView<'_, f32>> {
+        Weights(self.0.each_ref().map(|weights| weights.as_ref().map(Buffer::view)))
+    }
+}
+
+impl Weights<CudaView<'_, f32>> {
+    fn on<'c, T: StorageElement>(
+        &'c self,
+        mut call: Call<'c, QualityFocalLoss, Device, T>,
+    ) -> Call<'c, QualityFocalLoss, Device, T> {
+        if let [Some(weights), _] = &self.0 {
+            call = call.class_weights(weights);
+        }
+        if let [_, Some(weights)] = &self.0 {
+            call = call.element_weights(weights);
+        }
+        call
+    }
 }
 
 pub fn dfl<T: Stored>(
@@ -114,6 +147,7 @@ fn run<T: Stored, G>(
     Ok(Outcome {
         loss: Float::floats(loss.download(stream)?),
         grad: Float::floats(grad.download(stream)?),
+        exact_grad: None,
         status: status.read(stream)?,
     })
 }

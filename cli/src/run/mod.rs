@@ -8,7 +8,7 @@ use gfocal::{DistributionFocalLoss, QualityFocalLoss, Reduction, Status};
 use crate::buffer;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::floats::{Floats, with_floats};
+use crate::floats::{Dtype, Floats, with_floats};
 use crate::inputs::{DflInputs, Inputs, QflInputs};
 
 /// What is done to the losses of the rows and to the gradient.
@@ -23,6 +23,8 @@ pub struct Scaling {
 pub struct Outcome {
     pub loss: Floats,
     pub grad: Floats,
+    /// What the gradient is in f64, if that may tell of zeros in it.
+    pub exact_grad: Option<Floats>,
     pub status: Status,
 }
 
@@ -32,8 +34,8 @@ pub fn qfl(
     inputs: &QflInputs,
     scaling: Scaling,
 ) -> Result<Outcome> {
-    match device {
-        Device::Cpu => Ok(with_floats!(&inputs.logits, logits => cpu::qfl(loss, logits, inputs, scaling))?),
+    let outcome = match device {
+        Device::Cpu => with_floats!(&inputs.logits, logits => cpu::qfl(loss, logits, inputs, scaling))?,
         Device::Cuda(device) => {
             let outcome = match &inputs.logits {
                 Floats::F64(_) => return Err(Error::F64OnCuda),
@@ -41,9 +43,10 @@ pub fn qfl(
                 Floats::F16(logits) => cuda::qfl(device, loss, logits, inputs, scaling),
                 Floats::Bf16(logits) => cuda::qfl(device, loss, logits, inputs, scaling),
             };
-            outcome.map_err(buffer::error(device))
+            outcome.map_err(buffer::error(device))?
         }
-    }
+    };
+    exactly(outcome, &inputs.logits, |logits| cpu::qfl(loss, logits, inputs, scaling))
 }
 
 pub fn dfl(
@@ -52,8 +55,8 @@ pub fn dfl(
     inputs: &DflInputs,
     scaling: Scaling,
 ) -> Result<Outcome> {
-    match device {
-        Device::Cpu => Ok(with_floats!(&inputs.logits, logits => cpu::dfl(loss, logits, inputs, scaling))?),
+    let outcome = match device {
+        Device::Cpu => with_floats!(&inputs.logits, logits => cpu::dfl(loss, logits, inputs, scaling))?,
         Device::Cuda(device) => {
             let outcome = match &inputs.logits {
                 Floats::F64(_) => return Err(Error::F64OnCuda),
@@ -61,9 +64,23 @@ pub fn dfl(
                 Floats::F16(logits) => cuda::dfl(device, loss, logits, inputs, scaling),
                 Floats::Bf16(logits) => cuda::dfl(device, loss, logits, inputs, scaling),
             };
-            outcome.map_err(buffer::error(device))
+            outcome.map_err(buffer::error(device))?
         }
+    };
+    exactly(outcome, &inputs.logits, |logits| cpu::dfl(loss, logits, inputs, scaling))
+}
+
+/// With the gradient in f64, if some of the stored ones are 0: they may be too small to be stored.
+fn exactly(
+    outcome: Outcome,
+    logits: &Floats,
+    run: impl FnOnce(&[f64]) -> gfocal::Result<Outcome>,
+) -> Result<Outcome> {
+    if logits.dtype() == Dtype::F64 || outcome.grad.iter().all(|grad| grad != 0.0) {
+        return Ok(outcome);
     }
+    let logits: Vec<f64> = logits.iter().collect();
+    Ok(Outcome { exact_grad: Some(run(&logits)?.grad), ..outcome })
 }
 
 /// How many losses come out.

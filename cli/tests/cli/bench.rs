@@ -142,7 +142,7 @@ fn mistakes_are_one_sentence() {
         ("--ops head --passes backward", "head forward and forward_backward"),
         ("--device cpu --ops head --sizes 18446744073709551615x80", "are free"),
         ("--device cpu --ops head --sizes 2x9223372036854775807", "are free"),
-        ("--device cpu --ops dfl --sizes 8x1 --seconds 0.02", "has 1 bins"),
+        ("--device cpu --ops dfl --sizes 8x1 --seconds 0.02", "has 1 bin"),
         ("--device cpu --sizes 18446744073709551615x80", "are free"),
         ("--device cpu --sizes 9223372036854775807x9223372036854775807", "are free"),
     ] {

@@ -73,9 +73,7 @@ fn it_gives_what_the_cpu_gives() {
             let expected = json(op, &file, &args);
             let expected_tensors = read(&out);
             let Some(run) = on_cuda(op, &file, &format!("{args} --device cuda --json")) else { return };
-            let run = run.ok();
-            assert_eq!(run.stderr, "");
-            let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+            let report = run.json();
             assert_eq!(report["device"], "cuda:0");
             for field in ["op", "dtype", "shape", "reduction", "avg_factor", "positives", "status"] {
                 assert_eq!(report[field], expected[field], "{field}");

@@ -199,7 +199,7 @@ fn shapes_that_do_not_fit() {
     );
     check("dfl", &[logits(), ("target", f32s(&[], &[0.0]))], &["target in", "[]; logits [2, 2] needs [2]"]);
     let narrow = [("logits", f32s(&[2, 1], &[0.0; 2])), ("target", f32s(&[2], &[0.0; 2]))];
-    check("dfl", &narrow, &["logits [2, 1] has 1 bins, it must have 2 to"]);
+    check("dfl", &narrow, &["logits [2, 1] has 1 bin, it must have 2 to"]);
     let none = [("logits", f32s(&[2, 0], &[])), ("labels", i64s(&[0; 2])), quality()];
     check("qfl", &none, &["logits [2, 0] has 0 classes, it must have 1 to"]);
 }
@@ -235,7 +235,7 @@ fn values_of_options() {
         let line = mistake(&folder, "qfl", &qfl, &format!("--avg-factor 1 --avg-policy {value}"));
         assert_says(&line, &["invalid value", value]);
     }
-    assert_says(&mistake(&folder, "dfl", &dfl, "--target-eps 4"), &["target_eps is 4, it must be at most"]);
+    assert_says(&mistake(&folder, "dfl", &dfl, "--target-eps 4"), &["--target-eps is 4, it must be at most"]);
 }
 
 #[test]

@@ -12,9 +12,25 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A tensor for a file.
+#[derive(Clone)]
 pub struct Tensor(Dtype, Vec<usize>, Vec<u8>);
 
 impl Tensor {
+    /// What was [`read`], in a type.
+    pub fn of(dtype: Dtype, shape: &[usize], numbers: &[f64]) -> Tensor {
+        match dtype {
+            Dtype::F64 => f64s(shape, numbers),
+            Dtype::F32 => f32s(shape, numbers),
+            Dtype::F16 => f16s(shape, numbers),
+            Dtype::BF16 => bf16s(shape, numbers),
+            Dtype::I64 => {
+                let labels: Vec<i64> = numbers.iter().map(|&label| label as i64).collect();
+                i64s(&labels).with_shape(shape)
+            }
+            other => panic!("{other}"),
+        }
+    }
+
     pub fn with_shape(self, shape: &[usize]) -> Tensor {
         Tensor(self.0, shape.to_vec(), self.2)
     }
@@ -105,6 +121,14 @@ impl Run {
         self
     }
 
+    /// The report of a run that says nothing on standard error but of tensors that it does not read.
+    pub fn json(self) -> Value {
+        let run = self.ok();
+        assert!(run.stderr.lines().all(|line| line.starts_with("gfocal: note: ")), "{}", run.stderr);
+        assert_eq!(run.stdout.lines().count(), 1);
+        serde_json::from_str(&run.stdout).unwrap()
+    }
+
     /// The one line that a mistake gives.
     pub fn mistake(self) -> String {
         assert_eq!(self.code, Some(2), "{}{}", self.stdout, self.stderr);
@@ -136,16 +160,23 @@ pub fn cpu(op: &str, file: &Path, args: &str) -> Run {
         .into()
 }
 
-/// The JSON of a run on the CPU, which says nothing on standard error.
+/// The JSON of a run on the CPU, which says nothing on standard error but of tensors that it does not read.
 pub fn json(op: &str, file: &Path, args: &str) -> Value {
-    let run = cpu(op, file, &format!("{args} --json")).ok();
-    assert_eq!(run.stderr, "");
-    assert_eq!(run.stdout.lines().count(), 1);
-    serde_json::from_str(&run.stdout).unwrap()
+    cpu(op, file, &format!("{args} --json")).json()
 }
 
-/// The tensors of a file as f64, with their types and shapes.
-pub fn read(path: &Path) -> HashMap<String, (Dtype, Vec<usize>, Vec<f64>)> {
+/// The JSON under a key of a file's metadata.
+pub fn metadata(path: &Path, key: &str) -> Value {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    serde_json::from_str(&header.metadata().as_ref().unwrap()[key]).unwrap()
+}
+
+/// Tensors by their names, as f64, with their types and shapes.
+pub type Tensors = HashMap<String, (Dtype, Vec<usize>, Vec<f64>)>;
+
+/// The tensors of a file.
+pub fn read(path: &Path) -> Tensors {
     let bytes = std::fs::read(path).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let numbers = |tensor: &TensorView| -> Vec<f64> {

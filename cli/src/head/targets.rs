@@ -1,0 +1,204 @@
+//! What a level of a head is to become.
+
+use gfocal::QualityFocalLoss;
+use gfocal::head::{BoxWeight, QualitySource};
+use gfocal::qfl::Class;
+
+use super::choices::QualityChoice;
+use super::level::LevelReader;
+use super::scene::Axes;
+use crate::assign::AssignedLevel;
+use crate::error::Result;
+use crate::inputs::Labels;
+
+/// What a level is to become.
+#[derive(Clone, Default)]
+pub struct LevelTargets {
+    /// `[B, H*W]`.
+    pub labels: Labels,
+    /// `[B, H*W, 4]`.
+    pub boxes: Vec<f32>,
+    pub options: TargetOptions<Vec<f32>>,
+    /// `[B, H*W]`, of an assignment that has any: for the output.
+    pub centerness: Option<Vec<f32>>,
+}
+
+/// What a level may have besides: `[B, H*W]`, and the last two `[B, H*W, C]`.
+#[derive(Clone)]
+pub struct TargetOptions<T> {
+    pub label_weights: Option<T>,
+    pub quality: Option<T>,
+    pub box_weights: Option<T>,
+    pub box_scores: Option<T>,
+    pub scores: Option<T>,
+    pub element_weights: Option<T>,
+}
+
+/// What of a file's tensors a head reads.
+#[derive(Clone, Copy)]
+pub struct Reads {
+    pub quality: QualitySource,
+    pub box_weight: BoxWeight,
+}
+
+impl<T> Default for TargetOptions<T> {
+    fn default() -> Self {
+        TargetOptions {
+            label_weights: None,
+            quality: None,
+            box_weights: None,
+            box_scores: None,
+            scores: None,
+            element_weights: None,
+        }
+    }
+}
+
+impl<T> TargetOptions<T> {
+    pub fn try_map<'a, U, E>(
+        &'a self,
+        mut to: impl FnMut(&'a T) -> std::result::Result<U, E>,
+    ) -> std::result::Result<TargetOptions<U>, E> {
+        let mut to = |option: &'a Option<T>| option.as_ref().map(&mut to).transpose();
+        Ok(TargetOptions {
+            label_weights: to(&self.label_weights)?,
+            quality: to(&self.quality)?,
+            box_weights: to(&self.box_weights)?,
+            box_scores: to(&self.box_scores)?,
+            scores: to(&self.scores)?,
+            element_weights: to(&self.element_weights)?,
+        })
+    }
+
+    pub fn map<'a, U>(&'a self, mut to: impl FnMut(&'a T) -> U) -> TargetOptions<U> {
+        let Ok(mapped) = self.try_map(|option| Ok::<_, std::convert::Infallible>(to(option)));
+        mapped
+    }
+}
+
+impl LevelTargets {
+    pub fn read(reader: &LevelReader, axes: Axes, positions: usize, reads: Reads) -> Result<LevelTargets> {
+        let anchors = [axes.batch, positions];
+        let elements = [axes.batch, positions, axes.classes];
+        let (labels, boxes) = if reader.args.assign {
+            (Labels::default(), Vec::new())
+        } else {
+            reader.labels_and_boxes(anchors)?
+        };
+        let scores = reader.optional("scores", &elements)?;
+        // Dense targets take the place of the quality, but for the weights of boxes.
+        let by_quality = scores.is_none() || reads.box_weight == BoxWeight::Quality;
+        let quality = match reads.quality {
+            QualitySource::Given if by_quality => Some(reader.quality(&anchors)?),
+            _ => None,
+        };
+        let box_scores = match reads.box_weight {
+            BoxWeight::Given => Some(reader.floats("box_scores", &anchors)?),
+            _ => None,
+        };
+        let options = TargetOptions {
+            label_weights: reader.optional("label_weights", &anchors)?,
+            quality,
+            box_weights: reader.optional("box_weights", &anchors)?,
+            box_scores,
+            scores,
+            element_weights: reader.optional("element_weights", &elements)?,
+        };
+        Ok(LevelTargets { labels, boxes, options, centerness: None })
+    }
+
+    /// Weights of the file multiply those of the assignment.
+    pub fn weigh(&self, level: &mut AssignedLevel) {
+        if let Some(weights) = &self.options.label_weights {
+            multiply(&mut level.label_weights, weights);
+        }
+        match (&mut level.box_weights, &self.options.box_weights) {
+            (Some(assigned), Some(weights)) => multiply(assigned, weights),
+            (None, Some(weights)) => level.box_weights = Some(weights.clone()),
+            (_, None) => {}
+        }
+    }
+
+    /// Whether there are weights to multiply.
+    pub fn weighs(&self) -> bool {
+        self.options.label_weights.is_some() || self.options.box_weights.is_some()
+    }
+
+    /// What was found and weighed, beside what else was given.
+    pub fn assigned(&self, level: AssignedLevel) -> LevelTargets {
+        let options = TargetOptions {
+            label_weights: Some(level.label_weights),
+            box_weights: level.box_weights,
+            ..self.options.clone()
+        };
+        let (labels, boxes) = (Labels::I64(level.labels), level.boxes);
+        LevelTargets { labels, boxes, options, centerness: level.centerness }
+    }
+
+    /// The other way round.
+    pub fn as_assigned(&self) -> AssignedLevel {
+        AssignedLevel {
+            labels: (0..self.labels.len()).map(|anchor| self.labels.get(anchor)).collect(),
+            boxes: self.boxes.clone(),
+            label_weights: self.options.label_weights.clone().unwrap_or_default(),
+            box_weights: self.options.box_weights.clone(),
+            centerness: self.centerness.clone(),
+        }
+    }
+
+    /// Anchors whose label is a class.
+    pub fn positives(&self, qfl: &QualityFocalLoss, classes: usize) -> usize {
+        (0..self.labels.len()).filter(|&anchor| self.is_positive(anchor, qfl, classes)).count()
+    }
+
+    pub fn is_positive(&self, anchor: usize, qfl: &QualityFocalLoss, classes: usize) -> bool {
+        matches!(qfl.class_of(self.labels.get(anchor), classes), Class::Foreground(_))
+    }
+
+    /// The target box of an anchor.
+    pub fn target_box(&self, anchor: usize) -> &[f32] {
+        &self.boxes[4 * anchor..4 * anchor + 4]
+    }
+}
+
+fn multiply(weights: &mut [f32], by: &[f32]) {
+    weights.iter_mut().zip(by).for_each(|(weight, by)| *weight *= by);
+}
+
+impl LevelReader<'_> {
+    fn labels_and_boxes(&self, anchors @ [batch, positions]: [usize; 2]) -> Result<(Labels, Vec<f32>)> {
+        let name = self.name("labels");
+        if !self.tensors.has(&name) && self.tensors.has("gt_boxes") {
+            return Err(self.tensors.missing(format!("{name} (with --assign, none is needed)")));
+        }
+        let (shape, labels) = self.tensors.labels(&name)?;
+        if shape != anchors {
+            return Err(self.wrong_shape(name, shape, &anchors));
+        }
+        Ok((labels, self.floats("box_targets", &[batch, positions, 4])?))
+    }
+
+    fn quality(&self, anchors: &[usize]) -> Result<Vec<f32>> {
+        let name = self.name("quality");
+        if self.tensors.has(&name) {
+            return self.floats("quality", anchors);
+        }
+        let why = match self.args.quality {
+            Some(QualityChoice::Given) => "--quality given".to_owned(),
+            _ => format!("--profile {}", self.profile.name()),
+        };
+        Err(self.tensors.missing(format!(
+            "{name}, from which {why} takes the quality of positives (--quality iou takes the IoU of their boxes)"
+        )))
+    }
+
+    fn optional(&self, tensor: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
+        if self.tensors.has(&self.name(tensor)) { self.floats(tensor, expected).map(Some) } else { Ok(None) }
+    }
+
+    fn floats(&self, tensor: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        let name = self.name(tensor);
+        let (shape, numbers) = self.tensors.floats(&name)?;
+        if shape == expected { Ok(numbers.into_f32()) } else { Err(self.wrong_shape(name, shape, expected)) }
+    }
+}
