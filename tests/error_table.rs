@@ -48,7 +48,7 @@ struct Line {
 
 enum Call {
     /// A loss. For QFL only logits within the range count: others are there to be neighbours.
-    Loss(Case),
+    Loss(Box<Case>),
     /// Expectations of rows of logits, and their gradients.
     Integral(Vec<f64>, usize),
 }
@@ -176,7 +176,7 @@ fn spread((low, high): (f64, f64), bins: usize) -> Vec<f64> {
 
 /// The losses of rows, and the sum: other kernels.
 fn both(case: &Case) -> Vec<Call> {
-    let reduced = |reduction| Call::Loss(case.clone().reduced(reduction));
+    let reduced = |reduction| Call::Loss(Box::new(case.clone().reduced(reduction)));
     vec![reduced(Reduction::None), reduced(Reduction::Sum)]
 }
 

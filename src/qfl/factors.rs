@@ -58,7 +58,7 @@ impl<'a> Factors<'a> {
                     row.iter_mut().zip(of_classes).for_each(|(factor, weight)| *factor *= weight);
                 }
                 for (factor, y) in product.iter_mut().zip(y) {
-                    let y = y.max(0.0).min(1.0); // not NaN, which makes the row invalid
+                    let y = y.clamp(0.0, 1.0);
                     *factor *= alpha.map_or(1.0, |alpha| y * alpha + (1.0 - y) * (1.0 - alpha));
                 }
                 Cow::Owned(product)

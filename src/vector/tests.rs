@@ -94,6 +94,37 @@ fn any_beta_is_exact_to_2e_6() {
     }
 }
 
+#[test]
+fn bce_is_exact_at_any_target() {
+    let x = logits();
+    for isa in Isa::all() {
+        let beta = Beta::new(isa, 0.0).expect("beta 0 needs nothing");
+        for y in [0.0, 0.3, 1.0, 7.0] {
+            let targets = vec![y; x.len()];
+            let weights: Vec<f32> = (0..x.len()).map(|i| (i % 3) as f32 * 0.5).collect();
+            let mut grad = vec![0.0; x.len()];
+            let mut row = [QflRow { left_out: NONE, scale: 2.0, loss: 0.0 }];
+            let given = Given { targets: &targets, weights: &weights };
+            qfl_rows(isa, Some(beta), &x, given, &mut row, Some(&mut grad));
+            let mut sum = 0.0;
+            for ((&x, &weight), &got) in x.iter().zip(&weights).zip(&grad) {
+                let (want, weight) =
+                    (math::qfl_soft(x.into(), f64::from(y).min(1.0), 0.0), f64::from(weight));
+                sum += weight * want.loss;
+                let want = 2.0 * weight * want.grad;
+                let error = (f64::from(got) - want).abs();
+                let tolerance = 1e-6 * want.abs() + if y > 0.0 { 2e-7 } else { 1e-37 };
+                assert!(error <= tolerance, "{isa:?}, y {y} at {x}: {got:e}, not {want:e}");
+            }
+            assert!(
+                (row[0].loss - sum).abs() <= 1e-6 * sum,
+                "{isa:?}, y {y}: {:e}, not {sum:e}",
+                row[0].loss
+            );
+        }
+    }
+}
+
 /// Rows that are flat, spread out, and with one bin that has nearly all. The difference to the
 /// largest logit is rounded too, and its absolute error is a relative one of its exponential.
 #[test]
