@@ -116,26 +116,26 @@ constexpr int PIECE_PARTS = 1;
 constexpr int PIECE_PARTS = 2;
 #endif
 
-// The weighted loss of a vector of background logits at any beta, which their gradients replace: its parts have
+// Adds the weighted loss of a vector of background logits at any beta, which their gradients replace: its parts have
 // weights of their own. BCE: at beta 0.
 template <bool GRADIENT, bool BCE>
-DEVICE float weighted_vector(Words& words, float beta, float scale, const float (&weights)[PIECE_PARTS]) {
+DEVICE void add_weighted_vector(float& sum, Words& words, float beta, float scale, const float (&weights)[PIECE_PARTS]) {
     constexpr int EACH = VECTOR / PIECE_PARTS;
-    float x[VECTOR], losses[PIECE_PARTS], scales[PIECE_PARTS], loss = 0.0f;
-#pragma unroll
-    for (int part = 0; part < PIECE_PARTS; ++part) losses[part] = 0.0f, scales[part] = scale * weights[part];
+    float x[VECTOR];
     unpack(words, x);
 #pragma unroll
-    for (int k = 0; k < VECTOR; ++k) {
-        const float own = scales[k / EACH];
-        const LossGrad element = BCE ? bce_background(x[k], own) : qfl_background_any_beta(x[k], beta, own);
-        losses[k / EACH] += element.loss;
-        x[k] = element.grad;
+    for (int part = 0; part < PIECE_PARTS; ++part) {
+        const float own = scale * weights[part];
+        float loss = 0.0f;
+#pragma unroll
+        for (int k = part * EACH; k < (part + 1) * EACH; ++k) {
+            const LossGrad element = BCE ? bce_background(x[k], own) : qfl_background_any_beta(x[k], beta, own);
+            loss = k == part * EACH ? element.loss : loss + element.loss;
+            x[k] = element.grad;
+        }
+        sum = fmaf(weights[part], loss, sum);
     }
     if (GRADIENT) words = pack(x);
-#pragma unroll
-    for (int part = 0; part < PIECE_PARTS; ++part) loss = part ? fmaf(weights[part], losses[part], loss) : weights[part] * losses[part];
-    return loss;
 }
 
 // From an address that is a multiple of 4 * N.
@@ -401,14 +401,10 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
                 }
             }
             const float common = way.by_channel ? grad_factor : scale;
-            if (a.beta == 0.0f) {
 #pragma unroll
-                for (u32 u = 0; u < UNROLL; ++u)
-                    sum += weighted_vector<GRADIENT, true>(words[u], 0.0f, common, piece_weights[u]);
-            } else {
-#pragma unroll
-                for (u32 u = 0; u < UNROLL; ++u)
-                    sum += weighted_vector<GRADIENT, false>(words[u], a.beta, common, piece_weights[u]);
+            for (u32 u = 0; u < UNROLL; ++u) {
+                if (a.beta == 0.0f) add_weighted_vector<GRADIENT, true>(sum, words[u], 0.0f, common, piece_weights[u]);
+                else add_weighted_vector<GRADIENT, false>(sum, words[u], a.beta, common, piece_weights[u]);
             }
         }
         loss += sum;
@@ -496,9 +492,9 @@ DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
             }
             Words words = masked ? masked_words() : joined(x);
             mask_out(words, label - i);
-            float loss;
+            float loss = 0.0f;
             if constexpr (BETA_2) loss = background_vector<GRADIENT, true, TWICE>(words, a.beta, scale);
-            else loss = weighted_vector<GRADIENT, false>(words, a.beta, scale, ones);
+            else add_weighted_vector<GRADIENT, false>(loss, words, a.beta, scale, ones);
             if (!idle) sums.loss = fma((double)loss * (!BETA_2 ? (double)a.alpha[0] : TWICE ? 0.5 : 1.0), (double)weight, sums.loss);
             if (GRADIENT) {
                 if (a.found_inf) finite &= is_finite(words);
@@ -528,11 +524,16 @@ DEVICE void class_elements(const HeadArgs& a, const HeadLevel& level, u32 tile, 
         if (!all && label == NEVER) continue;
         const float weight = code == MASKED_ANCHOR ? 0.0f : label_weight_of(level, anchor.number);
         if (!all && weight == 0.0f) continue;
+        const auto single = [&](u32 column, bool is_label) {
+            sums.loss +=
+                single_element<GRADIENT, BETA_2>(a, level, anchor, column, is_label, weight, grad_factor, sums.finite);
+        };
+        if constexpr (BETA_2) {
+            single(code - 1, true);
+        } else {
 #pragma unroll 1
-        for (u32 i = all ? 0 : label; i < (all ? pieces.own_channels : label + 1); ++i) {
-            const u32 column = share.channel + i * pieces.step;
-            sums.loss += single_element<GRADIENT, BETA_2>(a, level, anchor, column, i == label, weight, grad_factor,
-                                                          sums.finite);
+            for (u32 i = all ? 0 : label; i < (all ? pieces.own_channels : label + 1); ++i)
+                single(share.channel + i * pieces.step, i == label);
         }
     }
 }
@@ -575,8 +576,10 @@ DEVICE void head_classes(const HeadArgs& a, const HeadLevel& level, float grad_f
             vectors(ByAny(way));
         }
         const bool weighted = !BETA_2 && a.class_weights;  // vectors could not, as a factor is too large
-        if (!whole_warp(done) && !weighted) class_anchors<GRADIENT, BETA_2>(a, level, tile, grad_factor, sums);
-        if (!done) labels = true;
+        if (!whole_warp(done)) {
+            if (!weighted) class_anchors<GRADIENT, BETA_2>(a, level, tile, grad_factor, sums);
+            labels = true;
+        }
         if (__any_sync(ALL_LANES, labels)) {
             rare();
             const bool all = apart || (weighted && !done);
