@@ -66,7 +66,7 @@ struct Kind {
     call: fn(&At) -> Result<()>,
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind {
         tensors: &[
             ("loss", 4),
