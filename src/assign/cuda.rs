@@ -195,7 +195,6 @@ impl<'c, 'g, L: Label> Call<'c, '_, 'g, L> {
                 height: level.height as u32,
                 width: level.width as u32,
                 each: level.each as u32,
-                reach: f32::INFINITY,
                 ..AssignLevel::default()
             };
             match anchors {

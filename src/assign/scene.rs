@@ -120,11 +120,12 @@ impl<'a, L: Label> Scene<'a, L> {
             |(image, (takes_part, boxes))| {
                 for (l, level) in self.levels.iter().enumerate() {
                     let [rows, columns] = self.valid(level, image);
+                    let of_points = self.size(image).filter(|_| level.grid.is_none());
                     for number in 0..level.anchors() {
                         let [y, x] = level.place(number);
-                        let valid = match (level.grid, self.size(image)) {
-                            (None, Some(size)) => is_valid(self.point(l, number), size),
-                            _ => y < rows && x / level.each < columns,
+                        let valid = match of_points {
+                            Some(size) => is_valid(self.point(l, number), size),
+                            None => y < rows && x / level.each < columns,
                         };
                         takes_part[level.first + number] =
                             valid && !boxes.iter().any(|&b| self.is_ignored(l, number, b));
@@ -153,7 +154,7 @@ impl<'a, L: Label> Scene<'a, L> {
 
     /// The rows and columns of a level that an image has; of explicit anchors all.
     pub fn valid(&self, level: &Level, image: usize) -> [usize; 2] {
-        match (level.grid, self.size(image)) {
+        match (&level.grid, self.size(image)) {
             (Some(grid), Some([height, width])) => [
                 valid_positions(height, grid.stride, level.height),
                 valid_positions(width, grid.stride, level.width),

@@ -9,6 +9,10 @@
 mod assign;
 #[path = "../assign_graph.rs"]
 mod assign_graph;
+#[path = "../assign_head.rs"]
+mod assign_head;
+#[path = "../assign_reports.rs"]
+mod assign_reports;
 #[path = "../boxes.rs"]
 mod boxes;
 #[path = "../determinism.rs"]
@@ -19,6 +23,8 @@ mod dfl_tiles;
 mod errors;
 #[path = "../exhaustive.rs"]
 mod exhaustive;
+#[path = "../fcos.rs"]
+mod fcos;
 #[path = "../found_inf.rs"]
 mod found_inf;
 #[path = "../gfl.rs"]

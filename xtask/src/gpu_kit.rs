@@ -26,9 +26,10 @@ const SCRIPTS: [(&str, &str); 3] = [
 const MOST_BYTES: u64 = 45_000_000;
 const MOST_PACKED_BYTES: u64 = 12_000_000;
 /// Folders of the checkout that the tests and the script read, and what the kit calls them.
-const DATA: [(&str, &str); 5] = [
+const DATA: [(&str, &str); 6] = [
     ("tests/golden", "tests/golden"),
     ("tests/boxes", "tests/boxes"),
+    ("tests/reports", "tests/reports"),
     ("benches/peers", "benches/peers"),
     ("benches/record/prediction", "prediction"),
     ("samples", "samples"),

@@ -30,19 +30,20 @@ impl Fcos {
         let scene = Scene::new(By::Points, self.options, anchors, gt, [images, classes], targets)?;
         self.check(&scene.levels)?;
         let mut boxes = vec![Vec::new(); images];
-        for (number, image) in scene.image.iter().enumerate() {
+        for (number, (image, &b)) in scene.image.iter().zip(scene.boxes).enumerate() {
             if let Some(image) = image {
-                boxes[*image].push(number);
+                boxes[*image].push((number, b));
             }
         }
         let mut keys = vec![0; images * scene.per_image];
         keys.par_chunks_mut(scene.per_image.max(1)).zip(&boxes).enumerate().for_each(
             |(image, (keys, boxes))| {
                 for (l, level) in scene.levels.iter().enumerate() {
+                    let (range, reach) = (self.ranges[l], self.reach(level));
                     let keys = &mut keys[level.first..][..level.anchors()];
                     for (place, key) in keys.iter_mut().enumerate() {
                         if scene.takes_part(image, level, place) {
-                            *key = self.best(&scene, l, scene.point(l, place), boxes);
+                            *key = best(scene.point(l, place), range, reach, boxes);
                         }
                     }
                 }
@@ -62,20 +63,25 @@ impl Fcos {
         }
     }
 
-    /// The key of the box that a point of a level is given to.
-    fn best<L: Label>(&self, scene: &Scene<'_, L>, l: usize, point: [f32; 2], boxes: &[usize]) -> u64 {
-        let [low, high] = self.ranges[l];
-        let reach = self.radius.zip(scene.levels[l].grid).map(|(radius, grid)| grid.stride * radius);
-        let mut best = 0;
-        for &number in boxes {
-            let b = scene.boxes[number];
-            let sides = distances(point, b);
-            let furthest = sides[0].max(sides[1]).max(sides[2].max(sides[3]));
-            let inner = reach.map_or(sides, |reach| distances(point, middle(b, reach)));
-            if inner.iter().all(|&side| side > 0.0) && low <= furthest && furthest <= high {
-                best = best.max(area_key(area(b), number));
-            }
+    /// How far from the centre of a box its points are on a level, in pixels.
+    pub(super) fn reach(&self, level: &Level) -> f32 {
+        match (self.radius, &level.grid) {
+            (Some(radius), Some(grid)) => grid.stride * radius,
+            _ => f32::INFINITY,
         }
-        best
     }
+}
+
+/// The key of the box that a point is given to, of these with their numbers.
+fn best(point: [f32; 2], [low, high]: [f32; 2], reach: f32, boxes: &[(usize, [f32; 4])]) -> u64 {
+    let mut best = 0;
+    for &(number, b) in boxes {
+        let sides = distances(point, b);
+        let furthest = sides[0].max(sides[1]).max(sides[2].max(sides[3]));
+        let inside = distances(point, middle(b, reach)).iter().all(|&side| side > 0.0);
+        if inside && low <= furthest && furthest <= high {
+            best = best.max(area_key(area(b), number));
+        }
+    }
+    best
 }

@@ -38,11 +38,8 @@ impl Fcos {
         let options = self.options;
         let call = Call { options, anchors, levels: &levels, gt, images, classes, claims: false };
         let mut args = call.args(targets, workspace, status, stream, &mut prepared)?;
-        for (level, [low, high]) in args.level.iter_mut().zip(self.ranges) {
-            (level.low, level.high) = (low, high);
-            if let Some(radius) = self.radius {
-                level.reach = level.stride * radius;
-            }
+        for ((to, level), [low, high]) in args.level.iter_mut().zip(&levels).zip(self.ranges) {
+            (to.low, to.high, to.reach) = (low, high, self.reach(level));
         }
         // SAFETY: as for ATSS.
         unsafe { launch_fcos(handle.kernels(), &args, stream.cu_stream().cast()) }

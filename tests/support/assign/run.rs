@@ -6,10 +6,10 @@ use gfocal::assign::{AnchorGrid, Anchors, AssignWorkspace, GroundTruth, LevelTar
 use gfocal::cuda::{Device, StatusBlock};
 use gfocal::{AssignmentStatus, Host, Label, Status};
 
+use super::super::gpu::Poison;
+use super::super::tolerance::check_same_bits;
+use super::super::{Buffer, Gpu};
 use super::{Assigner, By, Level, OfLevel, Outcome, Rules, Scene};
-use crate::support::gpu::Poison;
-use crate::support::tolerance::check_same_bits;
-use crate::support::{Buffer, Gpu};
 
 /// A type of labels, for numbers that are given as i64.
 pub trait Cast: Label + Poison + PartialEq {
