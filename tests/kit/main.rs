@@ -51,6 +51,8 @@ mod head_golden;
 mod head_gradcheck;
 #[path = "../head_graph.rs"]
 mod head_graph;
+#[path = "../head_options.rs"]
+mod head_options;
 #[path = "../large.rs"]
 mod large;
 #[path = "../loading.rs"]
