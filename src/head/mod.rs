@@ -100,11 +100,13 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod level;
+#[cfg(feature = "cuda")]
+mod workspace;
 
 pub use call::{HeadCall, Normalisers};
-#[cfg(feature = "cuda")]
-pub use cuda::HeadWorkspace;
 pub use level::{Gradients, Layout, Level, Logits, Points, Targets};
+#[cfg(feature = "cuda")]
+pub use workspace::HeadWorkspace;
 
 use crate::boxes::IouKind;
 use crate::error::{Error, Result, check_option};
