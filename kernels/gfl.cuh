@@ -69,7 +69,7 @@ DEVICE void qfl_elements(const QflArgs& a, const SomeBlocks& blocks) {
         for (u32 i = lane; i < classes; i += lanes) {
             if (!masked) {
                 const float y = dense ? __saturatef(a.target[start + i]) : i == target.column ? target.quality : 0.0f;
-                loss += (double)general_loss<GRADIENT>(a, start, i, y, scale, finite);
+                loss += (double)general_loss<GRADIENT, true>(a, start, i, y, scale, finite);
             } else if (GRADIENT) {
                 store(a.grad + start + i, 0.0f);
             }

@@ -103,8 +103,9 @@ DEVICE float labelled_loss(const QflArgs& a, u64 offset, float y, float scale, b
     return element.loss;
 }
 
-// An element at any target and any beta, with all that a call may ask for: its loss; its gradient is stored.
-template <bool GRADIENT>
+// An element at any target and any beta, with all that a call may ask for: its loss; its gradient is stored. ALL: where
+// nothing goes through vectors, background at a beta that is neither 2 nor 0 is worth the text of float, too.
+template <bool GRADIENT, bool ALL>
 DEVICE float general_loss(const QflArgs& a, u64 row_start, u32 column, float y, float scale, bool& finite) {
     const u64 offset = row_start + column;
     float factor = 1.0f;
@@ -117,6 +118,8 @@ DEVICE float general_loss(const QflArgs& a, u64 row_start, u32 column, float y, 
         scale *= factor;
         if (!a.activated && (a.beta == 0.0f || a.beta == 2.0f))
             element = bce_or_qfl_soft(x, y, a.beta == 0.0f, scale);
+        else if (ALL && !a.activated && y == 0.0f)
+            element = qfl_background_any_beta(x, a.beta, scale);
         else
             element = qfl_soft_any_beta(x, y, a.beta, scale, a.activated);
     }
@@ -486,7 +489,7 @@ DEVICE void qfl_rows(const QflArgs& a, const bool dense, const Blocks& blocks = 
                     const float y = dense ? a.target[start + i] : i == target.column ? target.quality : 0.0f;
                     bad_target |= y != y;
                     if (general || y > 0.0f || i == target.column)
-                        loss += (double)general_loss<GRADIENT>(a, start, i, __saturatef(y), scale, row_finite);
+                        loss += (double)general_loss<GRADIENT, false>(a, start, i, __saturatef(y), scale, row_finite);
                 });
             }
         } else if (GRADIENT && inside) {
