@@ -58,8 +58,10 @@ impl HeadWorkspace {
     }
 
     /// `[2]` f32: the number of positives, as the [`Normaliser`](super::Normaliser) counts them,
-    /// and the sum of their box weights. Phase one ([`HeadCall::normalisers`]) writes them, phase
-    /// two ([`HeadCall::normalised`]) reads them; in between they may be averaged over processes.
+    /// and the sum of their box weights. Phase one
+    /// ([`HeadCall::normalisers`](super::HeadCall::normalisers)) writes them, phase two
+    /// ([`HeadCall::normalised`](super::HeadCall::normalised)) reads them; in between they may be
+    /// averaged over processes.
     pub fn normalisers(&self) -> &CudaSlice<f32> {
         &self.normalisers
     }

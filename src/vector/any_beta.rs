@@ -97,7 +97,10 @@ fn rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
     rows: &mut [QflRow],
     grad: Option<&mut [T]>,
 ) {
-    each_row::<_, _, _, WEIGHTED>(s, Background(beta), x, given, rows, grad);
+    // There is no `Beta` but 0 without: so no code either.
+    if S::FUSED {
+        each_row::<_, _, _, WEIGHTED>(s, Background(beta), x, given, rows, grad);
+    }
 }
 
 #[inline(always)]

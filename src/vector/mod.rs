@@ -258,6 +258,7 @@ pub(crate) fn qfl_rows<T: Storage>(
     rows: &mut [QflRow],
     grad: Option<&mut [T]>,
 ) {
+    assert!(T::SINGLE, "f32 is enough"); // and so nothing here is compiled for f64
     let (weighted, dense) = (!given.weights.is_empty(), !given.targets.is_empty());
     match (beta, dense, weighted) {
         (None, false, false) => background_rows::<T, false>(isa, x, given, rows, grad),

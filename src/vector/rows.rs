@@ -10,7 +10,7 @@ const PART: usize = 16;
 
 /// A loss of single elements. (Not a closure: that would not always be inlined, and then be compiled
 /// for the wrong instructions.)
-pub(super) trait Loss<S: Simd>: Copy {
+pub trait Loss<S: Simd>: Copy {
     /// (Loss, gradient times `scale`) for logits `x` and targets `y`.
     fn of(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F);
 }
@@ -103,11 +103,11 @@ fn weighted<S: Simd, L: Loss<S>, const WEIGHTED: bool>(
     scale: S::F,
 ) -> (S::F, S::F) {
     if !WEIGHTED {
-        return losses.of(s, x, y, scale);
+        return s.losses(losses, x, y, scale);
     }
     let masked = s.le(s.abs(weight), s.splat(0.0));
     let x = s.select(masked, s.splat(f32::NO_LOSS), x);
-    let (loss, slope) = losses.of(s, x, y, s.mul(weight, scale));
+    let (loss, slope) = s.losses(losses, x, y, s.mul(weight, scale));
     (s.mul(weight, loss), slope)
 }
 

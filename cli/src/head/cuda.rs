@@ -46,19 +46,7 @@ pub fn run<T: Stored, U: Stored>(
 ) -> Result<Outcome> {
     let stream = cuda.stream();
     let mut status = StatusBlock::new(stream)?;
-    let targets = match scene.problem() {
-        Some(problem) => {
-            let assigned = assign::on_cuda(cuda, &problem, &mut status)?;
-            let pairs = scene.levels.iter().zip(assigned);
-            pairs
-                .map(|(level, assigned)| DeviceTargets::assigned(stream, &level.targets, assigned))
-                .collect::<Result<Vec<_>>>()?
-        }
-        None => {
-            let given = scene.levels.iter().map(|level| &level.targets);
-            given.map(|targets| DeviceTargets::upload(stream, targets)).collect::<Result<_>>()?
-        }
-    };
+    let targets = device_targets(cuda, scene, &mut status)?;
     let class_weights =
         scene.class_weights.as_ref().map(|weights| Buffer::upload(stream, weights)).transpose()?;
     let (mut points, mut logits, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
@@ -116,8 +104,24 @@ pub fn run<T: Stored, U: Stored>(
         gradients: gradients.iter().map(|gradients| gradients.download(stream)).collect::<Result<_>>()?,
         normalisers: Normalisers { positives: normalisers[0].into(), box_weights: normalisers[1].into() },
         status,
-        targets: targets.iter().map(|targets| targets.download(stream)).collect::<Result<_>>()?,
+        targets: host_targets(stream, &targets)?,
     })
+}
+
+/// What the levels are to become, as the file says or assigned.
+fn device_targets(cuda: &Cuda, scene: &Scene, status: &mut StatusBlock) -> Result<Vec<DeviceTargets>> {
+    let (stream, levels) = (cuda.stream(), scene.levels.iter());
+    match scene.problem() {
+        Some(problem) => levels
+            .zip(assign::on_cuda(cuda, &problem, status)?)
+            .map(|(level, assigned)| DeviceTargets::assigned(stream, &level.targets, assigned))
+            .collect(),
+        None => levels.map(|level| DeviceTargets::upload(stream, &level.targets)).collect(),
+    }
+}
+
+fn host_targets(stream: &Arc<CudaStream>, targets: &[DeviceTargets]) -> Result<Vec<LevelTargets>> {
+    targets.iter().map(|targets| targets.download(stream)).collect()
 }
 
 impl<T: Stored, U: Stored> Buffers<T, U> {

@@ -106,7 +106,7 @@ fn run_level<T: Element, U: Element>(
     let qfl = &call.head.qfl;
     let classes = Classes::new(isa, qfl, of_classes, cls, anchors, elements, of_cls, look_for_inf);
     let Some(gradients) = gradients else {
-        return in_blocks(&of_classes, None, |block| classes.run(isa, block));
+        return classes.sum(isa, None);
     };
     let of_boxes = Boxes {
         order: order(level.box_layout, call.head.box_channels()),
@@ -115,8 +115,7 @@ fn run_level<T: Element, U: Element>(
         bins: call.head.bins(),
         factors: [of_iou, of_dfl],
     };
-    let sum = in_blocks(&of_classes, Some(gradients.cls()), |block| classes.run(isa, block));
-    let boxes = in_blocks(&of_boxes.order, Some(gradients.boxes()), |block| of_boxes.run(block));
+    let (sum, boxes) = (classes.sum(isa, Some(gradients.cls())), of_boxes.sum(gradients.boxes()));
     Sum { not_finite: sum.not_finite || boxes.not_finite, ..sum }
 }
 
@@ -135,6 +134,20 @@ impl<T: Element, U: Element> Gradients<'_, Host, T, U> {
             Gradients::Separate { boxes, .. } => boxes,
             Gradients::Joint(both) => same_mut(both).expect("joint gradients are of one type"),
         }
+    }
+}
+
+// In functions of one type each: a closure of `run_level` would be compiled for every pair of types.
+impl<T: Element> Classes<'_, T> {
+    /// Over all class logits; writes their gradients.
+    fn sum(&self, isa: Isa, buffer: Option<&mut [T]>) -> Sum {
+        in_blocks(&self.order, buffer, |block| self.run(isa, block))
+    }
+}
+impl<T: Element> Boxes<'_, T> {
+    /// Writes the gradients of all box logits.
+    fn sum(&self, buffer: &mut [T]) -> Sum {
+        in_blocks(&self.order, Some(buffer), |block| self.run(block))
     }
 }
 

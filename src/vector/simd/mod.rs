@@ -14,6 +14,8 @@ pub(super) use avx512::Avx512;
 use half::{bf16, f16};
 pub(super) use portable::Portable;
 
+use super::rows::Loss;
+
 /// Lanes of a vector.
 pub const LANES: usize = 16;
 
@@ -76,6 +78,11 @@ pub trait Simd: Copy {
     fn split(self, a: Self::F) -> (Self::F, Self::F);
     /// The sum of the lanes: i and i + 8, then i and i + 4, then i and i + 2, then the last two.
     fn sum(self, a: Self::F) -> f32;
+    /// The losses of a vector of elements, and their gradients.
+    #[inline(always)]
+    fn losses<L: Loss<Self>>(self, losses: L, x: Self::F, y: Self::F, scale: Self::F) -> (Self::F, Self::F) {
+        losses.of(self, x, y, scale)
+    }
     /// In each half, lane j of vector i becomes lane i of vector j.
     fn transpose_halves(self, rows: [Self::F; HALF]) -> [Self::F; HALF];
 }

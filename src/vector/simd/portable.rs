@@ -3,7 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::{HALF, LANES, Lanes, MOST_COLUMNS, Simd};
+use super::{HALF, LANES, Lanes, Loss, MOST_COLUMNS, Simd};
 
 /// What the target of the build has.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,14 @@ impl Simd for Portable {
     type Mask = [u32; LANES];
     /// Without it in the target of the build, `mul_add` would be a slow function.
     const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
+    /// Not inlined on x86-64, where it is what few machines need, and so large that copies for every loop were a
+    /// fifth of a program.
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
+    fn losses<L: Loss<Self>>(self, losses: L, x: Lanes, y: Lanes, scale: Lanes) -> (Lanes, Lanes) {
+        losses.of(self, x, y, scale)
+    }
 
     portable! {
         fn load(self, from: &Lanes) -> Lanes { *from }
