@@ -202,6 +202,32 @@ fn both_and_their_sum() {
     }
 }
 
+/// Divisors on the device, below their least; rows of whole vectors and others, masked or with a target that is NaN.
+#[test]
+fn least_divisors_and_bad_rows() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(62);
+    let below = Reduction::MeanBy { avg_factor: 0.25, policy: AvgPolicy::AtLeast(0.75) };
+    for classes in [16, 19] {
+        for (dense, beta) in KINDS {
+            let [mut qfl, dfl] = step(&mut random, [40, classes], [24, 17], dense);
+            match &mut qfl.loss {
+                support::Loss::Dense { target, .. } => target[3 * classes + 1] = f32::NAN,
+                support::Loss::Sparse { labels, quality, .. } => (labels[3], quality[3]) = (1, f32::NAN),
+                support::Loss::Dfl { .. } => unreachable!("the first is QFL"),
+            }
+            let weights = qfl.options.weight.as_mut().expect("a step has them");
+            (weights[2], weights[3]) = (0.0, 1.0);
+            let (qfl, dfl) = (qfl.with_beta(beta).reduced(below), dfl.reduced(below));
+            let what = format!("{classes} classes, dense {dense}, beta {beta}");
+            let on_device = Layout { device_avg_factor: true, ..Layout::ALIGNED };
+            for layouts in [[&on_device, &Layout::MISALIGNED], [&Layout::MISALIGNED, &on_device]] {
+                check_types(&gpu, &what, [&qfl, &dfl], layouts);
+            }
+        }
+    }
+}
+
 /// A plan for one of the two, which has to be reduced.
 fn reduced(plan: Plan, kind: Kind, least: usize) -> Plan {
     let reduction = if plan.reduction == Reduction::None { Reduction::Sum } else { plan.reduction };

@@ -139,23 +139,46 @@ fn mixtures_on_cuda() {
     }
 }
 
-/// All pairs of types.
+/// All pairs of types, with bins and without.
 #[test]
 fn pairs_of_types_on_cuda() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(303);
-    for beta in [2.0, 0.0] {
-        let settings = Settings { beta, ..Settings::of(Profile::Mmdetection) };
+    for (beta, numbers) in
+        [(2.0, None), (0.0, None), (2.0, Some(BoxCoding::Relu)), (0.0, Some(BoxCoding::Exp))]
+    {
+        let settings = Settings { beta, numbers, ..Settings::of(Profile::Mmdetection) };
         let sizes = vec![(8, 8, 8.0), (3, 5, 16.0)];
         let recipe = Recipe { classes: 8, sizes, positives: 0.3, masks: true, ..Recipe::new(settings) };
         let scene = recipe.scene(&mut random);
-        let what = format!("beta {beta}");
-        on_cuda::<f32, f16>(&gpu, &what, &scene, &SEPARATE);
-        on_cuda::<f32, bf16>(&gpu, &what, &scene, &SEPARATE);
-        on_cuda::<f16, f32>(&gpu, &what, &scene, &SEPARATE);
-        on_cuda::<f16, bf16>(&gpu, &what, &scene, &SEPARATE);
-        on_cuda::<bf16, f32>(&gpu, &what, &scene, &SEPARATE);
-        on_cuda::<bf16, f16>(&gpu, &what, &scene, &SEPARATE);
+        let what = format!("beta {beta}, {numbers:?}");
+        let forms = if numbers.is_some() { &SEPARATE[..1] } else { &SEPARATE };
+        on_cuda::<f32, f16>(&gpu, &what, &scene, forms);
+        on_cuda::<f32, bf16>(&gpu, &what, &scene, forms);
+        on_cuda::<f16, f32>(&gpu, &what, &scene, forms);
+        on_cuda::<f16, bf16>(&gpu, &what, &scene, forms);
+        on_cuda::<bf16, f32>(&gpu, &what, &scene, forms);
+        on_cuda::<bf16, f16>(&gpu, &what, &scene, forms);
+    }
+}
+
+/// Levels of which a thread has several anchors, and rows of classes of which a lane has several.
+#[test]
+fn large_levels_and_many_classes_on_cuda() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(309);
+    for beta in [2.0, 1.5] {
+        let settings = Settings { beta, ..Settings::of(Profile::Mmdetection) };
+        let recipe = Recipe { batch: 1, sizes: vec![(32, 40, 8.0)], ..Recipe::new(settings) };
+        // Vectors have class weights where no label weights are in their way.
+        let large = Options { box_weights: true, class_weights: beta != 2.0, ..Options::default() };
+        let scene = Recipe { options: large, ..recipe.clone() }.scene(&mut random);
+        on_cuda::<f32, f32>(&gpu, "a large level", &scene, &[Form::Nchw]);
+        on_cuda::<f16, f16>(&gpu, "a large level", &scene, &[Form::Nchw]);
+        on_cuda::<bf16, bf16>(&gpu, "a large level", &scene, &[Form::Nchw]);
+        let many = Options { scores: true, class_weights: true, ..Options::default() };
+        let recipe = Recipe { classes: 150, sizes: vec![(3, 4, 8.0)], options: many, faults: true, ..recipe };
+        on_cuda::<f32, f32>(&gpu, "many classes", &recipe.scene(&mut random), &[Form::Nchw]);
     }
 }
 
@@ -183,9 +206,15 @@ fn each_option_on_cuda() {
                 Recipe { classes, sizes, options, masks: true, faults: true, ..Recipe::new(settings) };
             let scene = recipe.scene(&mut random);
             let what = format!("{options:?}, beta {beta}, {classes} classes");
-            on_cuda::<f32, f32>(&gpu, &what, &scene, &SEPARATE);
-            on_cuda::<f16, f16>(&gpu, &what, &scene, &[Form::Nchw, Form::JointLast]);
-            on_cuda::<bf16, bf16>(&gpu, &what, &scene, &[Form::Joint, Form::ChannelsLast]);
+            // Weights of classes go another way for each order.
+            let [f32s, f16s, bf16s]: [&[Form]; 3] = if options.class_weights {
+                [&Form::ALL; 3]
+            } else {
+                [&SEPARATE, &[Form::Nchw, Form::JointLast], &[Form::Joint, Form::ChannelsLast]]
+            };
+            on_cuda::<f32, f32>(&gpu, &what, &scene, f32s);
+            on_cuda::<f16, f16>(&gpu, &what, &scene, f16s);
+            on_cuda::<bf16, bf16>(&gpu, &what, &scene, bf16s);
         }
     }
 }

@@ -15,6 +15,8 @@ mod assign_head;
 mod assign_reports;
 #[path = "../boxes.rs"]
 mod boxes;
+#[path = "../corners.rs"]
+mod corners;
 #[path = "../determinism.rs"]
 mod determinism;
 #[path = "../dfl_tiles.rs"]
