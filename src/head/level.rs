@@ -1,6 +1,7 @@
 //! A level of the pyramid: its logits where the network left them, its targets, its gradients.
 
 use crate::call::Memory;
+use crate::cpu::Host;
 use crate::element::Element;
 
 /// Where the elements of a `[batch, channels, positions]` tensor are, in elements from the start
@@ -58,6 +59,36 @@ pub enum Logits<'a, M: Memory, T: Element, U: Element = T> {
     },
     /// One tensor that holds both, as YOLO's heads have it. `U` is `T`.
     Joint(M::Slice<'a, T>),
+}
+
+impl<'a, T: Element> Logits<'a, Host, T> {
+    /// [`Logits::Joint`] of a vector, or any slice. (In the variant itself, Rust takes slices alone.)
+    ///
+    /// ```
+    /// use gfocal::head::{HeadLoss, Layout, Level, Logits, Points, Targets};
+    ///
+    /// let head = HeadLoss::ultralytics().with_bins(2)?;
+    /// // `[B, 4K + C, A]`: 8 channels of box logits, then 2 classes, for one image and one position.
+    /// let (both, labels, boxes) = (vec![0.0f32; 10], vec![2i64], vec![0.0f32; 4]);
+    /// let layout = Layout::nchw(10, 1);
+    /// let level = Level {
+    ///     height: 1,
+    ///     width: 1,
+    ///     stride: 8.0,
+    ///     points: Points::Grid { offset: 0.5 },
+    ///     logits: Logits::joint(&both),
+    ///     cls_layout: layout.from_channel(8),
+    ///     box_layout: layout,
+    ///     targets: Targets { quality: Some(&[0.0]), ..Targets::new(labels[..].into(), &boxes[..]) },
+    /// };
+    /// let mut losses = [0.0f32; 3];
+    /// head.cpu(1, 2, &[level]).forward(&mut losses)?;
+    /// assert!((losses[0] - 0.5 * 2.0 * 2f32.ln()).abs() < 1e-6); // two background logits of 0, weight ½
+    /// # Ok::<(), gfocal::Error>(())
+    /// ```
+    pub fn joint(both: &'a [T]) -> Self {
+        Logits::Joint(both)
+    }
 }
 
 impl<M: Memory, T: Element, U: Element> Clone for Logits<'_, M, T, U> {
