@@ -1,37 +1,10 @@
 //! A call under construction: an operation, its tensors and its options.
 
-use std::fmt;
-
-use crate::cpu::Host;
 use crate::element::{Element, Sealed};
 use crate::error::{Error, Result, check_option};
+use crate::memory::{Host, Memory};
 use crate::reduction::Reduction;
 use crate::status::Status;
-
-/// Where the tensors of a call are: [`Host`] or `cuda::Device`.
-pub trait Memory: Sealed + 'static {
-    /// A tensor that is read.
-    type Slice<'a, T: 'static>: Copy;
-    /// A tensor that is written.
-    type SliceMut<'a, T: 'static>;
-    /// Labels of either type.
-    type Labels<'a>: Copy;
-    /// A number.
-    type Scalar<'a>: Copy + fmt::Debug + From<f64>;
-    /// What the call runs on.
-    type Backend<'a>;
-    /// Where counts of unusable values go.
-    type StatusOut<'a>: Default;
-    /// Memory that a call of the head loss works in.
-    type HeadWorkspace<'a>;
-    /// What a call of the head loss knows beforehand of what to divide by.
-    type HeadNormalisers: Default;
-
-    #[doc(hidden)]
-    fn len<T: 'static>(tensor: &Self::Slice<'_, T>) -> usize;
-    #[doc(hidden)]
-    fn len_mut<T: 'static>(tensor: &Self::SliceMut<'_, T>) -> usize;
-}
 
 /// A loss that can be called. What is hidden here is behind the methods of [`Call`].
 pub trait Operation: Sealed + Sized {

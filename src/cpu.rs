@@ -2,35 +2,12 @@
 
 use rayon::prelude::*;
 
-use crate::call::{Call, Memory, Operation};
-use crate::element::{Element, LabelSlice, Sealed};
+use crate::call::{Call, Operation};
+use crate::element::Element;
 use crate::error::Result;
+use crate::memory::Host;
 use crate::status::Status;
 use crate::vector::LANES;
-
-/// Memory of the host; the call runs on the CPU.
-#[derive(Clone, Copy, Debug)]
-pub enum Host {}
-
-impl Sealed for Host {}
-impl Memory for Host {
-    type Slice<'a, T: 'static> = &'a [T];
-    type SliceMut<'a, T: 'static> = &'a mut [T];
-    type Labels<'a> = LabelSlice<'a>;
-    type Scalar<'a> = f64;
-    type Backend<'a> = ();
-    type StatusOut<'a> = ();
-    type HeadWorkspace<'a> = ();
-    type HeadNormalisers = Option<crate::head::Normalisers>;
-
-    fn len<T: 'static>(tensor: &&[T]) -> usize {
-        tensor.len()
-    }
-
-    fn len_mut<T: 'static>(tensor: &&mut [T]) -> usize {
-        tensor.len()
-    }
-}
 
 impl<'a, Op: Operation, T: Element> Call<'a, Op, Host, T> {
     /// Weights of the rows, `[rows]`. A weight of exactly 0 masks its row: loss 0 and gradient 0,

@@ -1,5 +1,7 @@
 //! Everything that can go wrong, with the numbers and the way out.
 
+use crate::layout::Layout;
+
 /// A result whose error is [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -231,7 +233,7 @@ pub enum Error {
         /// Its length, in elements.
         actual: usize,
         /// Where its elements are said to be.
-        layout: crate::head::Layout,
+        layout: Layout,
         /// The length that would be enough.
         needed: u128,
     },

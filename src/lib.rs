@@ -13,14 +13,15 @@ mod error;
 pub mod gfl;
 pub mod head;
 pub mod integral;
+mod layout;
 mod math;
+mod memory;
 pub mod qfl;
 mod reduction;
 mod status;
 mod vector;
 
-pub use call::{Call, Memory, Operation};
-pub use cpu::Host;
+pub use call::{Call, Operation};
 #[cfg(feature = "cuda")]
 pub use cudarc;
 pub use dfl::DistributionFocalLoss;
@@ -29,6 +30,7 @@ pub use error::{Error, Result};
 pub use gfl::Gfl;
 pub use half::{bf16, f16};
 pub use head::HeadLoss;
+pub use memory::{Host, Memory};
 pub use qfl::{Background, QualityFocalLoss};
 pub use reduction::{AvgPolicy, Reduction};
 pub use status::{AssignmentStatus, Counted, Status};

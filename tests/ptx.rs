@@ -41,8 +41,8 @@ fn family_source(family: &str) -> String {
 
 /// The structures and launches of raw pointers.
 fn raw_source() -> String {
-    let files = ["raw.rs", "raw/assign.rs", "raw/gfl.rs", "raw/head.rs", "raw/head/plan.rs", "units.rs"];
-    files.map(|file| read(&format!("src/cuda/{file}"))).concat()
+    let launches = families().map(|(family, ..)| read(&format!("src/{family}/launch.rs"))).concat();
+    launches + &read("src/head/launch/plan.rs") + &read("src/cuda/args.rs")
 }
 
 /// The storage types, and the compute capabilities that each is compiled for.
@@ -154,7 +154,7 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
             assert_eq!(entries.len(), count, "{unit} {storage}: {:?}", entries.keys());
             for (kernel, threads) in &kernels {
                 let named = raw.matches(&format!("\"{kernel}\"")).count();
-                assert!(named >= 2, "src/cuda/raw loads and launches {kernel}");
+                assert!(named >= 2, "src/*/launch.rs loads and launches {kernel}");
                 let name = format!("{kernel}_{storage}");
                 let entry = entries.get(name.as_str()).unwrap_or_else(|| panic!("{name} is missing"));
                 let parameter = format!("(\n.param .align 8 .b8 args[{size}]\n)");
@@ -173,7 +173,7 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
     assert_eq!(checked, 3 * (3 + 3 + 1 + 1) + 5 * (3 + 4 + 3 + 1 + 2 + 1 + 2) + 2 + 2 + 1);
     assert!(
         UNITS.iter().all(|(unit, _)| raw_source().contains(&format!("\"{unit}\""))),
-        "src/cuda/raw loads all"
+        "src/*/launch.rs loads all"
     );
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/ptx")).expect("kernels/ptx");
     let ptx =
@@ -313,7 +313,7 @@ fn device_fields(source: &str, name: &str) -> Vec<(String, usize)> {
     fields
 }
 
-/// The fields of a structure of src/cuda/raw.rs, with their sizes in bytes.
+/// The fields of a structure of the library, with their sizes in bytes.
 fn host_fields(name: &str) -> Vec<(String, usize)> {
     let source = raw_source();
     let (_, rest) =
@@ -355,7 +355,7 @@ fn structures_are_twins() {
     for (device, host, source, size) in pairs {
         let fields = device_fields(&source, device);
         assert!(fields.len() >= 5, "{device}: {fields:?}");
-        assert_eq!(fields, host_fields(host), "{device}: the kernels and src/cuda/raw.rs");
+        assert_eq!(fields, host_fields(host), "{device}: the kernels and the library");
         let sum: usize = fields.iter().map(|(_, size)| size).sum();
         assert_eq!(sum.next_multiple_of(8), size, "{device}: no padding but at the end");
     }
@@ -383,7 +383,7 @@ fn constants_are_twins() {
         assert!(host.contains(&format!("pub const {name}: usize = {};", device[name])), "{name}");
     }
     assert_eq!(gfocal::head::MAX_LEVELS, 8, "HEAD_LEVELS in kernels/head.cuh");
-    let (device, host) = (family_source("head"), read("src/cuda/raw/head/plan.rs"));
+    let (device, host) = (family_source("head"), read("src/head/launch/plan.rs"));
     assert!(device.contains("constexpr u32 HEAD_LEVELS = 8;"));
     for (prefix, names) in [
         ("CLS", ["Scalars", "Positions", "HalfVectors", "Channels"]),

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import head
 
-MOST_STEPS = 32  # channels that a lane goes along; twin in src/cuda/raw/head/plan.rs
+MOST_STEPS = 32  # channels that a lane goes along; twin in src/head/launch/plan.rs
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -1,8 +1,7 @@
 //! Where anchors are.
 
-use crate::call::Memory;
-use crate::cpu::Host;
 use crate::error::{Result, check_option};
+use crate::memory::{Host, Memory};
 
 /// How many anchors a position of a grid has at most. Twin of the constant in kernels/assign.cuh.
 pub const MAX_SIZES: usize = 16;

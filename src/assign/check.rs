@@ -2,9 +2,9 @@
 
 use super::math::grid_point;
 use super::{AnchorGrid, Anchors, GroundTruth, LevelTargets, MAX_LEVELS};
-use crate::call::Memory;
 use crate::element::Label;
 use crate::error::{Error, Result, check_option};
+use crate::memory::Memory;
 
 /// A level, whatever memory it is in.
 #[derive(Clone, Copy)]

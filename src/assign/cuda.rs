@@ -5,8 +5,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use super::check::Level;
+use super::launch::{AssignArgs, AssignLevel};
 use super::{Anchors, GroundTruth, LevelTargets, Options};
-use crate::cuda::raw::{AssignArgs, AssignLevel};
 use crate::cuda::{Device, Prepared, StatusBlock, check as check_driver};
 use crate::element::Label;
 use crate::error::{Error, Result};

@@ -59,6 +59,8 @@ mod check;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod fcos;
+#[cfg(feature = "cuda")]
+pub(crate) mod launch;
 mod math;
 mod options;
 mod scene;

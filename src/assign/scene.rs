@@ -8,9 +8,9 @@ use super::math::{
     near, valid_positions,
 };
 use super::{Anchors, GroundTruth, LevelTargets, Options};
-use crate::cpu::Host;
 use crate::element::Label;
 use crate::error::Result;
+use crate::memory::Host;
 use crate::status::AssignmentStatus;
 
 /// What an assignment goes by: boxes, or points.

@@ -1,8 +1,7 @@
 //! What an assignment reads and what it writes.
 
-use crate::call::Memory;
-use crate::cpu::Host;
 use crate::element::Label;
+use crate::memory::{Host, Memory};
 
 /// The boxes to be found in all images. Labels are i64 or i32, and so are images and sizes.
 ///

@@ -2,8 +2,8 @@
 
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
+use super::launch::{BoxesArgs, boxes_units, launch_boxes};
 use super::{BoxLoss, IouKind, check};
-use crate::cuda::raw::{BoxesArgs, boxes_units, launch_boxes};
 use crate::cuda::{Handle, Pass, Prepared, Units};
 use crate::error::Result;
 

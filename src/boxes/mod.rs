@@ -38,6 +38,8 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+pub(crate) mod launch;
 pub(crate) mod math;
 
 pub use cpu::{box_to_distances, distances_to_box, iou};

@@ -4,11 +4,12 @@ use std::fmt;
 
 use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 
-use super::raw::Scaling;
+use super::args::Scaling;
 use super::{Handle, Prepared, StatusBlock, StorageElement};
-use crate::call::{Call, Memory, Operation};
+use crate::call::{Call, Operation};
 use crate::element::Sealed;
 use crate::error::Result;
+use crate::memory::Memory;
 use crate::reduction::Reduction;
 
 /// Memory of a CUDA device; the call is enqueued on the stream of a [`Handle`].
@@ -23,8 +24,6 @@ impl Memory for Device {
     type Scalar<'a> = Scalar<'a>;
     type Backend<'a> = &'a Handle;
     type StatusOut<'a> = Option<&'a mut StatusBlock>;
-    type HeadWorkspace<'a> = &'a mut crate::head::HeadWorkspace;
-    type HeadNormalisers = bool;
 
     fn len<T: 'static>(tensor: &&dyn DevicePtr<T>) -> usize {
         tensor.len()

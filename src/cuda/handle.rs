@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
-use super::raw::{DeviceAddress, scratch_bytes};
+use super::args::{DeviceAddress, scratch_bytes};
 use super::{Kernels, Units, check};
 use crate::error::{Error, Result};
 

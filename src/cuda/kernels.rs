@@ -139,12 +139,12 @@ impl Kernels {
         loaded.map(line).collect()
     }
 
-    pub(super) fn multiprocessors(&self) -> u32 {
+    pub(crate) fn multiprocessors(&self) -> u32 {
         self.multiprocessors
     }
 
     /// A kernel that is to be launched on `stream`, of this context, which is current afterwards.
-    pub(super) fn function(&self, entry: Entry, storage: Storage, stream: CUstream) -> Result<Function> {
+    pub(crate) fn function(&self, entry: Entry, storage: Storage, stream: CUstream) -> Result<Function> {
         self.bind()?;
         let place = Units::place(entry.unit, storage);
         if self.modules[place].get().is_none() {

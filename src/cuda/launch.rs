@@ -4,8 +4,8 @@ use std::ffi::c_void;
 
 use cudarc::driver::sys::CUstream;
 
-use super::check;
 use super::module::Function;
+use super::{Kernels, check};
 use crate::element::Element;
 use crate::error::Result;
 
@@ -34,7 +34,7 @@ impl Storage {
     }
 
     /// How many fit into 16 bytes; twin of VECTOR in kernels/storage.cuh.
-    pub(super) fn vector(self) -> usize {
+    pub(crate) fn vector(self) -> usize {
         match self {
             Storage::F32 => 4,
             Storage::F16 | Storage::Bf16 => 8,
@@ -59,16 +59,16 @@ impl StorageElement for half::bf16 {
 }
 
 /// The blocks that a multiprocessor is given at most; scratch memory is made for them.
-pub(super) const MOST_BLOCKS: u32 = 8;
+pub(crate) const MOST_BLOCKS: u32 = 8;
 
-pub(super) fn max_blocks(multiprocessors: u32) -> u32 {
+pub(crate) fn max_blocks(multiprocessors: u32) -> u32 {
     multiprocessors.max(1) * MOST_BLOCKS
 }
 
 /// A kernel's shape. The number of blocks depends on nothing but the size of the problem, the
 /// device and the image that was loaded for it, and so does the order of the sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Grid {
+pub(crate) struct Grid {
     pub blocks: u32,
     pub threads: u32,
 }
@@ -89,8 +89,13 @@ impl Grid {
     }
 }
 
+/// The blocks of kernels in which `lanes` lanes share a row.
+pub(crate) fn rows_grid(threads: u32, rows: u64, lanes: u32, kernels: &Kernels, function: &Function) -> Grid {
+    Grid::new(threads, rows, u64::from(threads / lanes), kernels.multiprocessors(), function.resident)
+}
+
 /// How many lanes of a warp share a row: so many that each has about `each` vectors of this length.
-pub(super) fn lanes(columns: u32, vector: usize, each: u32) -> u32 {
+pub(crate) fn lanes(columns: u32, vector: usize, each: u32) -> u32 {
     let vectors = columns.div_ceil(vector as u32);
     vectors.div_ceil(each).clamp(1, 32).next_power_of_two()
 }
@@ -100,7 +105,7 @@ pub(super) fn lanes(columns: u32, vector: usize, each: u32) -> u32 {
 /// # Safety
 /// `function` is a loaded kernel of the context that is current, `stream` is a stream of it, and
 /// `args` is the kernel's one parameter, which it may follow.
-pub(super) unsafe fn launch<A>(function: Function, grid: Grid, args: &A, stream: CUstream) -> Result<()> {
+pub(crate) unsafe fn launch<A>(function: Function, grid: Grid, args: &A, stream: CUstream) -> Result<()> {
     let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
     // SAFETY: the caller's promise; the driver copies the parameter before it returns, and does
     // not write to it.

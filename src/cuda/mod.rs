@@ -53,19 +53,21 @@
 //! for a head of 5 levels, in the host's time and as packets of the stream. Where all work is on one
 //! stream, or ordered by the caller, turn it off as for graphs; [`raw`] never has it.
 
+pub(crate) mod args;
 mod call;
 mod driver;
 mod handle;
 mod images;
 mod kernels;
-mod launch;
+pub(crate) mod launch;
 mod module;
 mod prepared;
 mod provenance;
 pub mod raw;
 mod status;
-mod units;
+pub(crate) mod units;
 
+pub use args::Pass;
 pub use call::{Device, LabelBuffer, Scalar};
 pub use driver::{DeviceInfo, check, context, devices, driver_version};
 pub use handle::Handle;
@@ -73,6 +75,5 @@ pub use kernels::{Kernels, images_for};
 pub use launch::{Storage, StorageElement};
 pub(crate) use prepared::Prepared;
 pub use provenance::{Provenance, provenance};
-pub use raw::Pass;
 pub use status::StatusBlock;
 pub use units::Units;

@@ -36,7 +36,7 @@ pub(super) struct Module {
 
 /// A kernel that can be launched.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Function {
+pub(crate) struct Function {
     pub handle: CUfunction,
     /// How many of its blocks a multiprocessor can have at once: at least 1, at most [`MOST_BLOCKS`].
     pub resident: u32,

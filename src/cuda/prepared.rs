@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 
 use super::LabelBuffer;
-use super::raw::DeviceAddress;
+use super::args::DeviceAddress;
 use crate::error::{Error, Result};
 
 /// The buffers that a call has named so far, and what orders their use on other streams: that must

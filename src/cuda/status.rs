@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream};
 
+use super::args::StatusWords;
 use super::check;
-use super::raw::StatusWords;
 use crate::error::Result;
 use crate::status::{AssignmentStatus, Counted, Status};
 

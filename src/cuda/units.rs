@@ -4,9 +4,11 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 
 use super::Storage;
+use crate::{assign, boxes, dfl, gfl, head, integral, qfl};
 
 /// A group of kernels that are loaded together: one file of kernels/, one module for each storage type.
-pub(super) struct Unit {
+#[derive(Clone, Copy)]
+pub(crate) struct Unit {
     /// As in the names of its source and its images.
     pub name: &'static str,
     /// Whether it has no logits, or those of any type, and so is there for f32 alone.
@@ -17,65 +19,56 @@ pub(super) struct Unit {
     pub units: &'static str,
 }
 
-const fn unit(name: &'static str, units: &'static str, entries: &'static [&'static str]) -> Unit {
+pub(crate) const fn unit(name: &'static str, units: &'static str, entries: &'static [&'static str]) -> Unit {
     Unit { name, only_f32: false, entries, units }
 }
 
-const fn without_logits(name: &'static str, units: &'static str, entries: &'static [&'static str]) -> Unit {
+pub(crate) const fn without_logits(
+    name: &'static str,
+    units: &'static str,
+    entries: &'static [&'static str],
+) -> Unit {
     Unit { name, only_f32: true, entries, units }
 }
 
 /// All of them. What is seldom called (the loss alone, another beta than 2) has units of its own, so that
 /// training does not load it.
-pub(super) const UNITS: [Unit; 14] = [
-    unit(
-        "qfl",
-        "QualityFocalLoss::units",
-        &["qfl_linear_forward_backward", "qfl_rows_forward_backward", "qfl_dense_forward_backward"],
-    ),
-    unit(
-        "qfl_forward",
-        "QualityFocalLoss::units",
-        &["qfl_linear_forward", "qfl_rows_forward", "qfl_dense_forward"],
-    ),
-    unit(
-        "qfl_any_beta",
-        "QualityFocalLoss::units, or units_with_weights for weights of classes or elements,",
-        &[
-            "qfl_linear_forward_any_beta",
-            "qfl_linear_forward_backward_any_beta",
-            "qfl_rows_forward_any_beta",
-            "qfl_rows_forward_backward_any_beta",
-        ],
-    ),
-    unit(
-        "dfl",
-        "DistributionFocalLoss::units",
-        &["dfl_tile16_forward_backward", "dfl_tile17_forward_backward", "dfl_rows_forward_backward"],
-    ),
-    unit(
-        "dfl_forward",
-        "DistributionFocalLoss::units",
-        &["dfl_tile16_forward", "dfl_tile17_forward", "dfl_rows_forward"],
-    ),
-    unit("gfl", "gfl::units", &["gfl_forward_backward"]),
-    unit("gfl_forward", "gfl::units", &["gfl_forward"]),
-    unit("integral", "integral::units", &["integral_forward", "integral_forward_backward"]),
-    without_logits("assign", "Atss::units or Fcos::units", &["atss_candidates", "assign_targets"]),
-    without_logits("boxes", "BoxLoss::units", &["boxes_forward", "boxes_forward_backward"]),
-    without_logits("head_positives", "HeadLoss::units", &["head_positives"]),
-    unit("head", "HeadLoss::units", &["head_losses_forward_backward"]),
-    unit("head_forward", "HeadLoss::units", &["head_losses_forward"]),
-    unit(
-        "head_any_beta",
-        "HeadLoss::units_with_weights",
-        &["head_losses_forward_any_beta", "head_losses_forward_backward_any_beta"],
-    ),
+pub(super) const UNITS: [Unit; COUNT] = {
+    let mut all = [FAMILIES[0][0]; COUNT];
+    let (mut family, mut next) = (0, 0);
+    while family < FAMILIES.len() {
+        let mut unit = 0;
+        while unit < FAMILIES[family].len() {
+            all[next] = FAMILIES[family][unit];
+            (unit, next) = (unit + 1, next + 1);
+        }
+        family += 1;
+    }
+    all
+};
+
+/// Those of each operation.
+const FAMILIES: [&[Unit]; 7] = [
+    &qfl::launch::UNITS,
+    &dfl::launch::UNITS,
+    &gfl::launch::UNITS,
+    &integral::launch::UNITS,
+    &assign::launch::UNITS,
+    &boxes::launch::UNITS,
+    &head::launch::UNITS,
 ];
+
+const COUNT: usize = {
+    let (mut count, mut family) = (0, 0);
+    while family < FAMILIES.len() {
+        (count, family) = (count + FAMILIES[family].len(), family + 1);
+    }
+    count
+};
 
 /// An entry point: at load it is found by its name, at launch by its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// The unit's place in [`UNITS`].
     pub unit: usize,
     /// Among the unit's entry points.
@@ -83,7 +76,7 @@ pub(super) struct Entry {
 }
 
 /// The entry point of this name. The compiler looks it up: a name that there is not does not compile.
-pub(super) const fn entry(name: &str) -> Entry {
+pub(crate) const fn entry(name: &str) -> Entry {
     let mut unit = 0;
     while unit < UNITS.len() {
         let entries = UNITS[unit].entries;
@@ -127,7 +120,7 @@ impl Units {
     }
 
     /// A unit by its place in [`UNITS`]. What has no logits of one type is there for f32, whatever they are.
-    pub(super) fn of(unit: usize, storage: Storage) -> Units {
+    pub(crate) fn of(unit: usize, storage: Storage) -> Units {
         Units(1 << Units::place(unit, storage))
     }
 

@@ -8,10 +8,11 @@ use std::ops::Range;
 
 use super::{DistributionFocalLoss, Target};
 use crate::call::{Call, Lengths};
-use crate::cpu::{Block, Host, fits_single, lanes_at};
+use crate::cpu::{Block, fits_single, lanes_at};
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::{TwoHot, dfl, exp_below, softmax, two_hot};
+use crate::memory::Host;
 use crate::status::Status;
 use crate::vector::{self, DflRows, Isa, LANES};
 

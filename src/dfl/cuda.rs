@@ -2,9 +2,9 @@
 
 use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 
+use super::launch::{DflArgs, dfl_units, launch_dfl};
 use super::{DistributionFocalLoss, Target};
 use crate::call::{Call, Lengths};
-use crate::cuda::raw::{DflArgs, dfl_units, launch_dfl};
 use crate::cuda::{Device, Handle, Pass, Prepared, Storage, StorageElement, Units};
 use crate::error::Result;
 

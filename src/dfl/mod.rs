@@ -31,11 +31,13 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(feature = "cuda")]
+pub(crate) mod launch;
 
-use crate::call::{Call, Lengths, Memory, Operation, check_lengths, check_options};
-use crate::cpu::Host;
+use crate::call::{Call, Lengths, Operation, check_lengths, check_options};
 use crate::element::{Element, Sealed};
 use crate::error::{Error, Result, check_option};
+use crate::memory::{Host, Memory};
 use crate::status::Status;
 
 /// Distribution Focal Loss with its options; see [the module](self) for the formula.

@@ -3,7 +3,7 @@
 use cudarc::driver::DevicePtrMut;
 
 use super::Gfl;
-use crate::cuda::raw::{GflArgs, gfl_units, launch_gfl};
+use super::launch::{GflArgs, gfl_units, launch_gfl};
 use crate::cuda::{Device, Pass, Prepared, Storage, StorageElement, Units};
 use crate::error::{Error, Result};
 use crate::{dfl, qfl};

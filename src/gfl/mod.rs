@@ -36,14 +36,16 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+pub(crate) mod launch;
 
 #[cfg(feature = "cuda")]
 pub use cuda::units;
 
-use crate::call::{Call, Memory};
-use crate::cpu::Host;
+use crate::call::Call;
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::memory::{Host, Memory};
 use crate::reduction::Reduction;
 use crate::status::Status;
 use crate::{DistributionFocalLoss, QualityFocalLoss};

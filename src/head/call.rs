@@ -2,27 +2,40 @@
 
 use super::check::{BufferSizes, CallSizes, LevelSizes};
 use super::{Gradients, HeadLoss, Level, Logits, Points, cpu};
-use crate::call::{Memory, check_options};
-use crate::cpu::Host;
+use crate::call::check_options;
 use crate::element::{Element, is_one_type};
 use crate::error::{Result, check_option};
+use crate::memory::{Host, Memory};
 use crate::reduction::Reduction;
 use crate::status::Status;
+
+/// What calls of the head loss take besides, in each memory.
+pub trait HeadMemory: Memory {
+    /// Memory to work in.
+    type Workspace<'a>;
+    /// What is known beforehand of what to divide by.
+    type Normalisers: Default;
+}
+
+impl HeadMemory for Host {
+    type Workspace<'a> = ();
+    type Normalisers = Option<Normalisers>;
+}
 
 /// The head loss, the levels of the pyramid and the options; `forward` or `forward_backward` run
 /// it. Made by [`HeadLoss::cpu`] and `HeadLoss::cuda`.
 #[must_use = "a call does nothing until forward or forward_backward"]
-pub struct HeadCall<'a, 'l, M: Memory, T: Element, U: Element = T> {
+pub struct HeadCall<'a, 'l, M: HeadMemory, T: Element, U: Element = T> {
     pub(super) head: &'a HeadLoss,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call has none"))]
     pub(super) backend: M::Backend<'a>,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call has none"))]
-    pub(super) workspace: M::HeadWorkspace<'a>,
+    pub(super) workspace: M::Workspace<'a>,
     pub(super) batch: usize,
     pub(super) classes: usize,
     pub(super) levels: &'a [Level<'l, M, T, U>],
     pub(super) class_weights: Option<M::Slice<'a, f32>>,
-    pub(super) normalisers: M::HeadNormalisers,
+    pub(super) normalisers: M::Normalisers,
     pub(super) grad_scale: M::Scalar<'a>,
     pub(super) found_inf: Option<M::SliceMut<'a, f32>>,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU call returns it"))]
@@ -39,11 +52,11 @@ pub struct Normalisers {
     pub box_weights: f64,
 }
 
-impl<'a, 'l, M: Memory, T: Element, U: Element> HeadCall<'a, 'l, M, T, U> {
+impl<'a, 'l, M: HeadMemory, T: Element, U: Element> HeadCall<'a, 'l, M, T, U> {
     pub(super) fn new(
         head: &'a HeadLoss,
         backend: M::Backend<'a>,
-        workspace: M::HeadWorkspace<'a>,
+        workspace: M::Workspace<'a>,
         batch: usize,
         classes: usize,
         levels: &'a [Level<'l, M, T, U>],
@@ -56,7 +69,7 @@ impl<'a, 'l, M: Memory, T: Element, U: Element> HeadCall<'a, 'l, M, T, U> {
             classes,
             levels,
             class_weights: None,
-            normalisers: M::HeadNormalisers::default(),
+            normalisers: M::Normalisers::default(),
             grad_scale: M::Scalar::from(1.0),
             found_inf: None,
             status: M::StatusOut::default(),

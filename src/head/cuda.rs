@@ -3,19 +3,24 @@
 use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 
 use super::check::{BufferSizes, CallSizes, LevelSizes};
+use super::launch::{
+    HeadArgs, HeadLevel, MAX_ANCHORS, Strides, head_units, launch_head_losses, launch_head_positives,
+};
 use super::workspace::{ALIGNMENT, HeadWorkspace, Parts};
-use super::{BoxCoding, BoxWeight, Gradients, HeadCall, HeadLoss, Level, Logits, Points};
+use super::{BoxCoding, BoxWeight, Gradients, HeadCall, HeadLoss, HeadMemory, Level, Logits, Points};
 use crate::Background;
 use crate::boxes::IouKind;
 use crate::call::check_options;
-use crate::cuda::raw::{
-    DeviceAddress, HeadArgs, HeadLevel, MAX_ANCHORS, Strides, head_units, launch_head_losses,
-    launch_head_positives,
-};
+use crate::cuda::args::DeviceAddress;
 use crate::cuda::{Device, Handle, Pass, Prepared, Scalar, StatusBlock, Storage, StorageElement, Units};
 use crate::element::is_one_type;
 use crate::error::{Error, Result};
 use crate::reduction::Reduction;
+
+impl HeadMemory for Device {
+    type Workspace<'a> = &'a mut HeadWorkspace;
+    type Normalisers = bool;
+}
 
 impl HeadLoss {
     /// A call on CUDA: as [`cpu`](Self::cpu), with device buffers. Losses and gradients take two

@@ -99,14 +99,18 @@ mod check;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+pub(crate) mod launch;
 mod level;
 #[cfg(feature = "cuda")]
 mod workspace;
 
-pub use call::{HeadCall, Normalisers};
-pub use level::{Gradients, Layout, Level, Logits, Points, Targets};
+pub use call::{HeadCall, HeadMemory, Normalisers};
+pub use level::{Gradients, Level, Logits, Points, Targets};
 #[cfg(feature = "cuda")]
 pub use workspace::HeadWorkspace;
+
+pub use crate::layout::Layout;
 
 use crate::boxes::IouKind;
 use crate::error::{Error, Result, check_option};

@@ -5,7 +5,7 @@ use std::fmt;
 use cudarc::driver::CudaSlice;
 
 use super::MAX_LEVELS;
-use crate::cuda::raw::head_partial_blocks;
+use super::launch::head_partial_blocks;
 use crate::cuda::{Handle, check};
 use crate::error::{Error, Result};
 

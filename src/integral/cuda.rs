@@ -3,7 +3,7 @@
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
 use super::check;
-use crate::cuda::raw::{IntegralArgs, integral_units, launch_integral};
+use super::launch::{IntegralArgs, integral_units, launch_integral};
 use crate::cuda::{Handle, Pass, Prepared, Storage, StorageElement, Units};
 use crate::error::Result;
 

@@ -24,6 +24,8 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+pub(crate) mod launch;
 
 pub use cpu::{backward, forward};
 #[cfg(feature = "cuda")]

@@ -7,10 +7,11 @@
 use super::factors::Factors;
 use super::{Class, QualityFocalLoss, Targets};
 use crate::call::{Call, Lengths};
-use crate::cpu::{Block, Host};
+use crate::cpu::Block;
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::{LossGrad, qfl_background, qfl_of_probability, qfl_soft};
+use crate::memory::Host;
 use crate::status::Status;
 use crate::vector::{self, Beta, Given, Isa, NONE, QflRow};
 

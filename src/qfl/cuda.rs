@@ -2,9 +2,9 @@
 
 use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 
+use super::launch::{QflArgs, launch_qfl, qfl_units};
 use super::{Background, QualityFocalLoss, Targets};
 use crate::call::{Call, Lengths};
-use crate::cuda::raw::{QflArgs, launch_qfl, qfl_units};
 use crate::cuda::{Device, Handle, Pass, Prepared, Storage, StorageElement, Units};
 use crate::element::Label;
 use crate::error::Result;

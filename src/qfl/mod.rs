@@ -89,11 +89,13 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 mod factors;
+#[cfg(feature = "cuda")]
+pub(crate) mod launch;
 
-use crate::call::{Call, Lengths, Memory, Operation, check_lengths, check_options};
-use crate::cpu::Host;
+use crate::call::{Call, Lengths, Operation, check_lengths, check_options};
 use crate::element::{Element, Label, Sealed};
 use crate::error::{Result, check_option};
+use crate::memory::{Host, Memory};
 use crate::status::Status;
 
 /// Which label means background.

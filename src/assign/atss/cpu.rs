@@ -9,9 +9,9 @@ use crate::assign::math::{
 };
 use crate::assign::scene::{By, Scene};
 use crate::assign::{Anchors, GroundTruth, LevelTargets};
-use crate::cpu::Host;
 use crate::element::Label;
 use crate::error::{Error, Result};
+use crate::memory::Host;
 use crate::status::Status;
 
 impl Atss {

@@ -7,9 +7,9 @@ use crate::assign::check::Level;
 use crate::assign::math::{area, area_key, distances, middle};
 use crate::assign::scene::{By, Scene};
 use crate::assign::{Anchors, GroundTruth, LevelTargets};
-use crate::cpu::Host;
 use crate::element::Label;
 use crate::error::{Error, Result};
+use crate::memory::Host;
 use crate::status::Status;
 
 impl Fcos {

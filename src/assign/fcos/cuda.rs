@@ -3,8 +3,8 @@
 use super::Fcos;
 use crate::assign::check::check;
 use crate::assign::cuda::{AssignWorkspace, Call};
+use crate::assign::launch::{assign_units, launch_fcos};
 use crate::assign::{Anchors, GroundTruth, LevelTargets};
-use crate::cuda::raw::{assign_units, launch_fcos};
 use crate::cuda::{Device, Handle, Prepared, StatusBlock, Units};
 use crate::element::Label;
 use crate::error::Result;

@@ -15,8 +15,8 @@ use self::classes::{Classes, Elements, Sum};
 use self::order::{Block, CHANNEL, IMAGE, Order, POSITION, blocks};
 use self::positives::{Anchors, anchors, both};
 use super::{Gradients, HeadCall, LOSSES, Level, Normalisers};
-use crate::cpu::Host;
 use crate::element::{Element, same_mut};
+use crate::memory::Host;
 use crate::status::Status;
 use crate::vector::Isa;
 

@@ -7,10 +7,10 @@
 use rayon::prelude::*;
 
 use crate::boxes::math::{IouLoss, distances_to_box, iou_loss};
-use crate::cpu::Host;
 use crate::element::{Element, same};
 use crate::head::{BoxCoding, BoxWeight, HeadLoss, Layout, Level, Logits, Points, Targets};
 use crate::math::{Softmax, TwoHot, dfl, exp_below, softmax, two_hot};
+use crate::memory::Host;
 use crate::qfl::Class;
 use crate::status::Status;
 use crate::vector::{self, Isa};

@@ -1,4 +1,4 @@
-//! Which blocks do what: the rules of src/cuda/raw.rs and src/cuda/raw/head/plan.rs once more, since this program
+//! Which blocks do what: the rules of src/*/launch.rs and src/head/launch/plan.rs once more, since this program
 //! must not depend on the library, which does not build while its kernels change. A test compares the
 //! constants, and those that only the kernels have.
 

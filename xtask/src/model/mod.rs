@@ -205,7 +205,7 @@ Assumptions
 - A launch costs {LAUNCH} us, the first load {latency} us; fence, ticket and the sum of the partials {REDUCTION} us. A copy costs
   launch and load. The head is two launches.
 - Registers, blocks of a multiprocessor, instructions and bytes in flight are those of the committed PTX, assembled for
-  sm_{architecture}; grids are those of src/cuda/raw.rs, with as many blocks as fit.
+  sm_{architecture}; grids are those of src/*/launch.rs, with as many blocks as fit.
 - Data as `gfocal bench` makes it: a warp goes the short way if all its logits are at most -2, which are 55 % of the
   vectors of warps in f32, and 30 % in 16 bits. Beside the budgets' figures QFL takes 2.4 instructions an element to read
   targets and for labelled rows, the head 0.6.

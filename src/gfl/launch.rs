@@ -2,11 +2,13 @@
 
 use std::ffi::c_void;
 
-use super::{DeviceAddress, DflArgs, Pass, QflArgs};
+use crate::cuda::args::{DeviceAddress, Pass};
 use crate::cuda::launch::{Grid, lanes, launch};
-use crate::cuda::units::{Entry, Units, entry};
+use crate::cuda::units::{Entry, Unit, Units, entry, unit};
 use crate::cuda::{Kernels, Storage};
+use crate::dfl::launch::DflArgs;
 use crate::error::Result;
+use crate::qfl::launch::QflArgs;
 
 /// Twin of `GflArgs` in kernels/gfl.cuh.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,7 +20,7 @@ pub struct GflArgs {
     pub dfl: DflArgs,
     /// `[3]` f32: QFL, DFL, their sum.
     pub losses: DeviceAddress,
-    /// As [`Scaling::scratch`](super::Scaling::scratch), for both.
+    /// As [`Scaling::scratch`](crate::cuda::raw::Scaling::scratch), for both.
     pub scratch: DeviceAddress,
     /// Set by the launch.
     pub dfl_blocks: u32,
@@ -28,6 +30,12 @@ pub struct GflArgs {
 
 /// Twin of the constant in kernels/gfl.cuh.
 const GFL_BLOCK: u32 = 256;
+
+/// What they come in.
+pub(crate) const UNITS: [Unit; 2] = [
+    unit("gfl", "gfl::units", &["gfl_forward_backward"]),
+    unit("gfl_forward", "gfl::units", &["gfl_forward"]),
+];
 
 /// The entry points, by pass.
 const GFL: [Entry; 2] = [entry("gfl_forward"), entry("gfl_forward_backward")];
@@ -40,10 +48,10 @@ pub(crate) fn gfl_units(storage: Storage, pass: Pass) -> Units {
 /// Enqueues both losses on `stream`, a CUstream, as one launch.
 ///
 /// # Errors
-/// As [`launch_qfl`](super::launch_qfl).
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl).
 ///
 /// # Safety
-/// As [`launch_qfl`](super::launch_qfl).
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl).
 pub unsafe fn launch_gfl(
     kernels: &Kernels,
     storage: Storage,

@@ -4,12 +4,12 @@ use std::ffi::c_void;
 
 mod plan;
 
-use super::{DeviceAddress, Pass};
+use super::MAX_LEVELS;
+use crate::cuda::args::{DeviceAddress, Pass};
 use crate::cuda::launch::{Grid, launch, max_blocks};
-use crate::cuda::units::{Entry, Units, entry};
+use crate::cuda::units::{Entry, Unit, Units, entry, unit, without_logits};
 use crate::cuda::{Kernels, Storage};
 use crate::error::Result;
-use crate::head::MAX_LEVELS;
 use plan::HEAD_BLOCK;
 
 /// Where the elements of a `[batch, channels, positions]` tensor are, in elements. Twin of
@@ -136,7 +136,7 @@ pub struct HeadArgs {
     pub grad_scale: DeviceAddress,
     /// `[1]` f32, or null; becomes 1 if a stored gradient is not finite.
     pub found_inf: DeviceAddress,
-    /// A [`StatusWords`](super::StatusWords), or null.
+    /// A [`StatusWords`](crate::cuda::raw::StatusWords), or null.
     pub status: DeviceAddress,
     /// See `has_ignore_label`.
     pub ignore_label: i64,
@@ -199,6 +199,18 @@ impl HeadArgs {
     }
 }
 
+/// What they come in.
+pub(crate) const UNITS: [Unit; 4] = [
+    without_logits("head_positives", "HeadLoss::units", &["head_positives"]),
+    unit("head", "HeadLoss::units", &["head_losses_forward_backward"]),
+    unit("head_forward", "HeadLoss::units", &["head_losses_forward"]),
+    unit(
+        "head_any_beta",
+        "HeadLoss::units_with_weights",
+        &["head_losses_forward_any_beta", "head_losses_forward_backward_any_beta"],
+    ),
+];
+
 /// The entry point of phase one.
 const POSITIVES: Entry = entry("head_positives");
 /// Those of phase two: beta 2 by pass, then the general ones.
@@ -239,10 +251,10 @@ fn most_blocks(kernels: &Kernels, resident: u32) -> u32 {
 /// the class logits.
 ///
 /// # Errors
-/// As [`launch_qfl`](super::launch_qfl).
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl).
 ///
 /// # Safety
-/// As [`launch_qfl`](super::launch_qfl).
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl).
 pub unsafe fn launch_head_positives(
     kernels: &Kernels,
     storage: Storage,
@@ -260,10 +272,10 @@ pub unsafe fn launch_head_positives(
 /// have run with the same arguments.
 ///
 /// # Errors
-/// As [`launch_qfl`](super::launch_qfl), and if a level has more than 2^31 shares of a lane.
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl), and if a level has more than 2^31 shares of a lane.
 ///
 /// # Safety
-/// As [`launch_qfl`](super::launch_qfl).
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl).
 pub unsafe fn launch_head_losses(
     kernels: &Kernels,
     storage: Storage,

@@ -2,10 +2,10 @@
 
 use std::ffi::c_void;
 
-use super::DeviceAddress;
-use crate::assign::{MAX_LEVELS, MAX_SIZES};
+use super::{MAX_LEVELS, MAX_SIZES};
+use crate::cuda::args::DeviceAddress;
 use crate::cuda::launch::{Grid, launch};
-use crate::cuda::units::{Entry, Units, entry};
+use crate::cuda::units::{Entry, Unit, Units, entry, without_logits};
 use crate::cuda::{Kernels, Storage};
 use crate::error::Result;
 
@@ -77,7 +77,7 @@ pub struct AssignArgs {
     pub held: DeviceAddress,
     /// `[1]` u32, likewise.
     pub ticket: DeviceAddress,
-    /// A [`StatusWords`](super::StatusWords), or null.
+    /// A [`StatusWords`](crate::cuda::raw::StatusWords), or null.
     pub status: DeviceAddress,
     /// How many anchors there are, on all levels and in all images.
     pub anchors: u64,
@@ -108,6 +108,10 @@ pub struct AssignArgs {
 /// Twin of the constant in kernels/assign.cuh.
 const ASSIGN_BLOCK: u32 = 256;
 
+/// What they come in.
+pub(crate) const UNITS: [Unit; 1] =
+    [without_logits("assign", "Atss::units or Fcos::units", &["atss_candidates", "assign_targets"])];
+
 /// ATSS' first, and the one that writes what both give.
 const CANDIDATES: Entry = entry("atss_candidates");
 const TARGETS: Entry = entry("assign_targets");
@@ -122,10 +126,10 @@ pub(crate) fn assign_units() -> Units {
 /// Enqueues ATSS on `stream`, a CUstream: two launches.
 ///
 /// # Errors
-/// As [`launch_qfl`](super::launch_qfl).
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl).
 ///
 /// # Safety
-/// As [`launch_qfl`](super::launch_qfl).
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl).
 pub unsafe fn launch_atss(kernels: &Kernels, args: &AssignArgs, stream: *mut c_void) -> Result<()> {
     let args = AssignArgs { points: 0, ..*args };
     if args.gts > 0 && args.anchors > 0 {
@@ -142,10 +146,10 @@ pub unsafe fn launch_atss(kernels: &Kernels, args: &AssignArgs, stream: *mut c_v
 /// Enqueues FCOS' assignment on `stream`, a CUstream: one launch.
 ///
 /// # Errors
-/// As [`launch_qfl`](super::launch_qfl).
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl).
 ///
 /// # Safety
-/// As [`launch_qfl`](super::launch_qfl).
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl).
 pub unsafe fn launch_fcos(kernels: &Kernels, args: &AssignArgs, stream: *mut c_void) -> Result<()> {
     // SAFETY: the caller's promise.
     unsafe { launch_targets(kernels, &AssignArgs { points: 1, ..*args }, stream) }
@@ -154,7 +158,7 @@ pub unsafe fn launch_fcos(kernels: &Kernels, args: &AssignArgs, stream: *mut c_v
 /// Enqueues what writes the targets, and counts.
 ///
 /// # Safety
-/// As [`launch_qfl`](super::launch_qfl).
+/// As [`launch_qfl`](crate::cuda::raw::launch_qfl).
 unsafe fn launch_targets(kernels: &Kernels, args: &AssignArgs, stream: *mut c_void) -> Result<()> {
     let counted = if args.status == 0 { 0 } else { u64::from(args.gts) + u64::from(args.ignores) };
     if args.anchors == 0 && counted == 0 {

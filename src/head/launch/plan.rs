@@ -2,7 +2,7 @@
 
 use super::{HeadArgs, HeadLevel, MAX_ANCHORS, Strides};
 use crate::cuda::Storage;
-use crate::cuda::raw::{DeviceAddress, Pass};
+use crate::cuda::args::{DeviceAddress, Pass};
 use crate::error::{Error, Result};
 
 /// Twin of the constant in kernels/head.cuh.
