@@ -1,12 +1,11 @@
-//! The losses in plain f64, from the paper's formulas and the library's table of semantics.
-//!
-//! Obviously right rather than fast; the only care taken is that nothing cancels. Shares no code
+//! What a call must give: the plain formulas of `reference/`, and the library's table of semantics. Shares no code
 //! with the library.
 
 use gfocal::{AvgPolicy, Background, Reduction, Status};
 
 use super::case::{Case, Elements, Loss};
 use super::tolerance::Want;
+pub use gfocal_reference::{dfl, integral, qfl, qfl_of_probability};
 
 /// What a call must give. `None`: nothing is promised of this element.
 pub struct Expected {
@@ -32,75 +31,6 @@ enum Fault {
     Label,
     Quality,
     Range,
-}
-
-/// |y − σ(x)|^β · (softplus(x) − x·y) and its derivative.
-pub fn qfl(x: f64, y: f64, beta: f64) -> (f64, f64) {
-    if !x.is_finite() {
-        return (f64::NAN, f64::NAN);
-    }
-    let e = (-x.abs()).exp();
-    let (small, large) = (e / (1.0 + e), 1.0 / (1.0 + e));
-    let (sigmoid, complement) = if x < 0.0 { (small, large) } else { (large, small) };
-    // σ − y without 1 − σ; softplus(x) − x·y as a sum of terms that are not negative.
-    let d = (1.0 - y) * sigmoid - y * complement;
-    let bce = x.max(0.0) * (1.0 - y) + (-x).max(0.0) * y + e.ln_1p();
-    let loss = d.abs().powf(beta) * bce;
-    let grad = if d == 0.0 {
-        0.0
-    } else {
-        // |d|^(β−1)·(d² + β·S·bce) with the powers apart, so that a tiny d does not overflow.
-        d.signum() * (d.abs().powf(beta + 1.0) + beta * d.abs().powf(beta - 1.0) * sigmoid * complement * bce)
-    };
-    // For y = 0, d is σ: σ^β·(σ + β(1−σ)·sp), without a negative power.
-    let grad = if y == 0.0 { d.powf(beta) * (d + beta * complement * bce) } else { grad };
-    (loss, grad)
-}
-
-/// |y − p|^β · BCE(p, y) of a probability and its derivative, with the bounds of PyTorch's binary_cross_entropy.
-pub fn qfl_of_probability(p: f64, y: f64, beta: f64) -> (f64, f64) {
-    if !(0.0..=1.0).contains(&p) {
-        return (f64::NAN, f64::NAN);
-    }
-    let log = |value: f64| value.max(-100.0);
-    let bce = -(y * log(p.ln()) + (1.0 - y) * log((-p).ln_1p()));
-    let d = p - y;
-    let loss = d.abs().powf(beta) * bce;
-    if d == 0.0 {
-        return (loss, 0.0);
-    }
-    let of_bce = d.abs().powf(beta) * d / (p * (1.0 - p)).max(1e-12);
-    (loss, of_bce + beta * d.abs().powf(beta - 1.0) * d.signum() * bce)
-}
-
-/// The softmax of a row, the index of its maximum, and ln Σ exp(z − max).
-fn softmax(z: &[f64]) -> (Vec<f64>, usize, f64) {
-    let top = (0..z.len()).fold(0, |best, j| if z[j] > z[best] { j } else { best });
-    let e: Vec<f64> = z.iter().map(|&x| (x - z[top]).exp()).collect();
-    let others: f64 = (0..z.len()).filter(|&j| j != top).map(|j| e[j]).sum();
-    (e.iter().map(|&e| e / (1.0 + others)).collect(), top, others.ln_1p())
-}
-
-/// lse(z) − w_l·z_i − w_r·z_(i+1) and its gradient.
-pub fn dfl(z: &[f64], t: f64) -> (f64, Vec<f64>) {
-    let i = (t.floor() as usize).min(z.len() - 2);
-    let right = t - i as f64;
-    let left = 1.0 - right;
-    let (mut p, top, log_sum) = softmax(z);
-    let loss = log_sum + left * (z[top] - z[i]) + right * (z[top] - z[i + 1]);
-    p[i] -= left;
-    p[i + 1] -= right;
-    (loss, p)
-}
-
-/// Σ j·softmax(z)_j and its gradient p_j·(j − E).
-pub fn integral(z: &[f64]) -> (f64, Vec<f64>) {
-    let (p, _, _) = softmax(z);
-    let expectation: f64 = p.iter().enumerate().map(|(j, p)| j as f64 * p).sum();
-    // j − E as Σ_k (j − k)·p_k: for the bin that has nearly all of it, E is not subtracted from j.
-    let distance = |j: usize| -> f64 { p.iter().enumerate().map(|(k, p)| (j as f64 - k as f64) * p).sum() };
-    let grad = p.iter().enumerate().map(|(j, p)| p * distance(j)).collect();
-    (expectation, grad)
 }
 
 /// The column of a label: `Ok(None)` is background.

@@ -1,13 +1,10 @@
 //! The options of `gfocal bench`.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use serde::{Serialize, Serializer};
 
-use super::case::{Op, Pass};
+use super::op::{Op, Pass, Size};
 use crate::values::{DeviceChoice, DtypeChoice};
 
 const ABOUT: &str = "\
@@ -125,32 +122,6 @@ pub enum Format {
     Json,
 }
 
-/// Rows and columns of logits, 1 or more each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
-    pub rows: usize,
-    pub columns: usize,
-}
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = |text: &str| text.parse().ok().filter(|&number: &usize| number > 0);
-        let numbers =
-            text.split_once('x').and_then(|(rows, columns)| Some((number(rows)?, number(columns)?)));
-        let (rows, columns) =
-            numbers.ok_or("it must be ROWSxCOLUMNS, as 8400x80, of 1 or more each and less than 2^64")?;
-        Ok(Size { rows, columns })
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}", self.rows, self.columns)
-    }
-}
-
 fn seconds(text: &str) -> Result<f64, String> {
     let value = text.parse::<f64>().ok().filter(|value| (0.001..=600.0).contains(value));
     value.ok_or_else(|| "it must be a number from 0.001 to 600".to_owned())
@@ -160,29 +131,4 @@ fn svg(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let is_svg = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
     if is_svg { Ok(path) } else { Err("the picture is an SVG: name it FILE.svg".to_owned()) }
-}
-
-impl Serialize for Op {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
-
-impl Serialize for Pass {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        assert_eq!("8400x80".parse(), Ok(Size { rows: 8400, columns: 80 }));
-        for wrong in ["", "x", "8400", "8400x", "0x80", "8400x0", "-1x80", "8400X80", "1x2x3", "1.5x2"] {
-            assert!(wrong.parse::<Size>().is_err(), "{wrong}");
-        }
-    }
 }

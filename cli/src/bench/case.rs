@@ -2,113 +2,11 @@
 
 use std::fmt;
 
-use clap::ValueEnum;
-
-use super::args::{BenchArgs, Size};
-use super::head;
+use super::args::BenchArgs;
+use super::head::pyramid::{self, COCO_ANCHORS};
+use super::op::{Op, Pass, Size};
 use crate::error::{Error, Result};
 use crate::floats::Dtype;
-
-/// An operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Op {
-    /// Quality Focal Loss
-    Qfl,
-    /// Distribution Focal Loss
-    Dfl,
-    /// The expectation of a distribution over bins
-    Integral,
-    /// The loss of a head, from its raw outputs of all levels
-    Head,
-}
-
-/// An operation whose inputs are rows of logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowOp {
-    Qfl,
-    Dfl,
-    Integral,
-}
-
-/// What of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Pass {
-    /// The result alone
-    Forward,
-    /// Loss and gradient in one pass
-    #[value(name = "forward_backward")]
-    ForwardBackward,
-    /// The gradient alone
-    Backward,
-}
-
-impl Op {
-    pub fn name(self) -> &'static str {
-        match self {
-            Op::Qfl => "qfl",
-            Op::Dfl => "dfl",
-            Op::Integral => "integral",
-            Op::Head => "head",
-        }
-    }
-
-    /// The name for people.
-    pub fn title(self) -> &'static str {
-        match self {
-            Op::Qfl => "QFL",
-            Op::Dfl => "DFL",
-            Op::Integral => "Integral",
-            Op::Head => "Head",
-        }
-    }
-
-    /// What it does with each row; nothing, where there is more to it.
-    pub fn on_rows(self) -> Option<RowOp> {
-        match self {
-            Op::Qfl => Some(RowOp::Qfl),
-            Op::Dfl => Some(RowOp::Dfl),
-            Op::Integral => Some(RowOp::Integral),
-            Op::Head => None,
-        }
-    }
-
-    /// The passes that it has.
-    pub fn passes(self) -> &'static [Pass] {
-        match self {
-            Op::Qfl | Op::Dfl => &[Pass::Forward, Pass::ForwardBackward, Pass::Backward],
-            Op::Integral => &[Pass::Forward, Pass::Backward],
-            Op::Head => &[Pass::Forward, Pass::ForwardBackward],
-        }
-    }
-
-    fn default_passes(self) -> &'static [Pass] {
-        match self {
-            Op::Qfl | Op::Dfl => &[Pass::Forward, Pass::ForwardBackward],
-            Op::Integral | Op::Head => self.passes(),
-        }
-    }
-
-    /// Anchors of one, four and sixteen images, with the classes of COCO: of 640x640 for QFL, of 800x1333 for
-    /// the head; sides of boxes.
-    fn default_sizes(self) -> [Size; 3] {
-        let (rows, columns) = match self {
-            Op::Qfl => ([8_400, 33_600, 134_400], 80),
-            Op::Dfl | Op::Integral => ([4_096, 33_600, 262_144], 17),
-            Op::Head => ([1, 4, 16].map(|images| images * head::COCO_ANCHORS), 80),
-        };
-        rows.map(|rows| Size { rows, columns })
-    }
-}
-
-impl Pass {
-    pub fn name(self) -> &'static str {
-        match self {
-            Pass::Forward => "forward",
-            Pass::ForwardBackward => "forward_backward",
-            Pass::Backward => "backward",
-        }
-    }
-}
 
 /// An operation, a type and a size: what has the same data.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,9 +22,9 @@ impl Case {
     pub fn all(args: &BenchArgs) -> Result<Vec<Case>> {
         let mut cases: Vec<Case> = Vec::new();
         for &op in &args.ops {
-            let mut passes = if args.passes.is_empty() { op.default_passes() } else { op.passes() }.to_vec();
+            let mut passes = if args.passes.is_empty() { default_passes(op) } else { op.passes() }.to_vec();
             passes.retain(|pass| args.passes.is_empty() || args.passes.contains(pass));
-            let sizes = if args.sizes.is_empty() { op.default_sizes().to_vec() } else { args.sizes.clone() };
+            let sizes = if args.sizes.is_empty() { default_sizes(op).to_vec() } else { args.sizes.clone() };
             for &size in sizes.iter().filter(|_| !passes.is_empty()) {
                 for &dtype in &args.dtype {
                     let case = Case { op, dtype: dtype.into(), size, passes: passes.clone() };
@@ -148,7 +46,7 @@ impl Case {
             Op::Qfl => 8 + 4,
             Op::Dfl => 4 + 4,
             Op::Integral => 4, // written forward, read backward
-            Op::Head => return head::bytes(self.size, self.element_bytes(), pass),
+            Op::Head => return pyramid::bytes(self.size, self.element_bytes(), pass),
         };
         tensor * if pass == Pass::Forward { 1 } else { 2 } + rows * per_row
     }
@@ -158,7 +56,7 @@ impl Case {
         let Size { rows, columns } = self.size;
         let row = match self.op.on_rows() {
             Some(_) => columns as u128 * 2 * self.element_bytes() as u128 + 32,
-            None => head::memory_of_anchor(columns, self.element_bytes()),
+            None => pyramid::memory_of_anchor(columns, self.element_bytes()),
         };
         row.saturating_mul(rows as u128)
     }
@@ -176,6 +74,24 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {} in {}", self.op.name(), self.size, self.dtype.name())
     }
+}
+
+fn default_passes(op: Op) -> &'static [Pass] {
+    match op {
+        Op::Qfl | Op::Dfl => &[Pass::Forward, Pass::ForwardBackward],
+        Op::Integral | Op::Head => op.passes(),
+    }
+}
+
+/// Anchors of one, four and sixteen images, with the classes of COCO: of 640x640 for QFL, of 800x1333 for
+/// the head; sides of boxes.
+fn default_sizes(op: Op) -> [Size; 3] {
+    let (rows, columns) = match op {
+        Op::Qfl => ([8_400, 33_600, 134_400], 80),
+        Op::Dfl | Op::Integral => ([4_096, 33_600, 262_144], 17),
+        Op::Head => ([1, 4, 16].map(|images| images * COCO_ANCHORS), 80),
+    };
+    rows.map(|rows| Size { rows, columns })
 }
 
 #[cfg(test)]

@@ -5,12 +5,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use gfocal::{Call, DistributionFocalLoss, Host, Operation, QualityFocalLoss, Reduction, integral};
-
-use super::case::{Pass, RowOp};
-use super::data::{Inputs, Stored};
 use super::timing::{Samples, wall_clock};
-use super::workload::Outcome;
 use crate::error::Result;
 
 /// In words of 8 bytes.
@@ -20,77 +15,15 @@ pub fn threads() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Inputs, and where the results go.
-pub trait Calls {
-    /// What a pass gives.
-    type Outcome;
-
-    fn run(&mut self, pass: Pass) -> Result<()>;
-
-    /// Runs a pass, in memory that held NaN before.
-    fn outcome(&mut self, pass: Pass) -> Result<Self::Outcome>;
-
-    fn time(&mut self, pass: Pass, seconds: f64) -> Result<Samples> {
-        Samples::take(seconds, || wall_clock(|| self.run(pass)))
-    }
-}
-
-/// Those of an operation on rows.
-pub struct RowCalls<'a, T> {
-    inputs: &'a Inputs<T>,
-    loss: Vec<f32>,
-    grad: Vec<T>,
-}
-
-impl<'a, T: Stored> RowCalls<'a, T> {
-    pub fn new(inputs: &'a Inputs<T>) -> Self {
-        let grad = vec![T::from_f64(f64::NAN); inputs.logits.len()];
-        RowCalls { inputs, loss: vec![f32::NAN; inputs.results()], grad }
-    }
-}
-
-impl<T: Stored> Calls for RowCalls<'_, T> {
-    type Outcome = Outcome<T>;
-
-    fn outcome(&mut self, pass: Pass) -> Result<Outcome<T>> {
-        self.loss.fill(f32::NAN);
-        self.grad.fill(T::from_f64(f64::NAN));
-        self.run(pass)?;
-        Ok(Outcome { loss: self.loss.clone(), grad: self.grad.clone() })
-    }
-
-    fn run(&mut self, pass: Pass) -> Result<()> {
-        let Inputs { shape, logits, labels, quality, target, weight, .. } = self.inputs;
-        let (loss, grad) = (&mut self.loss, &mut self.grad);
-        match self.inputs.op {
-            RowOp::Qfl => {
-                let qfl = QualityFocalLoss::default();
-                run(qfl.cpu(logits, *shape, labels, quality).weight(weight), pass, loss, grad)?;
-            }
-            RowOp::Dfl => {
-                let dfl = DistributionFocalLoss::default();
-                run(dfl.cpu(logits, *shape, target).weight(weight), pass, loss, grad)?;
-            }
-            RowOp::Integral if pass == Pass::Forward => integral::forward(logits, *shape, loss)?,
-            RowOp::Integral => integral::backward(logits, *shape, weight, grad)?,
-        }
-        Ok(())
-    }
-}
-
-fn run<L: Operation, T: Stored>(
-    call: Call<'_, L, Host, T>,
-    pass: Pass,
-    loss: &mut [f32],
-    grad: &mut [T],
-) -> gfocal::Result<()> {
-    let call = call.reduction(Reduction::Sum);
-    match pass {
-        Pass::Forward => call.forward(loss)?,
-        Pass::ForwardBackward => call.forward_backward(loss, grad)?,
-        Pass::Backward => call.backward(grad)?,
-    };
-    Ok(())
+/// The sum of so many terms, by all cores.
+pub fn sum(count: usize, term: impl Fn(usize) -> f64 + Sync) -> f64 {
+    let share = count.div_ceil(threads()).max(1);
+    let part = |start: usize| -> f64 { (start..count.min(start + share)).map(&term).sum() };
+    thread::scope(|scope| {
+        let part = &part;
+        let parts: Vec<_> = (0..count).step_by(share).map(|start| scope.spawn(move || part(start))).collect();
+        parts.into_iter().map(|part| part.join().expect("a term does not panic")).sum()
+    })
 }
 
 /// Seconds that a copy takes which reads and writes so many bytes in all.

@@ -8,15 +8,14 @@ use gfocal::cuda::{DeviceInfo, Handle, Kernels, check, driver_version};
 use gfocal::cudarc::driver::sys::{
     CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
-use gfocal::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream};
-use gfocal::{Call, DistributionFocalLoss, Operation, QualityFocalLoss, Reduction, cuda, integral};
+use gfocal::cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 
 use super::args::{BenchArgs, Calls};
-use super::case::{Case, Pass, RowOp};
+use super::case::Case;
 use super::ceiling::Reader;
-use super::data::{Inputs, Stored};
+use super::op::Pass;
 use super::timing::{Samples, wall_clock};
-use super::workload::Outcome;
+use super::workload::Set;
 use crate::device::Cuda;
 use crate::error::{Error, Result};
 
@@ -220,21 +219,6 @@ fn holds_kernels(folder: &Path) -> bool {
     entries.into_iter().any(|entry| entry.path().extension().is_some_and(|extension| extension == "ptx"))
 }
 
-/// The tensors of a call.
-pub trait Set {
-    /// What a pass gives.
-    type Outcome;
-
-    /// Enqueues a pass.
-    fn launch(&mut self, handle: &Handle, pass: Pass) -> gfocal::Result<()>;
-
-    /// Fills with NaN what a pass writes.
-    fn clear(&mut self, stream: &Arc<CudaStream>) -> gfocal::Result<()>;
-
-    /// Reads what a pass has written.
-    fn outcome(&self, stream: &Arc<CudaStream>) -> gfocal::Result<Self::Outcome>;
-}
-
 /// Sets of buffers with the same inputs.
 pub struct Sets<'a, S> {
     gpu: &'a Gpu,
@@ -272,91 +256,5 @@ impl<'a, S: Set> Sets<'a, S> {
     pub fn time(&mut self, pass: Pass, seconds: f64) -> Result<Samples> {
         let (gpu, sets) = (self.gpu, &mut self.sets);
         gpu.time(seconds, sets.len(), |i| sets[i].launch(&gpu.handle, pass))
-    }
-}
-
-/// The tensors of an operation on rows.
-pub struct RowSet<T> {
-    op: RowOp,
-    shape: [usize; 2],
-    logits: CudaSlice<T>,
-    labels: CudaSlice<i64>,
-    quality: CudaSlice<f32>,
-    target: CudaSlice<f32>,
-    weight: CudaSlice<f32>,
-    grad: CudaSlice<T>,
-    loss: CudaSlice<f32>,
-}
-
-impl<T: Stored> RowSet<T> {
-    pub fn new(stream: &Arc<CudaStream>, inputs: &Inputs<T>) -> gfocal::Result<RowSet<T>> {
-        // The driver refuses to allocate nothing; what an operation does not take may be of any length.
-        let floats = |numbers: &[f32]| {
-            check(
-                "cuMemcpyHtoDAsync",
-                stream.clone_htod(if numbers.is_empty() { &[0.0][..] } else { numbers }),
-            )
-        };
-        let labels = if inputs.labels.is_empty() { &[0] } else { &*inputs.labels };
-        Ok(RowSet {
-            op: inputs.op,
-            shape: inputs.shape,
-            logits: check("cuMemcpyHtoDAsync", stream.clone_htod(&inputs.logits))?,
-            labels: check("cuMemcpyHtoDAsync", stream.clone_htod(labels))?,
-            quality: floats(&inputs.quality)?,
-            target: floats(&inputs.target)?,
-            weight: floats(&inputs.weight)?,
-            grad: check("cuMemAllocAsync", stream.alloc_zeros(inputs.logits.len()))?,
-            loss: check("cuMemAllocAsync", stream.alloc_zeros(inputs.results()))?,
-        })
-    }
-}
-
-impl<T: Stored> Set for RowSet<T> {
-    type Outcome = Outcome<T>;
-
-    fn clear(&mut self, stream: &Arc<CudaStream>) -> gfocal::Result<()> {
-        let loss = vec![f32::NAN; self.loss.len()];
-        check("cuMemcpyHtoDAsync", stream.memcpy_htod(&loss, &mut self.loss))?;
-        let grad = vec![T::from_f64(f64::NAN); self.grad.len()];
-        check("cuMemcpyHtoDAsync", stream.memcpy_htod(&grad, &mut self.grad))
-    }
-
-    fn outcome(&self, stream: &Arc<CudaStream>) -> gfocal::Result<Outcome<T>> {
-        let loss = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.loss))?;
-        let grad = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.grad))?;
-        check("cuStreamSynchronize", stream.synchronize())?;
-        Ok(Outcome { loss, grad })
-    }
-
-    fn launch(&mut self, handle: &Handle, pass: Pass) -> gfocal::Result<()> {
-        let RowSet { op, shape, logits, labels, quality, target, weight, grad, loss } = self;
-        let shape = *shape;
-        match op {
-            RowOp::Qfl => {
-                let qfl = QualityFocalLoss::default();
-                launch(qfl.cuda(handle, logits, shape, labels, quality).weight(weight), pass, loss, grad)
-            }
-            RowOp::Dfl => {
-                let dfl = DistributionFocalLoss::default();
-                launch(dfl.cuda(handle, logits, shape, target).weight(weight), pass, loss, grad)
-            }
-            RowOp::Integral if pass == Pass::Forward => integral::forward_cuda(handle, logits, shape, loss),
-            RowOp::Integral => integral::backward_cuda(handle, logits, shape, weight, grad),
-        }
-    }
-}
-
-fn launch<L: Operation, T: Stored>(
-    call: Call<'_, L, cuda::Device, T>,
-    pass: Pass,
-    loss: &mut CudaSlice<f32>,
-    grad: &mut CudaSlice<T>,
-) -> gfocal::Result<()> {
-    let call = call.reduction(Reduction::Sum);
-    match pass {
-        Pass::Forward => call.forward(loss),
-        Pass::ForwardBackward => call.forward_backward(loss, grad),
-        Pass::Backward => call.backward(grad),
     }
 }

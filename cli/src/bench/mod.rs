@@ -3,16 +3,17 @@
 mod args;
 mod case;
 mod ceiling;
+mod compare;
 mod cpu;
-mod data;
 mod date;
-mod formula;
 mod gpu;
 mod head;
+mod op;
 mod plot;
+mod random;
 mod report;
+mod rows;
 mod timing;
-mod verify;
 mod workload;
 
 use half::{bf16, f16};
@@ -20,13 +21,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 pub use args::BenchArgs;
 use args::Format;
-use case::{Case, Pass};
-use cpu::Calls;
-use data::{Inputs, Stored};
+use case::Case;
 use gpu::{Gpu, Sets};
+use op::Pass;
+use random::Stored;
 use report::Record;
 use timing::Samples;
-use workload::Workload;
+use workload::{Calls, Workload};
 
 use crate::device::{self, Device};
 use crate::error::{Error, Result};
@@ -143,7 +144,7 @@ impl Machine {
         bar.set_message(format!("checking {case}"));
         bar.tick();
         match case.op.on_rows() {
-            Some(op) => self.measure(case, args, bar, device, &Inputs::<T>::random(op, case.size)),
+            Some(op) => self.measure(case, args, bar, device, &rows::Inputs::<T>::random(op, case.size)),
             None => self.measure(case, args, bar, device, &head::Inputs::<T>::random(case.size)),
         }
     }

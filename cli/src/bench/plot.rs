@@ -4,7 +4,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::case::{Op, Pass};
+use super::op::{Op, Pass};
 use super::report::{Record, digits};
 use crate::error::{Error, Result};
 

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::case::{Case, Op, Pass};
+use super::case::Case;
+use super::op::{Op, Pass};
 use super::timing::Samples;
 use crate::report::json as to_json;
 use crate::table::table as aligned;

@@ -1,12 +1,13 @@
 //! What machines run and check, whatever the operation.
 
-use gfocal::cuda::Handle;
+use std::sync::Arc;
 
-use super::case::{Case, Pass};
-use super::cpu::{Calls, RowCalls};
-use super::data::{Inputs, Stored};
-use super::gpu::{RowSet, Set};
-use super::verify;
+use gfocal::cuda::Handle;
+use gfocal::cudarc::driver::CudaStream;
+
+use super::case::Case;
+use super::op::Pass;
+use super::timing::{Samples, wall_clock};
 use crate::error::Result;
 
 /// The inputs of a case, how they are run, and what that must give.
@@ -27,30 +28,32 @@ pub trait Workload {
     fn check(&self, case: &Case, run: impl FnMut(Pass) -> Result<Self::Outcome>) -> Result<()>;
 }
 
-/// What an operation on rows gives.
-pub struct Outcome<T> {
-    /// `[1]`, or the expectations `[rows]`.
-    pub loss: Vec<f32>,
-    pub grad: Vec<T>,
+/// Inputs, and where the results go.
+pub trait Calls {
+    /// What a pass gives.
+    type Outcome;
+
+    fn run(&mut self, pass: Pass) -> Result<()>;
+
+    /// Runs a pass, in memory that held NaN before.
+    fn outcome(&mut self, pass: Pass) -> Result<Self::Outcome>;
+
+    fn time(&mut self, pass: Pass, seconds: f64) -> Result<Samples> {
+        Samples::take(seconds, || wall_clock(|| self.run(pass)))
+    }
 }
 
-impl<T: Stored> Workload for Inputs<T> {
-    type Outcome = Outcome<T>;
-    type Calls<'a>
-        = RowCalls<'a, T>
-    where
-        Self: 'a;
-    type Set = RowSet<T>;
+/// The tensors of a call.
+pub trait Set {
+    /// What a pass gives.
+    type Outcome;
 
-    fn on_cpu(&self) -> RowCalls<'_, T> {
-        RowCalls::new(self)
-    }
+    /// Enqueues a pass.
+    fn launch(&mut self, handle: &Handle, pass: Pass) -> gfocal::Result<()>;
 
-    fn upload(&self, handle: &Handle) -> gfocal::Result<RowSet<T>> {
-        RowSet::new(handle.stream(), self)
-    }
+    /// Fills with NaN what a pass writes.
+    fn clear(&mut self, stream: &Arc<CudaStream>) -> gfocal::Result<()>;
 
-    fn check(&self, case: &Case, run: impl FnMut(Pass) -> Result<Outcome<T>>) -> Result<()> {
-        verify::check(case, self, run)
-    }
+    /// Reads what a pass has written.
+    fn outcome(&self, stream: &Arc<CudaStream>) -> gfocal::Result<Self::Outcome>;
 }

@@ -1,45 +1,21 @@
 //! Scenes to assign, and by what rules.
 
 mod run;
-mod transcription;
 
 use gfocal::assign::{AnchorGrid, Atss, Fcos, MAX_LEVELS};
-use gfocal::{AssignmentStatus, Background};
+use gfocal::{AssignmentStatus, Background, Counted};
+use gfocal_reference::assign::{self as reference};
+pub use gfocal_reference::assign::{By, Level, OfLevel, Scene, Ties};
 
 use super::random::Random;
 use super::vectors::Vectors;
 pub use run::{Cast, OnCuda, on_cpu, same, same_on_cuda};
-pub use transcription::transcription;
-
-/// Boxes, labels and images, and what else may be given.
-#[derive(Clone, Debug, Default)]
-pub struct Scene {
-    pub boxes: Vec<[f32; 4]>,
-    pub labels: Vec<i64>,
-    pub image: Vec<i64>,
-    pub weights: Option<Vec<f32>>,
-    pub ignore: Option<(Vec<[f32; 4]>, Vec<i64>)>,
-    pub valid_hw: Option<Vec<i64>>,
-    pub images: usize,
-    pub classes: usize,
-}
 
 /// Targets of each level, and what was wrong.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome<L = i64> {
     pub levels: Vec<OfLevel<L>>,
     pub status: AssignmentStatus,
-}
-
-/// `[images, anchors]` and `[images, anchors, 4]`.
-#[derive(Clone, Debug, Default)]
-pub struct OfLevel<L> {
-    pub labels: Vec<L>,
-    pub box_targets: Vec<f32>,
-    pub label_weights: Vec<f32>,
-    pub box_weights: Vec<f32>,
-    /// Empty for ATSS.
-    pub centerness: Vec<f32>,
 }
 
 impl Outcome {
@@ -52,19 +28,6 @@ impl Outcome {
     pub fn label_weights(&self) -> impl Iterator<Item = f32> {
         self.levels.iter().flat_map(|level| level.label_weights.iter().copied())
     }
-}
-
-/// Which of equally near anchors is taken.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Ties {
-    Lower,
-    Higher,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum By {
-    Atss { topk: usize },
-    Fcos { ranges: Vec<[f32; 2]>, radius: Option<f32> },
 }
 
 /// An assignment and its options.
@@ -115,10 +78,6 @@ impl Rules {
         Rules { background, ..self }
     }
 
-    pub fn background_label(&self, classes: usize) -> i64 {
-        if self.background == Background::First { 0 } else { classes as i64 }
-    }
-
     fn built(&self) -> gfocal::Result<Assigner> {
         Ok(match &self.by {
             By::Atss { topk } => Assigner::Atss(
@@ -145,65 +104,34 @@ enum Assigner {
     Fcos(Fcos),
 }
 
-/// A level, as a grid or as its boxes.
-#[derive(Clone, Debug)]
-pub enum Level {
-    Grid { height: usize, width: usize, stride: f32, offset: f32, sizes: Vec<[f32; 2]> },
-    Boxes(Vec<[f32; 4]>),
+/// What an assignment must give.
+pub fn transcription(rules: &Rules, ties: Ties, levels: &[Level], scene: &Scene) -> Outcome {
+    let Rules { by, background, ignore_iof, fallback } = rules.clone();
+    let background_first = background == Background::First;
+    let rules = reference::Rules { by, background_first, ignore_iof, fallback };
+    let (levels, faults) = reference::assign(&rules, ties, levels, scene);
+    let counted = |numbers: Vec<usize>| Counted {
+        count: numbers.len() as u32,
+        first: numbers.first().map(|&first| first as u64),
+    };
+    let status = AssignmentStatus {
+        bad_boxes: counted(faults.boxes),
+        bad_labels: counted(faults.labels),
+        bad_images: counted(faults.images),
+        unassigned: counted(faults.unassigned),
+    };
+    Outcome { levels, status }
 }
 
-impl Level {
-    /// mmdetection's anchors for GFL: 8 strides wide.
-    pub fn new(height: usize, width: usize, stride: f32) -> Level {
-        Level::Grid { height, width, stride, offset: 0.0, sizes: vec![[8.0 * stride; 2]] }
-    }
-
-    pub fn offset(self, new: f32) -> Level {
-        match self {
-            Level::Grid { height, width, stride, sizes, .. } => {
-                Level::Grid { height, width, stride, offset: new, sizes }
-            }
-            boxes => boxes,
-        }
-    }
-
-    pub fn sizes(self, new: &[[f32; 2]]) -> Level {
-        match self {
-            Level::Grid { height, width, stride, offset, .. } => {
-                Level::Grid { height, width, stride, offset, sizes: new.to_vec() }
-            }
-            boxes => boxes,
-        }
-    }
-
-    pub fn anchors(&self) -> usize {
-        match self {
-            Level::Grid { height, width, sizes, .. } => height * width * sizes.len(),
-            Level::Boxes(boxes) => boxes.len(),
-        }
-    }
-
-    pub fn stride(&self) -> f32 {
-        match self {
-            Level::Grid { stride, .. } => *stride,
-            Level::Boxes(_) => 16.0,
-        }
-    }
-
-    /// The same anchors, one by one.
-    pub fn explicit(&self) -> Level {
-        Level::Boxes(transcription::anchors(self).into_iter().map(|anchor| anchor.sides).collect())
-    }
-
-    fn grid(&self) -> Option<AnchorGrid> {
-        match self {
-            Level::Grid { height, width, stride, offset, sizes } => Some(
-                (AnchorGrid::new(*height, *width, *stride).with_offset(*offset))
-                    .with_sizes(sizes)
-                    .expect("a legal number of sizes"),
-            ),
-            Level::Boxes(_) => None,
-        }
+/// A level as a grid, if it is one.
+fn grid(level: &Level) -> Option<AnchorGrid> {
+    match level {
+        Level::Grid { height, width, stride, offset, sizes } => Some(
+            (AnchorGrid::new(*height, *width, *stride).with_offset(*offset))
+                .with_sizes(sizes)
+                .expect("a legal number of sizes"),
+        ),
+        Level::Boxes(_) => None,
     }
 }
 

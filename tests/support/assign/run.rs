@@ -9,7 +9,7 @@ use gfocal::{AssignmentStatus, Host, Label, Status};
 use super::super::gpu::Poison;
 use super::super::tolerance::check_same_bits;
 use super::super::{Buffer, Gpu};
-use super::{Assigner, By, Level, OfLevel, Outcome, Rules, Scene};
+use super::{Assigner, By, Level, OfLevel, Outcome, Rules, Scene, grid};
 
 /// A type of labels, for numbers that are given as i64.
 pub trait Cast: Label + Poison + PartialEq {
@@ -45,7 +45,7 @@ pub fn on_cpu<L: Cast>(rules: &Rules, levels: &[Level], scene: &Scene) -> gfocal
         .collect();
     let anchors: Vec<Anchors> = (levels.iter())
         .map(|level| match level {
-            Level::Grid { .. } => level.grid().expect("a grid").into(),
+            Level::Grid { .. } => grid(level).expect("a grid").into(),
             Level::Boxes(boxes) => Anchors::cpu(boxes.as_flattened()),
         })
         .collect();
@@ -117,7 +117,7 @@ impl<L: Cast> OnCuda<L> {
             }
         };
         let level = |level: &Level| match level {
-            Level::Grid { .. } => (level.grid(), Buffer::new(gpu, &[], 0)),
+            Level::Grid { .. } => (grid(level), Buffer::new(gpu, &[], 0)),
             Level::Boxes(boxes) => (None, Buffer::new(gpu, boxes.as_flattened(), offset)),
         };
         let integers = |numbers: &[i64]| Buffer::new(gpu, &L::cast(numbers), offset);

@@ -1,15 +1,11 @@
-//! The head loss in plain f64, from the formulas of the paper and of mmdetection's `GFLHead`.
-//!
-//! The derivatives of the box losses are computed by dual numbers, so that no formula for them is
-//! shared with anyone. Shares no code with the library.
-
-use std::ops::{Add, Div, Mul, Neg, Sub};
+//! What a step of the head loss must give: the plain formulas of `reference/`, and the library's table of semantics.
+//! Shares no code with the library.
 
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxCoding, BoxWeight, Normaliser, Normalisers, QualitySource};
 use gfocal::{Background, Status};
+use gfocal_reference::{BoxLoss, Decoded, decoded_loss, dfl, distances, integral, qfl};
 
-use super::super::reference::{dfl, integral, qfl};
 use super::super::tolerance::Want;
 use super::{LevelScene, PointsAt, Scene};
 
@@ -21,114 +17,24 @@ pub struct Expected {
     pub normalisers: Normalisers,
 }
 
-/// A number and its derivative.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dual(pub f64, pub f64);
-
-impl Add for Dual {
-    type Output = Dual;
-    fn add(self, other: Dual) -> Dual {
-        Dual(self.0 + other.0, self.1 + other.1)
-    }
-}
-impl Sub for Dual {
-    type Output = Dual;
-    fn sub(self, other: Dual) -> Dual {
-        Dual(self.0 - other.0, self.1 - other.1)
-    }
-}
-impl Mul for Dual {
-    type Output = Dual;
-    fn mul(self, other: Dual) -> Dual {
-        Dual(self.0 * other.0, self.1 * other.0 + self.0 * other.1)
-    }
-}
-impl Div for Dual {
-    type Output = Dual;
-    fn div(self, other: Dual) -> Dual {
-        Dual(self.0 / other.0, (self.1 * other.0 - self.0 * other.1) / (other.0 * other.0))
-    }
-}
-impl Neg for Dual {
-    type Output = Dual;
-    fn neg(self) -> Dual {
-        Dual(-self.0, -self.1)
-    }
-}
-impl Dual {
-    fn constant(value: f64) -> Dual {
-        Dual(value, 0.0)
-    }
-    /// As autograd has it, half of each where they are alike.
-    fn max(self, other: Dual) -> Dual {
-        let half = Dual(self.0, (self.1 + other.1) / 2.0);
-        if self.0 > other.0 {
-            self
-        } else if self.0 == other.0 {
-            half
-        } else {
-            other
-        }
-    }
-    fn min(self, other: Dual) -> Dual {
-        -(-self).max(-other)
-    }
-    /// As the library has it, constant at 0.
-    fn not_negative(self) -> Dual {
-        if self.0 > 0.0 { self } else { Dual::constant(0.0) }
-    }
-    fn atan(self) -> Dual {
-        Dual(self.0.atan(), self.1 / (1.0 + self.0 * self.0))
-    }
-}
-
-/// mmdetection's `bbox_overlaps`, `iou_loss` in its linear mode, `giou_loss`, `diou_loss` and
-/// `ciou_loss`, and 1 minus Ultralytics' `bbox_iou`, of one box: the IoU and the loss.
-pub fn box_loss(kind: IouKind, pred: [Dual; 4], target: [f64; 4], eps: f64) -> [Dual; 2] {
-    let constant = Dual::constant;
-    let [x1, y1, x2, y2] = pred;
-    let [tx1, ty1, tx2, ty2] = target.map(constant);
-    let (eps, one) = (constant(eps), constant(1.0));
-    let overlap = (x2.min(tx2) - x1.max(tx1)).not_negative() * (y2.min(ty2) - y1.max(ty1)).not_negative();
-    let union = (x2 - x1) * (y2 - y1) + (tx2 - tx1) * (ty2 - ty1) - overlap;
-    let iou = overlap / union.max(eps);
-    let (cw, ch) = (x2.max(tx2) - x1.min(tx1), y2.max(ty2) - y1.min(ty1));
-    let (cw, ch) = (cw.not_negative(), ch.not_negative());
-    let loss = match kind {
-        IouKind::Iou => one - iou,
-        IouKind::Giou => {
-            let hull = (cw * ch).max(eps);
-            one - (iou - (hull - union.max(eps)) / hull)
-        }
-        IouKind::Diou | IouKind::Ciou => {
-            let iou = overlap / (union + eps);
-            let diagonal = cw * cw + ch * ch + eps;
-            let (dx, dy) = ((tx1 + tx2) - (x1 + x2), (ty1 + ty2) - (y1 + y2));
-            let distance = (dx * dx + dy * dy) / constant(4.0) / diagonal;
-            let diou = iou - distance;
-            if kind == IouKind::Diou {
-                one - diou
-            } else {
-                let ratio = |w: Dual, h: Dual| (w / (h + eps)).atan();
-                let angle = ratio(tx2 - tx1, ty2 - ty1) - ratio(x2 - x1, y2 - y1);
-                let v = constant(4.0 / std::f64::consts::PI.powi(2)) * angle * angle;
-                let alpha = if iou.0 > 0.5 { v.0 / (1.0 - iou.0 + v.0) } else { 0.0 };
-                one - (diou - constant(alpha) * v)
-            }
-        }
-        IouKind::CiouUltralytics => {
-            let (w1, h1, w2, h2) = (x2 - x1, y2 - y1 + eps, tx2 - tx1, ty2 - ty1 + eps);
-            let iou = overlap / (w1 * h1 + w2 * h2 - overlap + eps);
-            let (dx, dy) = (tx1 + tx2 - x1 - x2, ty1 + ty2 - y1 - y2);
-            let distance = (dx * dx + dy * dy) / constant(4.0) / (cw * cw + ch * ch + eps);
-            let angle = (w2 / h2).atan() - (w1 / h1).atan();
-            let v = constant(4.0 / std::f64::consts::PI.powi(2)) * angle * angle;
-            let alpha = v.0 / (v.0 - iou.0 + (1.0 + eps.0));
-            one - (iou - (distance + v * constant(alpha)))
-        }
+fn box_loss(kind: IouKind) -> BoxLoss {
+    match kind {
+        IouKind::Iou => BoxLoss::Iou,
+        IouKind::Giou => BoxLoss::Giou,
+        IouKind::Diou => BoxLoss::Diou,
+        IouKind::Ciou => BoxLoss::Ciou,
+        IouKind::CiouUltralytics => BoxLoss::CiouUltralytics,
         other => panic!("{other:?} is not known here"),
+    }
+}
+
+fn divisors(rule: Normaliser, Normalisers { positives, box_weights }: Normalisers) -> [f64; 3] {
+    let rule = match rule {
+        Normaliser::Mmdetection => gfocal_reference::Normaliser::Mmdetection,
+        Normaliser::Nanodet => gfocal_reference::Normaliser::Nanodet,
+        Normaliser::Ultralytics => gfocal_reference::Normaliser::Ultralytics,
     };
-    [iou, loss]
+    rule.divisors(positives, box_weights)
 }
 
 /// What the targets say of an anchor.
@@ -259,18 +165,13 @@ impl Scene {
         let settings = &self.settings;
         let (image, position) = (anchor / level.positions(), anchor % level.positions());
         let (cls, sides) = (self.cls(level, image, position), self.sides(level, image, position));
-        let [x, y] = self.point(level, anchor);
+        let point = self.point(level, anchor);
         let target = [0, 1, 2, 3].map(|i| f64::from(level.box_targets[4 * anchor + i]) / level.stride);
-        let distances = [0, 1, 2, 3].map(|side| self.distance(&sides[side]));
-        let known =
-            sides.iter().flatten().all(|z| z.is_finite()) && distances.iter().all(|d| d.0.is_finite());
-        let pred = |by: usize| {
-            let e = |side: usize| Dual(distances[side].0, if side == by { 1.0 } else { 0.0 });
-            let at = Dual::constant;
-            [at(x) - e(0), at(y) - e(1), at(x) + e(2), at(y) + e(3)]
-        };
-        let losses = [0, 1, 2, 3].map(|side| box_loss(settings.iou, pred(side), target, settings.iou_eps()));
-        let [iou, iou_loss] = losses[0].map(|dual| dual.0);
+        let outputs = [0, 1, 2, 3].map(|side| self.distance(&sides[side]));
+        let known = sides.iter().flatten().all(|z| z.is_finite()) && outputs.iter().all(|d| d.0.is_finite());
+        let (kind, eps) = (box_loss(settings.iou), settings.iou_eps());
+        let decoded = decoded_loss(kind, point, outputs.each_ref().map(|output| output.0), target, eps);
+        let Decoded { iou, loss: iou_loss, slopes } = decoded;
         let q = match (settings.quality, &level.quality) {
             (QualitySource::Given, quality) => {
                 quality.as_ref().map_or(f64::NAN, |quality| f64::from(quality[anchor]).clamp(0.0, 1.0))
@@ -289,7 +190,7 @@ impl Scene {
         let bins = settings.numbers.is_none();
 
         let last = (settings.bins - 1) as f64 - settings.target_eps;
-        let targets = [x - target[0], y - target[1], target[2] - x, target[3] - y];
+        let targets = distances(point, target);
         let beyond = targets.iter().filter(|&&t| t < 0.0 || t > last).count();
         if beyond > 0 && bins && m != 0.0 {
             status.out_of_range_targets += beyond as u32;
@@ -305,8 +206,8 @@ impl Scene {
             }
             let (loss, of_dfl) = if bins { dfl(z, targets[side].clamp(0.0, last)) } else { (0.0, vec![0.0]) };
             dfl_loss += loss;
-            let slope = losses[side][1].1;
-            let both = distances[side].1.iter().zip(&of_dfl).map(|(integral, dfl)| [slope * integral, *dfl]);
+            let slope = slopes[side];
+            let both = outputs[side].1.iter().zip(&of_dfl).map(|(integral, dfl)| [slope * integral, *dfl]);
             grads.extend(both.map(|both| known.then_some(both)));
         }
         let iou_loss = if known { iou_loss } else { f64::NAN };
@@ -347,17 +248,11 @@ pub fn expect(scene: &Scene) -> Expected {
         _ => all().count(),
     };
     let normalisers = Normalisers { positives: count as f64, box_weights: sum_v };
-    let Normalisers { positives: n, box_weights } = scene.normalisers.unwrap_or(normalisers);
-    let w = box_weights.max(1.0);
-    let eps = 2f64.powi(-23);
-    let divisors = match settings.normaliser {
-        Normaliser::Mmdetection => [n + eps, w * (1.0 + eps), w * (4.0 + eps)],
-        Normaliser::Nanodet => [n.max(1.0), w, 4.0 * w],
-        Normaliser::Ultralytics => [w, w, 4.0 * w],
-    };
+    let by = scene.normalisers.unwrap_or(normalisers);
+    let divisors = divisors(settings.normaliser, by);
     let factors = [0, 1, 2].map(|i| settings.weights[i] / divisors[i]);
     // With a weight that is NaN nothing is promised of what W divides.
-    let known = !box_weights.is_nan();
+    let known = !by.box_weights.is_nan();
 
     let (mut losses, mut grads) = (Vec::new(), Vec::new());
     for ((level, positives), weights) in scene.levels.iter().zip(&positives).zip(&weights) {

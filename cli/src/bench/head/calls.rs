@@ -8,13 +8,19 @@ use gfocal::head::{Gradients, HeadWorkspace, LOSSES, Layout, Level, Logits, Poin
 use gfocal::{HeadLoss, Host, Memory};
 
 use super::data::{Inputs, LevelInputs};
-use super::pyramid::LevelSize;
-use super::{BINS, Outcome, SIDES};
-use crate::bench::case::Pass;
-use crate::bench::cpu::Calls;
-use crate::bench::data::Stored;
-use crate::bench::gpu::Set;
+use super::pyramid::{BINS, LevelSize, SIDES};
+use crate::bench::op::Pass;
+use crate::bench::random::Stored;
+use crate::bench::workload::{Calls, Set};
 use crate::error::Result;
+
+/// What a pass gives.
+pub struct Outcome<T> {
+    /// `[levels, 3]`: classification, box and distribution loss.
+    pub losses: Vec<f32>,
+    /// Of the class logits and of the box logits of each level.
+    pub grads: Vec<[Vec<T>; 2]>,
+}
 
 /// Inputs on the CPU, and where the results go.
 pub struct HeadCalls<'a, T> {

@@ -3,10 +3,9 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::pyramid::{LevelSize, Pyramid, positives};
-use super::{BINS, SIDES};
-use crate::bench::args::Size;
-use crate::bench::data::{PRIOR, SEED, Stored, normals};
+use super::pyramid::{BINS, LevelSize, Pyramid, SIDES, positives};
+use crate::bench::op::Size;
+use crate::bench::random::{PRIOR, SEED, Stored, normals};
 
 /// In strides: how far the sides of an object are from its centre.
 const EXTENT: std::ops::Range<f64> = 2.0..8.0;

@@ -1,4 +1,10 @@
-//! The levels of the pyramid that a number of anchors makes.
+//! The levels of the pyramid that a number of anchors makes, and the bytes of a step on them.
+
+use crate::bench::op::{Pass, Size};
+
+/// Sides of a box, each a distribution over bins.
+pub const SIDES: usize = 4;
+pub const BINS: usize = 17;
 
 /// Anchors of an image of COCO, of 800x1333 pixels.
 pub const COCO_ANCHORS: usize = 22_300;
@@ -66,8 +72,25 @@ fn compact(positions: usize, stride: f64) -> LevelSize {
     LevelSize { height, width: positions / height, stride }
 }
 
+/// The bytes that a pass must move: class logits, 8 of label and 4 of weight of each anchor, box logits and
+/// target box of each positive; and both gradients. Its twin is `least_bytes` in benches/peers/head.py.
+pub fn bytes(Size { rows, columns }: Size, element: usize, pass: Pass) -> usize {
+    let sides = SIDES * BINS * element;
+    let read = rows * (columns * element + 8 + 4) + Pyramid::of(rows).positives() * (sides + 16);
+    let written = if pass == Pass::Forward { 0 } else { rows * (columns * element + sides) };
+    read + written
+}
+
+/// What the largest pass takes for an anchor: both tensors and their gradients, labels, weights and targets,
+/// and the workspace.
+pub fn memory_of_anchor(columns: usize, element: usize) -> u128 {
+    (columns as u128 + (SIDES * BINS) as u128) * 2 * element as u128 + (8 + 4 + 16) + 32
+}
+
 #[cfg(test)]
 mod tests {
+    use gfocal::HeadLoss;
+
     use super::*;
 
     fn anchors(pyramid: &Pyramid) -> usize {
@@ -96,5 +119,20 @@ mod tests {
         let square = Pyramid::of(8_525);
         let sizes: Vec<_> = square.levels.iter().map(|level| [level.height, level.width]).collect();
         assert_eq!(sizes, [80, 40, 20, 10, 5].map(|side| [side, side]));
+    }
+
+    /// As head_bytes.py counts them for 16 images: "least possible".
+    #[test]
+    fn bytes_of_a_step_on_coco() {
+        assert_eq!(HeadLoss::mmdetection().box_channels(), SIDES * BINS);
+        let size = Size { rows: 16 * COCO_ANCHORS, columns: 80 };
+        assert_eq!(bytes(size, 4, Pass::ForwardBackward), 330_196_992);
+        let written = 16 * COCO_ANCHORS * (80 + 68) * 4;
+        assert_eq!(bytes(size, 4, Pass::Forward), 330_196_992 - written);
+        let all = 16 * COCO_ANCHORS as u128 * memory_of_anchor(80, 4);
+        assert!(
+            all > bytes(size, 4, Pass::ForwardBackward) as u128 + written as u128 / 3,
+            "box logits are there"
+        );
     }
 }

@@ -1,11 +1,12 @@
 //! Wrong results are not timed.
 
-use super::Outcome;
+use super::calls::Outcome;
 use super::data::Inputs;
-use super::formula::Truth;
-use crate::bench::case::{Case, Op, Pass};
-use crate::bench::data::Stored;
-use crate::bench::verify::{ROWS, close, tolerance};
+use super::truth::Truth;
+use crate::bench::case::Case;
+use crate::bench::compare::{ROWS, close, tolerance};
+use crate::bench::op::{Op, Pass};
+use crate::bench::random::Stored;
 use crate::error::{Error, Result};
 use crate::floats::Dtype;
 
@@ -109,11 +110,10 @@ fn check_anchor<T: Stored>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::BINS;
     use super::*;
-    use crate::bench::args::Size;
-    use crate::bench::cpu::Calls;
-    use crate::bench::workload::Workload;
+    use crate::bench::head::pyramid::BINS;
+    use crate::bench::op::Size;
+    use crate::bench::workload::{Calls, Workload};
 
     #[test]
     fn right_results_pass_and_wrong_ones_do_not() {

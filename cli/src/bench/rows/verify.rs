@@ -1,16 +1,15 @@
 //! Wrong results are not timed.
 
-use std::thread;
+use gfocal_reference::{dfl, integral, qfl_row};
 
-use super::case::{Case, Pass, RowOp};
-use super::data::{Inputs, Stored};
-use super::formula;
-use super::workload::Outcome;
+use super::calls::Outcome;
+use super::data::Inputs;
+use crate::bench::case::Case;
+use crate::bench::compare::{ROWS, close, tolerance};
+use crate::bench::cpu;
+use crate::bench::op::{Pass, RowOp};
+use crate::bench::random::Stored;
 use crate::error::{Error, Result};
-use crate::floats::Dtype;
-
-/// Gradients are compared in about so many rows, from first to last.
-pub const ROWS: usize = 256;
 
 /// Runs every pass once, and compares: the loss with the plain formula's over all rows, the gradient
 /// in a sample of rows, and the passes with each other.
@@ -26,7 +25,9 @@ pub fn check<T: Stored>(
         if pass != Pass::Backward && inputs.op != RowOp::Integral {
             let found = f64::from(outcome.loss[0]);
             let (expected, what) = match loss {
-                None => (total(inputs), "the plain formula's".to_owned()),
+                None => {
+                    (cpu::sum(inputs.shape[0], |row| truth(inputs, row).0), "the plain formula's".to_owned())
+                }
                 Some((loss, pass)) => (loss, format!("{}'s", pass.name())),
             };
             if !close(found, expected, 2e-6, 1e-12) {
@@ -48,17 +49,17 @@ fn check_row<T: Stored>(
     outcome: &Outcome<T>,
     row: usize,
 ) -> Result<(), String> {
-    let (columns, truth) = (inputs.shape[1], formula::row(inputs, row));
+    let (columns, (value, grad)) = (inputs.shape[1], truth(inputs, row));
     if (inputs.op, pass) == (RowOp::Integral, Pass::Forward) {
         let found = f64::from(outcome.loss[row]);
-        let right = close(found, truth.value, 1e-5, 1e-6);
-        return if right { Ok(()) } else { Err(format!("row {row} is {found}, not {}", truth.value)) };
+        let right = close(found, value, 1e-5, 1e-6);
+        return if right { Ok(()) } else { Err(format!("row {row} is {found}, not {value}")) };
     }
     if pass == Pass::Forward {
         return Ok(());
     }
     let (relative, absolute) = tolerance(case.dtype);
-    for (column, &truth) in truth.grad.iter().enumerate() {
+    for (column, &truth) in grad.iter().enumerate() {
         let found = outcome.grad[row * columns + column].to_f64();
         if !close(found, truth, relative, absolute) {
             let at = format!("row {row}, column {column}");
@@ -68,41 +69,24 @@ fn check_row<T: Stored>(
     Ok(())
 }
 
-/// Twice one unit in the last place for the storage types, 1e-5 for f32; and what is lost where
-/// two numbers near each other are subtracted, or below the least normal number.
-pub fn tolerance(dtype: Dtype) -> (f64, f64) {
-    match dtype {
-        Dtype::F64 | Dtype::F32 => (1e-5, 4e-7),
-        Dtype::F16 => (2f64.powi(-9), 4e-7),
-        Dtype::Bf16 => (2f64.powi(-6), 4e-7),
-    }
-}
-
-/// NaN is never close.
-pub fn close(found: f64, expected: f64, relative: f64, absolute: f64) -> bool {
-    (found - expected).abs() <= relative * expected.abs() + absolute
-}
-
-/// The plain formula's loss of all rows, by all cores.
-fn total<T: Stored>(inputs: &Inputs<T>) -> f64 {
-    let rows = inputs.shape[0];
-    let share = rows.div_ceil(super::cpu::threads());
-    let sum = |start: usize| -> f64 {
-        (start..rows.min(start + share)).map(|row| formula::row(inputs, row).value).sum()
+/// The formula's result and gradient of a row, with its weight.
+fn truth<T: Stored>(inputs: &Inputs<T>, row: usize) -> (f64, Vec<f64>) {
+    let (z, weight) = (inputs.row(row), f64::from(inputs.weight[row]));
+    let (value, mut grad) = match inputs.op {
+        RowOp::Qfl => qfl_row(&z, inputs.labels[row], inputs.quality[row].into(), 2.0),
+        RowOp::Dfl => dfl(&z, inputs.target[row].into()),
+        RowOp::Integral => integral(&z),
     };
-    thread::scope(|scope| {
-        let parts: Vec<_> = (0..rows).step_by(share).map(|start| scope.spawn(move || sum(start))).collect();
-        parts.into_iter().map(|part| part.join().expect("the formula does not panic")).sum()
-    })
+    grad.iter_mut().for_each(|slope| *slope *= weight);
+    (if inputs.op == RowOp::Integral { value } else { value * weight }, grad)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::args::Size;
-    use crate::bench::case::Op;
-    use crate::bench::cpu::Calls;
-    use crate::bench::workload::Workload;
+    use crate::bench::op::{Op, Size};
+    use crate::bench::workload::{Calls, Workload};
+    use crate::floats::Dtype;
 
     fn case(op: Op) -> Case {
         Case { op, dtype: Dtype::F32, size: Size { rows: 300, columns: 9 }, passes: vec![] }

@@ -1,19 +1,171 @@
-//! ATSS and FCOS, transcribed from their definitions: for all pairs of anchors and boxes, in f64 where f32
+//! Equations (14) and (15): ATSS and FCOS by their definitions, for all pairs of anchors and boxes, in f64 where f32
 //! is not asked for.
 
-use gfocal::{Background, Counted};
+/// Boxes, labels and images, and what else may be given.
+#[derive(Clone, Debug, Default)]
+pub struct Scene {
+    /// Of all images, x1, y1, x2, y2 in pixels.
+    pub boxes: Vec<[f32; 4]>,
+    /// Of each box.
+    pub labels: Vec<i64>,
+    /// Of each box, its image; -1: padding.
+    pub image: Vec<i64>,
+    /// Of each box.
+    pub weights: Option<Vec<f32>>,
+    /// Regions to ignore, and their images.
+    pub ignore: Option<(Vec<[f32; 4]>, Vec<i64>)>,
+    /// Height and width of each image.
+    pub valid_hw: Option<Vec<i64>>,
+    /// How many images there are.
+    pub images: usize,
+    /// How many classes there are.
+    pub classes: usize,
+}
 
-use super::{By, Level, OfLevel, Outcome, Rules, Scene, Ties};
+/// The targets of a level, `[images, anchors]` and `[images, anchors, 4]`.
+#[derive(Clone, Debug, Default)]
+pub struct OfLevel<L = i64> {
+    /// The class of an anchor's box, or background.
+    pub labels: Vec<L>,
+    /// Its box; four zeros: none.
+    pub box_targets: Vec<f32>,
+    /// 0 where an anchor takes no part, else 1.
+    pub label_weights: Vec<f32>,
+    /// The weight of its box; 0: none.
+    pub box_weights: Vec<f32>,
+    /// Empty for ATSS.
+    pub centerness: Vec<f32>,
+}
+
+/// Which of equally near anchors is taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ties {
+    /// The one with the lower number.
+    Lower,
+    /// The one with the higher number.
+    Higher,
+}
+
+/// By which rule.
+#[derive(Clone, Debug, PartialEq)]
+pub enum By {
+    /// (14)
+    Atss {
+        /// Candidates of each level.
+        topk: usize,
+    },
+    /// (15)
+    Fcos {
+        /// Of each level, from what to what distance.
+        ranges: Vec<[f32; 2]>,
+        /// In strides, how far from a box's centre a point may be.
+        radius: Option<f32>,
+    },
+}
+
+/// An assignment and its options.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// Which one.
+    pub by: By,
+    /// Whether 0 is background, and 1 the first class; else the number of classes is.
+    pub background_first: bool,
+    /// Above which overlap with a region to ignore an anchor takes no part; 0 or less: never.
+    pub ignore_iof: f32,
+    /// How many of the nearest free anchors a box has that else has none.
+    pub fallback: usize,
+}
+
+/// Numbers of boxes, in rising order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Faults {
+    /// Not finite, or without width or height.
+    pub boxes: Vec<usize>,
+    /// Whose label is not a class.
+    pub labels: Vec<usize>,
+    /// In no image of the batch, and no padding.
+    pub images: Vec<usize>,
+    /// Without an anchor in the end.
+    pub unassigned: Vec<usize>,
+}
+
+/// A level, as a grid or as its boxes.
+#[derive(Clone, Debug)]
+pub enum Level {
+    /// At each position an anchor of each size.
+    Grid {
+        /// Rows of positions.
+        height: usize,
+        /// Positions in a row.
+        width: usize,
+        /// Pixels from one position to the next.
+        stride: f32,
+        /// Of the first position, in strides.
+        offset: f32,
+        /// Width and height.
+        sizes: Vec<[f32; 2]>,
+    },
+    /// One after the other.
+    Boxes(Vec<[f32; 4]>),
+}
+
+impl Level {
+    /// mmdetection's anchors for GFL: 8 strides wide.
+    pub fn new(height: usize, width: usize, stride: f32) -> Level {
+        Level::Grid { height, width, stride, offset: 0.0, sizes: vec![[8.0 * stride; 2]] }
+    }
+
+    /// With the first position so many strides from the corner.
+    pub fn offset(self, new: f32) -> Level {
+        match self {
+            Level::Grid { height, width, stride, sizes, .. } => {
+                Level::Grid { height, width, stride, offset: new, sizes }
+            }
+            boxes => boxes,
+        }
+    }
+
+    /// With anchors of these widths and heights.
+    pub fn sizes(self, new: &[[f32; 2]]) -> Level {
+        match self {
+            Level::Grid { height, width, stride, offset, .. } => {
+                Level::Grid { height, width, stride, offset, sizes: new.to_vec() }
+            }
+            boxes => boxes,
+        }
+    }
+
+    /// How many anchors an image has.
+    pub fn anchors(&self) -> usize {
+        match self {
+            Level::Grid { height, width, sizes, .. } => height * width * sizes.len(),
+            Level::Boxes(boxes) => boxes.len(),
+        }
+    }
+
+    /// Of a grid; of boxes, 16.
+    pub fn stride(&self) -> f32 {
+        match self {
+            Level::Grid { stride, .. } => *stride,
+            Level::Boxes(_) => 16.0,
+        }
+    }
+
+    /// The same anchors, one by one.
+    pub fn explicit(&self) -> Level {
+        Level::Boxes(anchors(self).into_iter().map(|anchor| anchor.sides).collect())
+    }
+}
 
 /// An anchor, where it is, and its row, column and stride on a grid.
-pub struct Anchor {
-    pub sides: [f32; 4],
+struct Anchor {
+    sides: [f32; 4],
     point: [f32; 2],
     cell: Option<([f64; 2], f64)>,
 }
 
 /// The anchors of a level, by its definition.
-pub fn anchors(level: &Level) -> Vec<Anchor> {
+fn anchors(level: &Level) -> Vec<Anchor> {
     let mut all = Vec::new();
     match level {
         Level::Boxes(boxes) => {
@@ -71,40 +223,31 @@ fn is_usable(b: [f32; 4]) -> bool {
     b.iter().all(|side| side.is_finite()) && b[0] < b[2] && b[1] < b[3]
 }
 
-fn count(counted: &mut Counted, number: usize) {
-    counted.count += 1;
-    counted.first = counted.first.or(Some(number as u64));
-}
-
 /// An anchor of an image: level, image, number.
 type Place = (usize, usize, usize);
 
-pub fn transcription(rules: &Rules, ties: Ties, levels: &[Level], scene: &Scene) -> Outcome {
+/// (14), (15): the targets of each level, and which boxes could not be used, or have no anchor.
+pub fn assign(rules: &Rules, ties: Ties, levels: &[Level], scene: &Scene) -> (Vec<OfLevel>, Faults) {
     let levels: Vec<Vec<Anchor>> = levels.iter().map(anchors).collect();
-    let mut out = Outcome::default();
+    let (mut out, mut faults) = (Vec::new(), Faults::default());
 
     // Which boxes take part.
     let mut images: Vec<Option<usize>> = Vec::new();
-    let classes = match rules.background {
-        Background::Last => 0..scene.classes as i64,
-        Background::First => 1..scene.classes as i64 + 1,
-    };
+    let first = i64::from(rules.background_first);
+    let classes = first..scene.classes as i64 + first;
+    let background = if rules.background_first { 0 } else { scene.classes as i64 };
     let mut image_of = |number: usize, b: [f32; 4], label: Option<i64>, image: i64| {
         if image == -1 {
             return None;
         }
         let good_label = label.is_none_or(|label| classes.contains(&label));
         let good_image = 0 <= image && image < scene.images as i64;
-        let status = &mut out.status;
-        if !is_usable(b) {
-            count(&mut status.bad_boxes, number);
-        }
-        if !good_label {
-            count(&mut status.bad_labels, number);
-        }
-        if !good_image {
-            count(&mut status.bad_images, number);
-        }
+        let found = [
+            (is_usable(b), &mut faults.boxes),
+            (good_label, &mut faults.labels),
+            (good_image, &mut faults.images),
+        ];
+        found.into_iter().filter(|(good, _)| !good).for_each(|(_, numbers)| numbers.push(number));
         (is_usable(b) && good_label && good_image).then_some(image as usize)
     };
     for (number, &b) in scene.boxes.iter().enumerate() {
@@ -246,7 +389,7 @@ pub fn transcription(rules: &Rules, ties: Ties, levels: &[Level], scene: &Scene)
         free.sort_by(|a, b| a.0.partial_cmp(&b.0).expect("finite distances"));
         free.truncate(rules.fallback);
         if free.is_empty() {
-            count(&mut out.status.unassigned, g);
+            faults.unassigned.push(g);
         }
         for (_, place) in free {
             owners[place.0][at(place)] = Some(g);
@@ -258,7 +401,6 @@ pub fn transcription(rules: &Rules, ties: Ties, levels: &[Level], scene: &Scene)
         let mut of_level = OfLevel::default();
         for (i, &owner) in owners.iter().enumerate() {
             let (image, number) = (i / levels[level].len(), i % levels[level].len());
-            let background = rules.background_label(scene.classes);
             of_level.labels.push(owner.map_or(background, |g| scene.labels[g]));
             of_level.box_targets.extend(owner.map_or([0.0; 4], |g| scene.boxes[g]));
             of_level.label_weights.push(if takes_part((level, image, number)) { 1.0 } else { 0.0 });
@@ -275,7 +417,7 @@ pub fn transcription(rules: &Rules, ties: Ties, levels: &[Level], scene: &Scene)
                 of_level.centerness.push(owner.map_or(0.0, centerness));
             }
         }
-        out.levels.push(of_level);
+        out.push(of_level);
     }
-    out
+    (out, faults)
 }
