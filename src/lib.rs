@@ -26,7 +26,7 @@ pub use call::{Call, Operation};
 pub use cudarc;
 pub use dfl::DistributionFocalLoss;
 pub use element::{Element, Label, LabelSlice};
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, Result};
 pub use gfl::Gfl;
 pub use half::{bf16, f16};
 pub use head::HeadLoss;

@@ -287,39 +287,3 @@ fn buffers_of_another_device() {
         );
     }
 }
-
-/// Those that this machine does not give: their words, and that they can be formatted without a
-/// driver.
-#[test]
-fn words() {
-    let errors = [
-        (
-            Error::NoDriver { reason: "libcuda.so: cannot open".into() },
-            "no CUDA driver (libcuda.so: cannot open); install NVIDIA's driver, version 525 or newer",
-        ),
-        (
-            Error::OldDriver { version: 11_080 },
-            "the CUDA driver supports CUDA 11.8, gfocal needs 12.0; update NVIDIA's driver to version 525 or newer",
-        ),
-        (
-            Error::OldDevice { compute_capability: 61 },
-            "the device's compute capability is 6.1, the kernels need 7.5 (Turing) or newer",
-        ),
-        (
-            Error::NoImage { unit: "qfl", storage: "f32", attempts: "none".into() },
-            "no kernel image for qfl in f32 could be loaded: none",
-        ),
-        (
-            Error::Driver {
-                call: "cuLaunchKernel",
-                code: 1,
-                name: "CUDA_ERROR_INVALID_VALUE".into(),
-                message: "invalid argument".into(),
-            },
-            "cuLaunchKernel failed: CUDA_ERROR_INVALID_VALUE (1), invalid argument",
-        ),
-    ];
-    for (error, text) in errors {
-        assert_eq!(error.to_string(), text);
-    }
-}
