@@ -228,6 +228,18 @@ fn least_divisors_and_bad_rows() {
     }
 }
 
+/// So many blocks that the last one needs several warps for their sums.
+#[test]
+fn sums_of_many_blocks() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(63);
+    for (dense, beta) in [(false, 2.0), (true, 1.5)] {
+        let [qfl, dfl] = step(&mut random, [20_000, 2], [20_000, 2], dense);
+        let qfl = qfl.with_beta(beta);
+        check_types(&gpu, "many blocks", [&qfl, &dfl], [&Layout::ALIGNED, &Layout::ALIGNED]);
+    }
+}
+
 /// A plan for one of the two, which has to be reduced.
 fn reduced(plan: Plan, kind: Kind, least: usize) -> Plan {
     let reduction = if plan.reduction == Reduction::None { Reduction::Sum } else { plan.reduction };

@@ -176,6 +176,12 @@ fn large_levels_and_many_classes_on_cuda() {
         on_cuda::<f32, f32>(&gpu, "a large level", &scene, &[Form::Nchw]);
         on_cuda::<f16, f16>(&gpu, "a large level", &scene, &[Form::Nchw]);
         on_cuda::<bf16, bf16>(&gpu, "a large level", &scene, &[Form::Nchw]);
+        // Shared by several lanes, the last of which have fewer.
+        let plain = Recipe { classes: 150, sizes: vec![(8, 12, 8.0), (2, 6, 16.0)], ..recipe.clone() };
+        let scene = plain.scene(&mut random);
+        on_cuda::<f32, f32>(&gpu, "plain classes", &scene, &Form::ALL);
+        on_cuda::<f16, f16>(&gpu, "plain classes", &scene, &Form::ALL);
+        on_cuda::<bf16, bf16>(&gpu, "plain classes", &scene, &Form::ALL);
         let many = Options { scores: true, class_weights: true, ..Options::default() };
         let recipe = Recipe { classes: 150, sizes: vec![(3, 4, 8.0)], options: many, faults: true, ..recipe };
         on_cuda::<f32, f32>(&gpu, "many classes", &recipe.scene(&mut random), &[Form::Nchw]);

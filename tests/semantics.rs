@@ -191,12 +191,12 @@ fn quality_is_clamped_and_nan_is_invalid_for_positives_only() {
 #[test]
 fn a_nan_in_a_dense_row_makes_the_row_invalid() {
     let gpu = gpu();
-    for classes in [1usize, 3, 80, 131] {
+    for (classes, beta) in [(1usize, 2.0), (3, 2.0), (80, 2.0), (131, 2.0), (1, 1.5), (3, 0.0), (80, 1.5)] {
         let logits = Random::new(4).many(4 * classes, -3.0, 3.0);
         let mut target = vec![0.25; 4 * classes];
         target[classes] = f32::NAN;
         target[4 * classes - 1] = f32::NAN;
-        let case = Case::dense([4, classes], &logits, &target);
+        let case = Case::dense([4, classes], &logits, &target).with_beta(beta);
         check_everywhere(&gpu, &case);
         for got in on_both::<f32>(&gpu, &none(case)) {
             assert_eq!(got.status, Status { bad_qualities: 2, first_bad_row: Some(1), ..Status::default() });
