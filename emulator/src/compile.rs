@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const DRIVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/driver");
 const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels");
+/// Kernels for reading and for tests, in a folder of the others'.
+const NAIVE: &str = "naive";
 const DRIVER_12_0: &str = include_str!("../driver/symbols-12.0.txt");
 const CACHE: &str = concat!(env!("OUT_DIR"), "/driver");
 
@@ -222,7 +224,12 @@ fn units(compiler: &Compiler, kernels: Option<&Path>) -> Result<Vec<Unit>, Error
             }
         }
         let contract = if crate::set("GFOCAL_EMULATOR_CONTRACT") { "fast" } else { "off" };
-        for (path, contents) in files(kernels, &["cu"])? {
+        let mut sources = files(kernels, &["cu"])?;
+        let naive = kernels.join(NAIVE);
+        if naive.is_dir() {
+            sources.extend(files(&naive, &["cu"])?);
+        }
+        for (path, contents) in sources {
             let text = String::from_utf8_lossy(&contents);
             for storage in STORAGES {
                 let mut flags = strings(KERNEL_FLAGS);

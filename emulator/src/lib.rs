@@ -107,7 +107,13 @@ impl Driver {
 /// The first call in a tree compiles it, which takes some seconds. Later calls in the process
 /// return the same emulator. cudarc must not have been used before.
 pub fn install() -> Result<Emulator, Error> {
-    if set("GFOCAL_EMULATOR_PTX") { install_for_ptx() } else { install_with(&default_kernels()) }
+    if set("GFOCAL_EMULATOR_PTX") { install_for_ptx() } else { install_sources() }
+}
+
+/// [`install`], with the sources, whatever the environment says: those in `kernels/naive` too, of which there is no
+/// PTX.
+pub fn install_sources() -> Result<Emulator, Error> {
+    install_with(&default_kernels())
 }
 
 /// [`install`], with the sources of another folder, which run whatever the environment says. They
