@@ -172,7 +172,8 @@ fn boxes() {
         let corners = |i: usize| {
             let [x, y, w, h] = [(0.0, 20.0), (0.0, 20.0), (1.0, 9.0), (1.0, 9.0)]
                 .map(|(low, high)| random.between(low, high));
-            [x, y, x + w, y + h].map(|side| if i % 3 == 0 { side.round() as f32 } else { side as f32 })
+            [x, y, x + w, y + h]
+                .map(|side| if i.is_multiple_of(3) { side.round() as f32 } else { side as f32 })
         };
         (0..count).flat_map(corners).collect()
     };
