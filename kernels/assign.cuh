@@ -4,12 +4,12 @@
 #include "boxes.cuh"
 #include "call.cuh"
 
-constexpr int BLOCK = 256;      // twin in src/cuda/raw/assign.rs
+constexpr int BLOCK = 256;      // twin in src/assign/launch.rs
 constexpr int MAX_LEVELS = 8;   // a warp of the block for each; twin in src/assign/mod.rs
 constexpr int MAX_TOPK = 256;   // twin in src/assign/atss/mod.rs
 constexpr int MAX_SIZES = 16;   // twin in src/assign/anchors.rs
 
-// Field by field the same as `AssignLevel` in src/cuda/raw/assign.rs.
+// Field by field the same as `AssignLevel` in src/assign/launch.rs.
 struct AssignLevel {
     const float* anchors;  // [width, 4]; null: on a grid
     void* labels;          // [images, height * width * each], i64 or i32
@@ -28,7 +28,7 @@ struct AssignLevel {
     float half[32];        // ATSS, on a grid: half the widths and heights of the anchors of a position
 };
 
-// Field by field the same as `AssignArgs` in src/cuda/raw/assign.rs.
+// Field by field the same as `AssignArgs` in src/assign/launch.rs.
 struct AssignArgs {
     AssignLevel level[8];
     const float* gt_boxes;     // [gts, 4]

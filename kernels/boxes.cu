@@ -1,10 +1,10 @@
 // Box losses: 1 - IoU and its variants, and the gradient with respect to the predictions. One
-// thread a box. Boxes are f32 always, so this is compiled for f32 alone.
+// thread a box, as `naive_boxes` in naive/naive.cu. Boxes are f32 always, so this is compiled for f32 alone.
 #include "boxes.cuh"
 
-constexpr int BLOCK = 128;  // twin in src/cuda/raw.rs
+constexpr int BLOCK = 128;  // twin in src/boxes/launch.rs
 
-// Field by field the same as `BoxesArgs` in src/cuda/raw.rs.
+// Field by field the same as `BoxesArgs` in src/boxes/launch.rs.
 struct BoxesArgs {
     const float* pred;      // [boxes, 4]
     const float* target;    // [boxes, 4]

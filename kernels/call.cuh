@@ -1,5 +1,5 @@
 // What the calls of all operations have in common. The Rust twins, field by field, are in
-// src/cuda/raw.rs.
+// src/cuda/args.rs.
 #pragma once
 #include "reduce.cuh"
 

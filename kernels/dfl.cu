@@ -7,7 +7,7 @@
 #if defined(STORAGE_BF16) && __CUDA_ARCH__ < 800
 constexpr int TILE16_BACKWARD_BLOCKS = 5;
 #else
-constexpr int TILE16_BACKWARD_BLOCKS = 6;  // and so many are launched: src/cuda/raw.rs
+constexpr int TILE16_BACKWARD_BLOCKS = 6;  // and so many are launched: src/dfl/launch.rs
 #endif
 
 KERNEL(dfl_tile16_forward_backward, DFL_BLOCK, TILE16_BACKWARD_BLOCKS)(const DflArgs a) { dfl_tile<true, 16, DFL_BLOCK>(a); }

@@ -1,7 +1,6 @@
 // Distribution Focal Loss, forward and forward with backward, in one pass over the logits.
 //
-// Naively, for each row of K logits z and a target t: the cross entropies against bin
-// i = floor(t) and against bin i + 1, weighted 1 - (t - i) and t - i; two log-softmax. Here:
+// Naively it is `naive_dfl` in naive/naive.cu; mmdetection has two cross entropies for it. Here:
 //  1. One log-sum-exp serves both, and the gradient softmax(z) - two_hot(t).
 //  2. `tile` is for 16 and 17 bins: one thread a row (two rows in 16-bit, so that K rows' words
 //     come out even), the logits staged through shared memory with 16-byte accesses.
@@ -16,10 +15,10 @@
 #include "math.cuh"
 #include "softmax.cuh"
 
-constexpr int DFL_BLOCK = 128;       // of `tile`; twin in src/cuda/raw.rs
-constexpr int DFL_ROWS_BLOCK = 256;  // of `rows`; twin in src/cuda/raw.rs
+constexpr int DFL_BLOCK = 128;       // of `tile`; twin in src/dfl/launch.rs
+constexpr int DFL_ROWS_BLOCK = 256;  // of `rows`; twin in src/dfl/launch.rs
 
-// Field by field the same as `DflArgs` in src/cuda/raw.rs.
+// Field by field the same as `DflArgs` in src/dfl/launch.rs.
 struct DflArgs {
     Scaling scaling;
     const Scalar* logits;  // [rows, bins]

@@ -5,10 +5,10 @@
 #include "dfl.cuh"
 #include "qfl.cuh"
 
-constexpr int GFL_BLOCK = 256;  // twin in src/cuda/raw.rs
+constexpr int GFL_BLOCK = 256;  // twin in src/gfl/launch.rs
 static_assert(GFL_BLOCK == QFL_ROWS_BLOCK && GFL_BLOCK == DFL_ROWS_BLOCK, "the rows of both");
 
-// Field by field the same as `GflArgs` in src/cuda/raw.rs.
+// Field by field the same as `GflArgs` in src/gfl/launch.rs.
 struct GflArgs {
     QflArgs qfl;     // their `loss` and `scratch` are not used
     DflArgs dfl;

@@ -5,7 +5,7 @@
 // Phase two (`head_losses`) passes over all class logits, and writes all gradients. In between the normalisers
 // may be averaged over processes: the host never sees them.
 //
-// What the kernels do differently from the formulas:
+// Naively they are `naive_head_positives` and `naive_head_losses` in naive/naive.cu. What the kernels do differently:
 //  1. Nothing is permuted, gathered or concatenated: every level has strides of its own, and its own blocks.
 //  2. Positives are few and cluster, so a block collects those of its anchors and shares them out: a warp for
 //     each in phase one, 8 lanes for each side in phase two. Their arithmetic is in double.
@@ -21,7 +21,7 @@
 #include "call.cuh"
 #include "math.cuh"
 
-constexpr int HEAD_BLOCK = 256;  // threads; twin in src/cuda/raw/head/plan.rs
+constexpr int HEAD_BLOCK = 256;  // threads; twin in src/head/launch/plan.rs
 constexpr u32 HEAD_WARPS = HEAD_BLOCK / 32;
 constexpr u32 HEAD_LEVELS = 8;   // the most; twin of MAX_LEVELS in src/head/mod.rs
 
@@ -32,7 +32,7 @@ struct Strides {
     u64 position;
 };
 
-// A level of the pyramid. Field by field the same as `HeadLevel` in src/cuda/raw/head.rs.
+// A level of the pyramid. Field by field the same as `HeadLevel` in src/head/launch.rs.
 struct HeadLevel {
     const Scalar* cls;        // its first element; in phase one of the type that HeadArgs tells
     const void* boxes;        // its first element; channel = side * bins + bin
@@ -66,7 +66,7 @@ struct HeadLevel {
     u32 box_way;              // as below
 };
 
-// Field by field the same as `HeadArgs` in src/cuda/raw/head.rs.
+// Field by field the same as `HeadArgs` in src/head/launch.rs.
 struct HeadArgs {
     HeadLevel levels[HEAD_LEVELS];
     float* normalisers;       // [2]: number of positives, sum of their box weights
@@ -107,7 +107,7 @@ struct HeadArgs {
 constexpr u32 PLAIN = 0, MASKED_ANCHOR = 0xffffffffu;
 
 // What a lane has of the class logits: single ones, VECTOR positions, half as many, VECTOR channels. Twins of these
-// and the next in src/cuda/raw/head/plan.rs.
+// and the next in src/head/launch/plan.rs.
 constexpr u32 CLS_SCALARS = 0, CLS_POSITIONS = 1, CLS_HALF_VECTORS = 2, CLS_CHANNELS = 3;
 // Of the box logits: nothing is contiguous, channels are, so are anchors, positions are.
 constexpr u32 BOX_SCALARS = 0, BOX_CHANNELS = 1, BOX_ANCHORS = 2, BOX_POSITIONS = 3;

@@ -5,7 +5,7 @@
 // Zeros, and then what the positives have, 8 lanes for each side. A block has a tile of anchors at a time: one side
 // of many of an image where positions are contiguous, else all sides of a few.
 DEVICE void head_boxes(const HeadArgs& a, const HeadLevel& level, u32 blocks, const HeadFactors& factors, bool& finite) {
-    constexpr u32 MOST = 4 * HEAD_BLOCK;  // twin of BOX_POSITIONS_OF_TILE in src/cuda/raw/head/plan.rs
+    constexpr u32 MOST = 4 * HEAD_BLOCK;  // twin of BOX_POSITIONS_OF_TILE in src/head/launch/plan.rs
     SHARED(u16, queue, MOST);             // positives among the anchors of a tile, in any order
     SHARED(u32, queued, 1);
     const bool by_position = level.box_way == BOX_POSITIONS;

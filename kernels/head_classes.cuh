@@ -3,7 +3,7 @@
 #include "head_elements.cuh"
 
 // What a lane has in flight: pieces of 16 bytes, or with another beta than 2, which takes more registers and
-// instructions, so many elements. Twins in src/cuda/raw/head/plan.rs. Of those that go one by one it has VECTOR.
+// instructions, so many elements. Twins in src/head/launch/plan.rs. Of those that go one by one it has VECTOR.
 constexpr int HEAD_UNROLL = 4;
 constexpr int HEAD_ELEMENTS_ANY_BETA = 16;
 

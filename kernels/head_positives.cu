@@ -1,4 +1,4 @@
-// The entry point of the head loss's phase one. How many blocks a multiprocessor gets is in src/cuda/raw/head/plan.rs,
+// The entry point of the head loss's phase one. How many blocks a multiprocessor gets is in src/head/launch/plan.rs,
 // too, as for the other entry points of the head loss.
 #include "head_positives.cuh"
 

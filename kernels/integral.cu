@@ -1,14 +1,14 @@
 // The integral of a distribution over bins: its expectation E = sum_j j * softmax(z)_j, and the
-// gradient p_j * (j - E) * upstream.
+// gradient p_j * (j - E) * upstream. Naively it is `naive_integral` in naive/naive.cu.
 //
 // E is computed around the integer nearest to it: where one bin has nearly all, j - E is the
 // small difference of large numbers otherwise.
 #include "reduce.cuh"
 #include "softmax.cuh"
 
-constexpr int BLOCK = 256;  // twin in src/cuda/raw.rs
+constexpr int BLOCK = 256;  // twin in src/integral/launch.rs
 
-// Field by field the same as `IntegralArgs` in src/cuda/raw.rs.
+// Field by field the same as `IntegralArgs` in src/integral/launch.rs.
 struct IntegralArgs {
     const Scalar* logits;   // [rows, bins]
     float* expectation;     // [rows], or null

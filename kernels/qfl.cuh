@@ -1,7 +1,6 @@
 // Quality Focal Loss, forward and forward with backward, in one pass over the logits.
 //
-// Naively, for each element: y = quality[row] if column == label[row] else 0, and
-// QFL(x, y) = |y - sigma(x)|^beta * (softplus(x) - x * y). What the kernels do differently:
+// Naively it is `naive_qfl` in naive/naive.cu. What the kernels do differently:
 //  1. The label stays out of the loop. A vector that holds the labelled column is rare (one row
 //     in a hundred is positive, and one of its columns): there the element is masked out of the
 //     vector and computed on its own. So the sum never has to take back what it has added.
@@ -20,12 +19,12 @@
 #include "call.cuh"
 #include "rows.cuh"
 
-constexpr int QFL_BLOCK = 320;         // 16 rows of 80 f32 or 32 of 80 f16; twin in src/cuda/raw.rs
-constexpr int QFL_ROWS_BLOCK = 256;    // of `rows` and `dense`; twin in src/cuda/raw.rs
+constexpr int QFL_BLOCK = 320;         // 16 rows of 80 f32 or 32 of 80 f16; twin in src/qfl/launch.rs
+constexpr int QFL_ROWS_BLOCK = 256;    // of `rows` and `dense`; twin in src/qfl/launch.rs
 constexpr int QFL_UNROLL = 4;          // rows a thread of `linear` has in flight
 constexpr int QFL_UNROLL_ANY_BETA = 2; // the same where beta is not 2
 
-// Field by field the same as `QflArgs` in src/cuda/raw.rs.
+// Field by field the same as `QflArgs` in src/qfl/launch.rs.
 struct QflArgs {
     Scaling scaling;
     const Scalar* logits;    // [rows, classes]
