@@ -3,7 +3,7 @@
 // shape and at any address; the last block to finish adds up both sums and their total.
 #pragma once
 #include "dfl.cuh"
-#include "qfl.cuh"
+#include "qfl_rows.cuh"
 
 constexpr int GFL_BLOCK = 256;  // twin in src/gfl/launch.rs
 static_assert(GFL_BLOCK == QFL_ROWS_BLOCK && GFL_BLOCK == DFL_ROWS_BLOCK, "the rows of both");

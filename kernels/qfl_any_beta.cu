@@ -1,6 +1,7 @@
 // The entry points of Quality Focal Loss at any beta: by shape of the work and pass. A target for every element takes
 // the same kernel as labels do. In f32 a thread computes fewer elements at once, and more blocks have the registers.
-#include "qfl.cuh"
+#include "qfl_linear.cuh"
+#include "qfl_rows.cuh"
 
 constexpr bool SINGLE = sizeof(Scalar) == 4;
 
