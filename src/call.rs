@@ -102,6 +102,15 @@ pub(crate) struct Lengths<'a> {
     pub scalars: &'a [(&'static str, Option<usize>)],
 }
 
+pub(crate) fn check_length(
+    tensor: &'static str,
+    actual: usize,
+    shape: [usize; 2],
+    expected: usize,
+) -> Result<()> {
+    if actual == expected { Ok(()) } else { Err(Error::Length { tensor, actual, shape, expected }) }
+}
+
 /// The one place where lengths are compared, for both backends.
 pub(crate) fn check_lengths(lengths: &Lengths, axis: &'static str, minimum: usize) -> Result<()> {
     let shape = lengths.shape;
@@ -111,9 +120,7 @@ pub(crate) fn check_lengths(lengths: &Lengths, axis: &'static str, minimum: usiz
     if !(minimum..=maximum).contains(&columns) {
         return Err(Error::Columns { shape, axis, columns, minimum, maximum });
     }
-    let check = |tensor, actual, expected| {
-        if actual == expected { Ok(()) } else { Err(Error::Length { tensor, actual, shape, expected }) }
-    };
+    let check = |tensor, actual, expected| check_length(tensor, actual, shape, expected);
     check("logits", lengths.logits, elements)?;
     let groups = [
         (lengths.like_logits, elements),

@@ -339,6 +339,48 @@ pub enum Error {
         call: &'static str,
     },
 
+    /// A handle or a workspace cannot have memory of its own while its stream is captured.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{what} cannot be made while its stream is captured, since its memory would be the graph's; make it \
+         before the capture, or over memory of your own"
+    )]
+    Capturing {
+        /// What was to be made.
+        what: &'static str,
+    },
+
+    /// Memory of the caller's is too little, or begins at the wrong place.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{what} needs {needed} bytes at a multiple of 16, there are {actual} at {address:#x} (16 * {} + {})",
+        address / 16,
+        address % 16
+    )]
+    CallersMemory {
+        /// What is to be made of it.
+        what: &'static str,
+        /// Its length, in bytes.
+        actual: usize,
+        /// Where it begins.
+        address: u64,
+        /// The least length, in bytes.
+        needed: usize,
+    },
+
+    /// A handle of another thread's default stream.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "the handle was made on {made_on:?} for that thread's own default stream, and {called_on:?} has another \
+         one; make a handle for it on this thread (Handle::on shares the kernels)"
+    )]
+    OtherThread {
+        /// The thread that the handle is for.
+        made_on: std::thread::ThreadId,
+        /// The thread of the call.
+        called_on: std::thread::ThreadId,
+    },
+
     /// A buffer that is written lies over another one.
     #[cfg(feature = "cuda")]
     #[error("{tensor} overlaps {other} by {bytes} bytes; give it memory of its own")]

@@ -18,6 +18,7 @@ mod math;
 mod memory;
 pub mod qfl;
 mod reduction;
+mod scale;
 mod status;
 mod vector;
 
@@ -33,4 +34,5 @@ pub use head::HeadLoss;
 pub use memory::{Host, Memory};
 pub use qfl::{Background, QualityFocalLoss};
 pub use reduction::{AvgPolicy, Reduction};
+pub use scale::scale;
 pub use status::{AssignmentStatus, Counted, Status};

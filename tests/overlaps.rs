@@ -3,49 +3,17 @@
 
 mod support;
 
-use std::marker::PhantomData;
-use std::sync::Arc;
-
 use gfocal::assign::{Anchors, AssignWorkspace, Atss, Fcos, GroundTruth, LevelTargets};
 use gfocal::boxes::BoxLoss;
-use gfocal::cuda::{Device, LabelBuffer};
+use gfocal::cuda::{Borrowed, Device, LabelBuffer};
+use gfocal::cudarc::driver::DevicePtr;
 use gfocal::cudarc::driver::sys::CUdeviceptr;
-use gfocal::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 use gfocal::head::{
     BoxCoding, BoxWeight, Gradients, HeadLoss, HeadWorkspace, Layout, Level, Logits, Points, QualitySource,
     Targets,
 };
 use gfocal::{DistributionFocalLoss, Gfl, QualityFocalLoss, Reduction, Result, f16, integral};
 use support::{Gpu, gpu};
-
-/// Elements of memory that somebody else owns.
-struct Places<T> {
-    stream: Arc<CudaStream>,
-    address: CUdeviceptr,
-    len: usize,
-    of: PhantomData<T>,
-}
-
-impl<T> DeviceSlice<T> for Places<T> {
-    fn len(&self) -> usize {
-        self.len
-    }
-    fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
-    }
-}
-
-impl<T> DevicePtr<T> for Places<T> {
-    fn device_ptr<'a>(&'a self, _: &'a CudaStream) -> (CUdeviceptr, SyncOnDrop<'a>) {
-        (self.address, SyncOnDrop::Sync(None))
-    }
-}
-
-impl<T> DevicePtrMut<T> for Places<T> {
-    fn device_ptr_mut<'a>(&'a mut self, _: &'a CudaStream) -> (CUdeviceptr, SyncOnDrop<'a>) {
-        (self.address, SyncOnDrop::Sync(None))
-    }
-}
 
 /// The buffers of a call, each at a place of its own.
 struct At<'a> {
@@ -54,8 +22,9 @@ struct At<'a> {
 }
 
 impl At<'_> {
-    fn get<T>(&self, tensor: usize, len: usize) -> Places<T> {
-        Places { stream: self.gpu.stream.clone(), address: self.addresses[tensor], len, of: PhantomData }
+    fn get<T>(&self, tensor: usize, len: usize) -> Borrowed<T> {
+        // SAFETY: the buffer of the test has room for all tensors, and is used by one call.
+        unsafe { Borrowed::new(&self.gpu.stream, self.addresses[tensor], len) }
     }
 }
 

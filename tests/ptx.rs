@@ -9,7 +9,7 @@ use std::path::Path;
 
 use gfocal::cuda::raw::{
     AssignArgs, AssignLevel, BoxesArgs, DflArgs, GflArgs, HeadArgs, HeadLevel, IntegralArgs, QflArgs,
-    StatusWords, Strides,
+    ScaleArgs, StatusWords, Strides,
 };
 
 fn read(path: &str) -> String {
@@ -66,7 +66,7 @@ fn has_logits(unit: &str) -> bool {
 }
 
 /// Each unit, and how many kernels it has.
-const UNITS: [(&str, usize); 14] = [
+const UNITS: [(&str, usize); 15] = [
     ("assign", 2),
     ("boxes", 2),
     ("qfl", 3),
@@ -81,10 +81,11 @@ const UNITS: [(&str, usize); 14] = [
     ("head", 1),
     ("head_forward", 1),
     ("head_any_beta", 2),
+    ("scale", 1),
 ];
 
 /// Each operation, the structure that its kernels take, and its size.
-fn families() -> [(&'static str, &'static str, usize); 7] {
+fn families() -> [(&'static str, &'static str, usize); 8] {
     [
         ("assign", "AssignArgs", size_of::<AssignArgs>()),
         ("boxes", "BoxesArgs", size_of::<BoxesArgs>()),
@@ -93,6 +94,7 @@ fn families() -> [(&'static str, &'static str, usize); 7] {
         ("gfl", "GflArgs", size_of::<GflArgs>()),
         ("integral", "IntegralArgs", size_of::<IntegralArgs>()),
         ("head", "HeadArgs", size_of::<HeadArgs>()),
+        ("scale", "ScaleArgs", size_of::<ScaleArgs>()),
     ]
 }
 
@@ -170,7 +172,7 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
             }
         }
     }
-    assert_eq!(checked, 3 * (3 + 3 + 1 + 1) + 5 * (3 + 4 + 3 + 1 + 2 + 1 + 2) + 2 + 2 + 1);
+    assert_eq!(checked, 3 * (3 + 3 + 1 + 1) + 5 * (3 + 4 + 3 + 1 + 2 + 1 + 2 + 1) + 2 + 2 + 1);
     assert!(
         UNITS.iter().all(|(unit, _)| raw_source().contains(&format!("\"{unit}\""))),
         "src/*/launch.rs loads all"
@@ -178,7 +180,11 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/ptx")).expect("kernels/ptx");
     let ptx =
         files.filter(|file| file.as_ref().expect("a file").path().extension().is_some_and(|e| e == "ptx"));
-    assert_eq!(ptx.count(), 3 * 4 + 5 * 7 + 3, "a file for each unit and variant, and no other");
+    assert_eq!(ptx.count(), 3 * 4 + 5 * 8 + 3, "a file for each unit and variant, and no other");
+}
+
+fn stores_gradients(kernel: &str) -> bool {
+    kernel.contains("backward") || kernel.starts_with("scale_")
 }
 
 /// No spills, no arrays in local memory, no calls, no approximation that is too coarse; no loads of which the
@@ -216,8 +222,12 @@ fn instructions() {
                 }
                 // Phase one of the head loss is in double; it alone reports, so that nothing is counted twice.
                 let positives = name.starts_with("head_positives");
-                assert_eq!(has("ex2.approx.ftz.f32"), !positives, "{name}: float's exponential");
-                let reduces = unit != "integral";
+                assert_eq!(
+                    has("ex2.approx.ftz.f32"),
+                    !positives && unit != "scale",
+                    "{name}: float's exponential"
+                );
+                let reduces = !["integral", "scale"].contains(&unit);
                 let reports = reduces && (family(unit) != "head" || positives);
                 // The ticket of the grid's reduction, which wraps by itself; and the status.
                 assert_eq!(has("atom.acq_rel.gpu.global.inc.u32"), reduces, "{name}: the ticket");
@@ -227,7 +237,7 @@ fn instructions() {
                     need("ld.global.cg.f64");
                 }
                 // Packed conversions exist from sm_80 on; bf16 is rounded by integers before.
-                let stores = name.contains("backward");
+                let stores = stores_gradients(name);
                 // Box logits of the head loss, and their gradients, are of any type.
                 let any_type = family(unit) == "head" && (positives || stores);
                 assert_eq!(
@@ -264,7 +274,7 @@ fn gradients_are_stored_16_bytes_at_a_time() {
         for &(storage, capability) in variants(unit) {
             let ptx = read(&format!("kernels/ptx/{unit}.{storage}.sm_{capability}.ptx"));
             for (name, entry) in entries(&ptx) {
-                if name.contains("backward") && !entry.contains("st.global.v4") {
+                if stores_gradients(name) && !entry.contains("st.global.v4") {
                     missing.push(format!("{name} for sm_{capability}"));
                 }
             }
@@ -375,7 +385,7 @@ fn constants_are_twins() {
             }
         }
     }
-    assert_eq!(checked, 11);
+    assert_eq!(checked, 12);
     let device = constants(&read("kernels/assign.cuh"));
     let host =
         ["mod.rs", "atss/mod.rs", "anchors.rs"].map(|file| read(&format!("src/assign/{file}"))).concat();

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 
 use super::check::Level;
 use super::launch::{AssignArgs, AssignLevel};
-use super::{Anchors, GroundTruth, LevelTargets, Options};
-use crate::cuda::{Device, Prepared, StatusBlock, check as check_driver};
+use super::{Anchors, GroundTruth, LevelTargets};
+use crate::cuda::{Borrowed, Buffer, Device, Parts, Prepared, StatusBlock};
 use crate::element::Label;
 use crate::error::{Error, Result};
-use crate::qfl::Background;
+
+const WORKSPACE: &str = "the workspace of an assignment";
 
 /// The device memory that calls of [`Atss::cuda`](super::Atss::cuda) and
 /// [`Fcos::cuda`](super::Fcos::cuda) work in: 8 bytes for each anchor of each image, and 4 for each
@@ -18,7 +19,7 @@ use crate::qfl::Background;
 #[derive(Debug)]
 pub struct AssignWorkspace {
     /// What anchors are claimed by; a ticket; which boxes have an anchor, in halves.
-    words: CudaSlice<u64>,
+    words: Buffer<u64>,
     anchors: usize,
     boxes: usize,
 }
@@ -28,18 +29,43 @@ impl AssignWorkspace {
     /// with up to so many ground-truth boxes in all images.
     ///
     /// # Errors
-    /// If the driver has no memory left.
+    /// If the stream is captured, or the driver has no memory left.
     pub fn new(
         stream: &Arc<CudaStream>,
         images: usize,
         anchors: usize,
         boxes: usize,
     ) -> Result<AssignWorkspace> {
-        let too_many = || Error::TooManyBoxes { boxes: anchors };
-        let anchors = images.checked_mul(anchors).ok_or_else(too_many)?;
-        let words = anchors.checked_add(1 + boxes.div_ceil(2)).ok_or_else(too_many)?;
-        let words = check_driver("cuMemAllocAsync", stream.alloc_zeros::<u64>(words))?;
-        Ok(AssignWorkspace { words, anchors, boxes })
+        let words = Buffer::zeros(WORKSPACE, stream, Self::bytes(images, anchors, boxes)? / 8)?;
+        Ok(AssignWorkspace { words, anchors: images * anchors, boxes })
+    }
+
+    /// How many bytes [`over`](Self::over) needs.
+    ///
+    /// # Errors
+    /// If they are more than memory can address.
+    pub fn bytes(images: usize, anchors: usize, boxes: usize) -> Result<usize> {
+        let all = images.checked_mul(anchors).and_then(|all| all.checked_add(1 + boxes.div_ceil(2)));
+        let bytes = all.and_then(|words| words.checked_mul(8)).filter(|&bytes| bytes <= isize::MAX as usize);
+        bytes.ok_or(Error::TooManyBoxes { boxes: anchors })
+    }
+
+    /// As [`new`](Self::new), over the caller's memory: [`bytes`](Self::bytes) at a multiple of 16, which
+    /// nothing else writes as long as this lives. They are zeroed in the stream's order. While it is
+    /// captured that is a part of the graph, and the workspace is for calls of this capture alone.
+    ///
+    /// # Errors
+    /// If the memory is of another context than the stream, or there is too little.
+    pub fn over(
+        stream: &Arc<CudaStream>,
+        memory: Borrowed<u8>,
+        images: usize,
+        anchors: usize,
+        boxes: usize,
+    ) -> Result<AssignWorkspace> {
+        let bytes = Self::bytes(images, anchors, boxes)?;
+        let words = Parts::of(WORKSPACE, memory, bytes, stream)?.zeros(bytes / 8, stream)?;
+        Ok(AssignWorkspace { words, anchors: images * anchors, boxes })
     }
 
     /// Zeroes it: needed only after a call that did not run to its end.
@@ -47,7 +73,7 @@ impl AssignWorkspace {
     /// # Errors
     /// If the driver refuses.
     pub fn reset(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
-        check_driver("cuMemsetD8Async", stream.memset_zeros(&mut self.words))
+        self.words.zero(stream)
     }
 }
 
@@ -114,7 +140,8 @@ impl<'a, L: Label> LevelTargets<'a, Device, L> {
 
 /// A checked call: everything but what one kind of assignment knows alone.
 pub(super) struct Call<'c, 'x, 'g, L: Label> {
-    pub options: Options,
+    /// What the assignment says: no tensors, no levels.
+    pub options: AssignArgs,
     pub anchors: &'c [Anchors<'x, Device>],
     pub levels: &'c [Level],
     pub gt: GroundTruth<'g, Device, L>,
@@ -149,10 +176,10 @@ impl<'c, 'g, L: Label> Call<'c, '_, 'g, L> {
                 return Err(Error::SmallWorkspace { axis, actual, expected });
             }
         }
-        let ignore = gt.ignore.filter(|_| options.ignores());
+        let ignore = gt.ignore.filter(|_| options.ignore_iof > 0.0);
         let status = status.map(|status| status.buffer_mut() as &mut dyn DevicePtrMut<u64>);
-        let room = workspace.anchors as u64;
-        let keys = prepared.write("the workspace", Some(&mut workspace.words), stream)?;
+        let room = workspace.anchors;
+        let words = prepared.write("the workspace", Some(&mut workspace.words), stream)?;
         let mut args = AssignArgs {
             gt_boxes: prepared.read("gt boxes", Some(gt.boxes), stream)?,
             gt_labels: prepared.read("gt labels", Some(gt.labels), stream)?,
@@ -161,52 +188,37 @@ impl<'c, 'g, L: Label> Call<'c, '_, 'g, L> {
             ignore_boxes: prepared.read("ignore boxes", ignore.map(|(boxes, _)| boxes), stream)?,
             ignore_image: prepared.read("ignore image", ignore.map(|(_, image)| image), stream)?,
             valid_hw: prepared.read("valid_hw", gt.valid_hw, stream)?,
-            keys,
-            ticket: keys + 8 * room,
-            held: keys + 8 * (room + 1),
             status: prepared.write("status", status, stream)?,
-            anchors: all as u64,
             gts: gts as u32,
             ignores: ignore.map_or(0, |(_, image)| image.len()) as u32,
             images: images as u32,
             levels: levels.len() as u32,
             classes: self.classes as u32,
-            ignore_iof: options.ignore_iof,
-            fallback: options.fallback,
-            background_first: (options.background == Background::First).into(),
             labels_are_i64: (size_of::<L>() == 8).into(),
-            ..AssignArgs::default()
+            ..self.options
         };
+        args.set_workspace(words, room);
         for (((to, level), anchors), targets) in
             args.level.iter_mut().zip(levels).zip(self.anchors).zip(targets)
         {
-            *to = AssignLevel {
-                labels: prepared.write("labels", Some(&mut *targets.labels), stream)?,
-                box_targets: prepared.write("box targets", Some(&mut *targets.box_targets), stream)?,
-                label_weights: prepared.write(
-                    "label weights",
-                    targets.label_weights.as_deref_mut(),
-                    stream,
-                )?,
-                box_weights: prepared.write("box weights", targets.box_weights.as_deref_mut(), stream)?,
-                centerness: prepared.write("centerness", targets.centerness.as_deref_mut(), stream)?,
-                first: (images * level.first) as u64,
-                before: level.first as u32,
-                height: level.height as u32,
-                width: level.width as u32,
-                each: level.each as u32,
-                ..AssignLevel::default()
+            *to = match anchors {
+                Anchors::Grid(grid) => AssignLevel::of(grid),
+                Anchors::Boxes(boxes) => AssignLevel {
+                    anchors: prepared.read("anchors", Some(*boxes), stream)?,
+                    height: 1,
+                    width: level.width as u32,
+                    each: 1,
+                    ..AssignLevel::default()
+                },
             };
-            match anchors {
-                Anchors::Grid(grid) => {
-                    (to.stride, to.inverse, to.offset) = (grid.stride, 1.0 / grid.stride, grid.offset);
-                    for (half, side) in to.half.iter_mut().zip(grid.sizes().as_flattened()) {
-                        *half = side * 0.5;
-                    }
-                }
-                Anchors::Boxes(boxes) => to.anchors = prepared.read("anchors", Some(*boxes), stream)?,
-            }
+            to.labels = prepared.write("labels", Some(&mut *targets.labels), stream)?;
+            to.box_targets = prepared.write("box targets", Some(&mut *targets.box_targets), stream)?;
+            to.label_weights =
+                prepared.write("label weights", targets.label_weights.as_deref_mut(), stream)?;
+            to.box_weights = prepared.write("box weights", targets.box_weights.as_deref_mut(), stream)?;
+            to.centerness = prepared.write("centerness", targets.centerness.as_deref_mut(), stream)?;
         }
+        args.number_anchors();
         prepared.check_overlaps()?;
         Ok(args)
     }

@@ -2,12 +2,13 @@
 
 use std::ffi::c_void;
 
-use super::{MAX_LEVELS, MAX_SIZES};
+use super::{AnchorGrid, MAX_LEVELS, MAX_SIZES, Options};
 use crate::cuda::args::DeviceAddress;
 use crate::cuda::launch::{Grid, launch};
 use crate::cuda::units::{Entry, Unit, Units, entry, without_logits};
 use crate::cuda::{Kernels, Storage};
 use crate::error::Result;
+use crate::qfl::Background;
 
 /// A level of anchors. Twin of `AssignLevel` in kernels/assign.cuh.
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,6 +104,56 @@ pub struct AssignArgs {
     pub labels_are_i64: u32,
     /// Set by the launch.
     pub points: u32,
+}
+
+impl AssignLevel {
+    /// Anchors on a grid, without addresses.
+    pub fn of(grid: &AnchorGrid) -> AssignLevel {
+        let mut half = [0.0; 2 * MAX_SIZES];
+        for (half, side) in half.iter_mut().zip(grid.sizes().as_flattened()) {
+            *half = side * 0.5;
+        }
+        AssignLevel {
+            height: grid.height as u32,
+            width: grid.width as u32,
+            each: grid.sizes().len() as u32,
+            stride: grid.stride,
+            inverse: 1.0 / grid.stride,
+            offset: grid.offset,
+            half,
+            ..AssignLevel::default()
+        }
+    }
+}
+
+impl AssignArgs {
+    pub(super) fn of(options: &Options) -> AssignArgs {
+        AssignArgs {
+            ignore_iof: options.ignore_iof,
+            fallback: options.fallback,
+            background_first: (options.background == Background::First).into(),
+            ..AssignArgs::default()
+        }
+    }
+
+    /// Sets what leads to a workspace: [`AssignWorkspace::bytes`](crate::assign::AssignWorkspace::bytes), zeroed
+    /// once, not shared by launches that may run at the same time. `anchors` are those of all images
+    /// that it has room for.
+    pub fn set_workspace(&mut self, memory: DeviceAddress, anchors: usize) {
+        self.keys = memory;
+        self.ticket = memory + 8 * anchors as DeviceAddress;
+        self.held = self.ticket + 8;
+    }
+
+    /// Numbers the anchors of the levels, whose sizes are set, and the images, and counts them.
+    pub fn number_anchors(&mut self) {
+        let (images, mut before) = (u64::from(self.images), 0);
+        for level in &mut self.level[..self.levels as usize] {
+            (level.before, level.first) = (before, images * u64::from(before));
+            before += level.height * level.width * level.each;
+        }
+        self.anchors = images * u64::from(before);
+    }
 }
 
 /// Twin of the constant in kernels/assign.cuh.

@@ -29,7 +29,7 @@ impl BoxLoss {
         let lengths =
             [("pred", Some(pred.len()), 4), ("target", Some(target.len()), 4), ("loss", Some(loss.len()), 1)];
         check(boxes, &lengths)?;
-        let (stream, mut prepared) = (handle.stream(), Prepared::default());
+        let (stream, mut prepared) = (handle.stream(), Prepared::on(handle)?);
         let args = BoxesArgs {
             pred: prepared.read("pred", Some(pred), stream)?,
             target: prepared.read("target", Some(target), stream)?,
@@ -68,7 +68,7 @@ impl BoxLoss {
             ("grad", Some(grad.len()), 4),
         ];
         check(boxes, &lengths)?;
-        let (stream, mut prepared) = (handle.stream(), Prepared::default());
+        let (stream, mut prepared) = (handle.stream(), Prepared::on(handle)?);
         let args = BoxesArgs {
             pred: prepared.read("pred", Some(pred), stream)?,
             target: prepared.read("target", Some(target), stream)?,

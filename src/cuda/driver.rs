@@ -11,6 +11,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{CudaContext, DriverError};
 
+use super::current::Current;
 use crate::error::{Error, Result};
 
 const OLDEST: i32 = 12_000;
@@ -67,7 +68,7 @@ pub fn driver_version() -> Result<i32> {
 }
 
 /// The primary context of a device: as [`CudaContext::new`], but without a driver it is an error
-/// and not a panic.
+/// and not a panic. It becomes current on this thread if none is.
 ///
 /// # Errors
 /// If there is no driver, it is too old, or there is no such device.
@@ -76,7 +77,10 @@ pub fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
     if ordinal >= count {
         return Err(Error::NoDevice { ordinal, count });
     }
-    check("cuDevicePrimaryCtxRetain", CudaContext::new(ordinal))
+    let before = Current::keep();
+    let context = check("cuDevicePrimaryCtxRetain", CudaContext::new(ordinal))?;
+    before.unless_none();
+    Ok(context)
 }
 
 fn device_count() -> Result<usize> {
@@ -109,6 +113,7 @@ impl DeviceInfo {
     /// # Errors
     /// If the driver refuses.
     pub fn of(context: &CudaContext) -> Result<DeviceInfo> {
+        let _current = Current::keep();
         let (major, minor) = check("cuDeviceGetAttribute", context.compute_capability())?;
         let multiprocessors = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
         Ok(DeviceInfo {
@@ -139,6 +144,7 @@ impl DeviceInfo {
 /// # Errors
 /// If there is no driver, or it is too old.
 pub fn devices() -> Result<Vec<DeviceInfo>> {
+    let _current = Current::keep();
     (0..device_count()?).map(|ordinal| DeviceInfo::of(&*context(ordinal)?)).collect()
 }
 

@@ -2,22 +2,31 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use cudarc::driver::{CudaStream, DevicePtr};
 
 use super::args::{DeviceAddress, scratch_bytes};
-use super::{Kernels, Units, check};
+use super::buffer::{Borrowed, Buffer, Parts};
+use super::{Kernels, Units};
 use crate::error::{Error, Result};
 
 /// What calls run on: a stream, the kernels, and scratch memory for the reductions.
 ///
 /// One stream's calls run one after the other, and so may share a handle, also from several
 /// threads. Make another for another stream ([`Handle::on`] shares the kernels).
+///
+/// A per-thread default stream (`CudaContext::per_thread_stream`, `CU_STREAM_PER_THREAD`) is another
+/// stream on each thread: a handle for it works on the thread that made it, and calls on others are
+/// refused. The null stream is always the legacy one here, also in a program that nvcc has built with
+/// `--default-stream per-thread`: such a program gives its own by the name above.
 pub struct Handle {
     kernels: Arc<Kernels>,
     stream: Arc<CudaStream>,
-    scratch: CudaSlice<u64>,
+    scratch: Buffer<u64>,
     scratch_address: DeviceAddress,
+    /// Whose the stream is, if every thread has its own by this name.
+    thread: Option<ThreadId>,
 }
 
 impl Handle {
@@ -25,7 +34,7 @@ impl Handle {
     /// [`prepare`](Handle::prepare).
     ///
     /// # Errors
-    /// If the device is too old, or the driver has no memory left.
+    /// If the device is too old, the stream is captured, or the driver has no memory left.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Handle> {
         Handle::with_kernels(stream, Arc::new(Kernels::new(stream.context())?))
     }
@@ -33,7 +42,7 @@ impl Handle {
     /// A handle for another stream of the same context, with the same kernels.
     ///
     /// # Errors
-    /// If the stream is of another context, or the driver has no memory left.
+    /// If the stream is of another context or captured, or the driver has no memory left.
     pub fn on(&self, stream: &Arc<CudaStream>) -> Result<Handle> {
         Handle::with_kernels(stream, self.kernels.clone())
     }
@@ -41,19 +50,32 @@ impl Handle {
     /// A handle with kernels that were made before.
     ///
     /// # Errors
-    /// If the stream is of another context than the kernels, or the driver has no memory left.
+    /// If the stream is of another context than the kernels or captured, or the driver has no memory left.
     pub fn with_kernels(stream: &Arc<CudaStream>, kernels: Arc<Kernels>) -> Result<Handle> {
-        if stream.context() != kernels.context() {
-            return Err(Error::OtherContext {
-                tensor: "the stream",
-                actual: stream.context().ordinal(),
-                expected: kernels.context().ordinal(),
-            });
-        }
-        let scratch =
-            check("cuMemAllocAsync", stream.alloc_zeros::<u64>(scratch_bytes(&kernels).div_ceil(8)))?;
+        check_stream(stream, &kernels)?;
+        let scratch = Buffer::zeros(SCRATCH, stream, scratch_bytes(&kernels).div_ceil(8))?;
+        Ok(Handle::made_of(stream, kernels, scratch))
+    }
+
+    /// A handle with kernels that were made before, whose scratch memory is the caller's:
+    /// [`raw::scratch_bytes`](super::raw::scratch_bytes) bytes at a multiple of 16, which nothing else
+    /// writes as long as the handle lives. They are zeroed in the stream's order. While the stream is
+    /// captured that is a part of the graph, and the handle is for calls of this capture alone.
+    ///
+    /// # Errors
+    /// If the stream or the memory is of another context than the kernels, or there is too little memory.
+    pub fn over(stream: &Arc<CudaStream>, kernels: Arc<Kernels>, scratch: Borrowed<u8>) -> Result<Handle> {
+        check_stream(stream, &kernels)?;
+        let bytes = scratch_bytes(&kernels);
+        let scratch = Parts::of(SCRATCH, scratch, bytes, stream)?.zeros(bytes.div_ceil(8), stream)?;
+        Ok(Handle::made_of(stream, kernels, scratch))
+    }
+
+    fn made_of(stream: &Arc<CudaStream>, kernels: Arc<Kernels>, scratch: Buffer<u64>) -> Handle {
+        let per_thread = stream.cu_stream() as usize == CU_STREAM_PER_THREAD;
         let scratch_address = scratch.device_ptr(stream).0;
-        Ok(Handle { kernels, stream: stream.clone(), scratch, scratch_address })
+        let thread = per_thread.then(|| thread::current().id());
+        Handle { kernels, stream: stream.clone(), scratch, scratch_address, thread }
     }
 
     /// Loads the kernels that some calls will need, which is where the time of a first call goes:
@@ -92,12 +114,36 @@ impl Handle {
     /// # Errors
     /// If the driver refuses.
     pub fn reset(&mut self) -> Result<()> {
-        check("cuMemsetD8Async", self.stream.memset_zeros(&mut self.scratch))
+        self.scratch.zero(&self.stream)
+    }
+
+    /// Whether its stream is the same on this thread.
+    pub(super) fn check_thread(&self) -> Result<()> {
+        match (self.thread, thread::current().id()) {
+            (Some(made_on), called_on) if made_on != called_on => {
+                Err(Error::OtherThread { made_on, called_on })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn scratch(&self) -> DeviceAddress {
         self.scratch_address
     }
+}
+
+/// The stream's name in cuda.h, which is another stream on every thread.
+const CU_STREAM_PER_THREAD: usize = 2;
+
+const SCRATCH: &str = "a handle's scratch memory";
+
+fn check_stream(stream: &CudaStream, kernels: &Kernels) -> Result<()> {
+    let (actual, expected) = (stream.context(), kernels.context());
+    if actual == expected {
+        return Ok(());
+    }
+    let (actual, expected) = (actual.ordinal(), expected.ordinal());
+    Err(Error::OtherContext { tensor: "the stream", actual, expected })
 }
 
 impl fmt::Debug for Handle {

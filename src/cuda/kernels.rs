@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZero;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,6 +12,7 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUstream, CUstreamCaptureMode, CUstreamCaptureStatus};
 
+use super::current::Current;
 use super::module::{Function, Module, Refused, Target};
 use super::units::{Entry, UNITS, Units};
 use super::{DeviceInfo, Storage, check, driver_version, images};
@@ -38,6 +40,7 @@ impl Kernels {
     /// # Errors
     /// If the device is too old.
     pub fn new(context: &Arc<CudaContext>) -> Result<Kernels> {
+        let _current = Current::make(context)?;
         let device = DeviceInfo::of(context)?;
         device.usable()?;
         let attribute =
@@ -119,7 +122,7 @@ impl Kernels {
 
     fn load(&self, place: usize, patient: bool) -> Result<(), Refused> {
         let definite = |error| Refused { error, again: false };
-        self.bind().map_err(definite)?;
+        let _current = Current::make(&self.context).map_err(definite)?;
         let _others = OthersMayCapture::new().map_err(definite)?;
         let (unit, storage) = Units::at(place);
         let module = Module::load(unit, storage, self.target, self.folder.as_deref(), patient)?;
@@ -143,9 +146,9 @@ impl Kernels {
         self.multiprocessors
     }
 
-    /// A kernel that is to be launched on `stream`, of this context, which is current afterwards.
-    pub(crate) fn function(&self, entry: Entry, storage: Storage, stream: CUstream) -> Result<Function> {
-        self.bind()?;
+    /// A kernel that is to be launched on `stream`, of this context.
+    pub(crate) fn function(&self, entry: Entry, storage: Storage, stream: CUstream) -> Result<Kernel> {
+        let current = Current::make(&self.context)?;
         let place = Units::place(entry.unit, storage);
         if self.modules[place].get().is_none() {
             // SAFETY: the stream belongs to this context, by the promise of every launch.
@@ -158,19 +161,28 @@ impl Kernels {
             self.prepare(units)?;
         }
         let module = self.modules[place].get().expect("it was there, or has been loaded");
-        Ok(module.function(entry.index))
+        Ok(Kernel { function: module.function(entry.index), _current: current })
     }
+}
 
-    fn bind(&self) -> Result<()> {
-        // cudarc keeps errors of what cannot return them, such as a drop, for whoever asks next.
-        check("an earlier call of which cudarc kept the error", self.context.check_err())?;
-        check("cuCtxSetCurrent", self.context.bind_to_thread())
+/// A kernel to launch. Until it goes its context is current.
+pub(crate) struct Kernel {
+    function: Function,
+    _current: Current,
+}
+
+impl Deref for Kernel {
+    type Target = Function;
+
+    fn deref(&self) -> &Function {
+        &self.function
     }
 }
 
 impl Drop for Kernels {
     fn drop(&mut self) {
         let loaded: Vec<&Module> = self.modules.iter().filter_map(OnceLock::get).collect();
+        let _current = Current::keep();
         // Calls return before their kernels have run.
         if loaded.is_empty() || self.context.synchronize().is_err() {
             return;

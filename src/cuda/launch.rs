@@ -4,6 +4,7 @@ use std::ffi::c_void;
 
 use cudarc::driver::sys::CUstream;
 
+use super::kernels::Kernel;
 use super::module::Function;
 use super::{Kernels, check};
 use crate::element::Element;
@@ -103,15 +104,15 @@ pub(crate) fn lanes(columns: u32, vector: usize, each: u32) -> u32 {
 /// Enqueues a kernel.
 ///
 /// # Safety
-/// `function` is a loaded kernel of the context that is current, `stream` is a stream of it, and
-/// `args` is the kernel's one parameter, which it may follow.
-pub(crate) unsafe fn launch<A>(function: Function, grid: Grid, args: &A, stream: CUstream) -> Result<()> {
+/// `stream` is a stream of the kernel's context, and `args` is the kernel's one parameter, which it may
+/// follow.
+pub(crate) unsafe fn launch<A>(kernel: Kernel, grid: Grid, args: &A, stream: CUstream) -> Result<()> {
     let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
     // SAFETY: the caller's promise; the driver copies the parameter before it returns, and does
     // not write to it.
     let result = unsafe {
         cudarc::driver::result::launch_kernel(
-            function.handle,
+            kernel.handle,
             (grid.blocks, 1, 1),
             (grid.threads, 1, 1),
             0,

@@ -54,7 +54,9 @@
 //! stream, or ordered by the caller, turn it off as for graphs; [`raw`] never has it.
 
 pub(crate) mod args;
+mod buffer;
 mod call;
+pub(crate) mod current;
 mod driver;
 mod handle;
 mod images;
@@ -67,7 +69,11 @@ pub mod raw;
 mod status;
 pub(crate) mod units;
 
+pub use crate::scale::cuda::scale;
+pub use crate::scale::launch::scale_units;
 pub use args::Pass;
+pub(crate) use buffer::Parts;
+pub use buffer::{Borrowed, Buffer};
 pub use call::{Device, LabelBuffer, Scalar};
 pub use driver::{DeviceInfo, check, context, devices, driver_version};
 pub use handle::Handle;

@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 
-use super::LabelBuffer;
 use super::args::DeviceAddress;
+use super::current::Current;
+use super::{Handle, LabelBuffer};
 use crate::error::{Error, Result};
 
 /// The buffers that a call has named so far, and what orders their use on other streams: that must
 /// live until the launch is enqueued.
-#[derive(Default)]
 pub(crate) struct Prepared<'s> {
     guards: Vec<SyncOnDrop<'s>>,
     read: Vec<Range>,
     written: Vec<Range>,
+    /// Last, since what orders other streams makes a context current when it goes.
+    _current: Current,
 }
 
 /// The memory of a buffer: `end` is the first address behind it.
@@ -33,6 +35,13 @@ impl Range {
 }
 
 impl<'s> Prepared<'s> {
+    /// None yet, for a call on this handle: its context is current until this goes.
+    pub fn on(handle: &Handle) -> Result<Self> {
+        handle.check_thread()?;
+        let current = Current::make(handle.stream().context())?;
+        Ok(Prepared { guards: Vec::new(), read: Vec::new(), written: Vec::new(), _current: current })
+    }
+
     /// The address of a buffer to read, 0 without one, after the check that it is in the stream's
     /// context.
     pub fn read<T>(
@@ -114,7 +123,7 @@ impl<'s> Prepared<'s> {
     }
 }
 
-fn check_context<T, B: DeviceSlice<T> + ?Sized>(
+pub(super) fn check_context<T, B: DeviceSlice<T> + ?Sized>(
     tensor: &'static str,
     buffer: &B,
     stream: &CudaStream,

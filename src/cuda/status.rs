@@ -3,29 +3,44 @@
 use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::CudaStream;
 
 use super::args::StatusWords;
+use super::buffer::{Borrowed, Buffer, Parts};
 use super::check;
+use super::current::Current;
 use crate::error::Result;
 use crate::status::{AssignmentStatus, Counted, Status};
 
+const STATUS: &str = "a status block";
 const WORDS: usize = size_of::<StatusWords>() / size_of::<u64>();
 
 /// A [`Status`] in device memory, for [`Call::status`](crate::Call::status), for a head and for the
 /// assignment of its targets. Calls add to it, and
 /// replays of a graph too, until it is [`reset`](StatusBlock::reset).
 pub struct StatusBlock {
-    words: CudaSlice<u64>,
+    words: Buffer<u64>,
 }
 
 impl StatusBlock {
+    /// How much memory it needs.
+    pub const BYTES: usize = size_of::<StatusWords>();
+
     /// A clear block.
     ///
     /// # Errors
-    /// If the driver has no memory left.
+    /// If the stream is captured, or the driver has no memory left.
     pub fn new(stream: &Arc<CudaStream>) -> Result<StatusBlock> {
-        let words = check("cuMemAllocAsync", stream.alloc_zeros::<u64>(WORDS))?;
+        Ok(StatusBlock { words: Buffer::zeros(STATUS, stream, WORDS)? })
+    }
+
+    /// One over the caller's memory, [`BYTES`](Self::BYTES) at a multiple of 16, which is cleared in the
+    /// stream's order: if that is captured, at each replay.
+    ///
+    /// # Errors
+    /// If the memory is of another context than the stream, or there is too little.
+    pub fn over(stream: &Arc<CudaStream>, memory: Borrowed<u8>) -> Result<StatusBlock> {
+        let words = Parts::of(STATUS, memory, Self::BYTES, stream)?.zeros(WORDS, stream)?;
         Ok(StatusBlock { words })
     }
 
@@ -34,7 +49,7 @@ impl StatusBlock {
     /// # Errors
     /// If the driver refuses.
     pub fn reset(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
-        check("cuMemsetD8Async", stream.memset_zeros(&mut self.words))
+        self.words.zero(stream)
     }
 
     /// What it holds after everything enqueued on the stream: this waits for it.
@@ -42,6 +57,7 @@ impl StatusBlock {
     /// # Errors
     /// If the driver reports one, perhaps of an earlier launch.
     pub fn read(&self, stream: &Arc<CudaStream>) -> Result<Status> {
+        let _current = Current::keep();
         let words = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.words))?;
         let count = |i: usize| (words[i / 2] >> (32 * (i % 2))) as u32; // CUDA is little-endian
         let first = |i: usize| (words[i] != 0).then_some(!words[i]);
@@ -60,7 +76,7 @@ impl StatusBlock {
         })
     }
 
-    pub(crate) fn buffer_mut(&mut self) -> &mut CudaSlice<u64> {
+    pub(crate) fn buffer_mut(&mut self) -> &mut Buffer<u64> {
         &mut self.words
     }
 }

@@ -45,7 +45,7 @@ impl<T: StorageElement> Gfl<'_, Device, T> {
         let pass = if grads.is_some() { Pass::ForwardBackward } else { Pass::Forward };
         let (grad_qfl, grad_dfl) = grads.unzip();
         let stream = handle.stream();
-        let mut prepared = Prepared::default();
+        let mut prepared = Prepared::on(handle)?;
         let losses = prepared.write("losses", Some(losses), stream)?;
         let qfl = qfl::cuda::prepare(&mut self.qfl, None, grad_qfl, &mut prepared)?;
         let dfl = dfl::cuda::prepare(&mut self.dfl, None, grad_dfl, &mut prepared)?;

@@ -6,10 +6,8 @@ use super::check::{BufferSizes, CallSizes, LevelSizes};
 use super::launch::{
     HeadArgs, HeadLevel, MAX_ANCHORS, Strides, head_units, launch_head_losses, launch_head_positives,
 };
-use super::workspace::{ALIGNMENT, HeadWorkspace, Parts};
-use super::{BoxCoding, BoxWeight, Gradients, HeadCall, HeadLoss, HeadMemory, Level, Logits, Points};
-use crate::Background;
-use crate::boxes::IouKind;
+use super::workspace::HeadWorkspace;
+use super::{BoxWeight, Gradients, HeadCall, HeadLoss, HeadMemory, Level, Logits, Points};
 use crate::call::check_options;
 use crate::cuda::args::DeviceAddress;
 use crate::cuda::{Device, Handle, Pass, Prepared, Scalar, StatusBlock, Storage, StorageElement, Units};
@@ -173,7 +171,7 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         let (handle, normalised) = (self.backend, self.normalisers);
         let pass = gradients.as_ref().map_or(Pass::Forward, |_| Pass::ForwardBackward);
         let (stream, phase_two) = (handle.stream(), losses.is_some());
-        let mut prepared = Prepared::default();
+        let mut prepared = Prepared::on(handle)?;
         let mut args = self.args();
         let (status, found_inf) = (self.status.as_deref_mut(), self.found_inf.as_deref_mut());
         args.grad_scale = match &self.grad_scale {
@@ -185,24 +183,11 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         args.status = prepared.write("status", status, stream)?;
         args.losses = prepared.write("losses", losses, stream)?;
         args.class_weights = prepared.read("class_weights", self.class_weights, stream)?;
-        let HeadWorkspace { memory, normalisers, batch, anchors, partial_blocks } = self.workspace;
-        let parts = Parts::new(*batch, *anchors, *partial_blocks);
-        args.normalisers = prepared.write("workspace", Some(normalisers), stream)?;
-        let memory: DeviceAddress = prepared.write("workspace", Some(memory), stream)?;
-        let part = |offset: usize| memory + offset as u64;
-        args.tickets = part(parts.tickets);
-        args.level_sums = part(parts.level_sums);
-        args.partials = part(parts.partials);
-        args.image_positives = part(parts.image_positives);
-        args.codes = part(parts.codes);
-        args.weights = part(parts.weights);
-        args.qualities = part(parts.qualities);
-        args.box_weights = part(parts.box_weights);
-        args.slopes = part(parts.slopes);
+        let HeadWorkspace { memory, normalisers, layout, .. } = self.workspace;
+        let normalisers = prepared.write("workspace", Some(normalisers), stream)?;
+        args.use_layout(layout, prepared.write("workspace", Some(memory), stream)?, normalisers);
 
-        let (mut first_row, mut first_record) = (0, 0);
         for (level, to) in self.levels.iter().zip(&mut args.levels) {
-            *to = HeadLevel { first_row, first_record: first_record as u64, ..level_args(level) };
             let (cls, boxes) = match level.logits {
                 Logits::Separate { cls, boxes } => (
                     prepared.read("cls_logits", Some(cls), stream)?,
@@ -233,9 +218,6 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
                 to.points = prepared.read("points", Some(points), stream)?;
                 to.points_of_batch = (points.len() != 2 * level.positions()).into();
             }
-            let anchors = self.batch * level.positions();
-            first_row += anchors as u64;
-            first_record += self.batch * level.positions().next_multiple_of(ALIGNMENT);
         }
         for ((gradients, level), to) in gradients.into_iter().flatten().zip(self.levels).zip(&mut args.levels)
         {
@@ -270,50 +252,24 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         Ok(())
     }
 
-    /// The parameters that are options.
+    /// The parameters that are numbers.
     fn args(&self) -> HeadArgs {
-        let HeadLoss { qfl, dfl, .. } = self.head;
-        let rule = self.head.normaliser.rule();
-        HeadArgs {
-            loss_weights: [qfl.loss_weight, self.head.iou_weight, dfl.loss_weight],
+        let mut args = HeadArgs {
             host_grad_scale: match self.grad_scale {
                 Scalar::Host(scale) => scale,
                 Scalar::Device(_) => 1.0,
             },
-            cls_epsilon: rule.cls_epsilon,
-            cls_minimum: rule.cls_minimum,
-            bbox_factor: rule.bbox_factor,
-            dfl_factor: rule.dfl_factor,
-            image_has_one: rule.image_has_one.into(),
-            cls_by_weight: rule.cls_by_weight.into(),
-            iou_eps: self.head.iou_eps,
-            iou_kind: match self.head.iou {
-                IouKind::Iou => 0,
-                IouKind::Giou => 1,
-                IouKind::Diou => 2,
-                IouKind::Ciou => 3,
-                IouKind::CiouUltralytics => 4,
-            },
-            target_max: self.head.target_max(),
-            beta: qfl.beta as f32,
-            alpha: qfl.alpha.map_or([1.0; 2], |alpha| [1.0 - alpha, alpha].map(|factor| factor as f32)),
-            ignore_label: qfl.ignore_label.unwrap_or(0),
-            has_ignore_label: qfl.ignore_label.is_some().into(),
-            background_first: (qfl.background == Background::First).into(),
             level_count: self.levels.len() as u32,
             batch: self.batch as u32,
             classes: self.classes as u32,
-            bins: self.head.bins() as u32,
-            box_coding: match self.head.coding {
-                BoxCoding::Bins(_) => 0,
-                BoxCoding::Exp => 1,
-                BoxCoding::Relu => 2,
-            },
             box_storage: U::STORAGE as u32,
-            weight_is_quality: (self.head.box_weight == BoxWeight::Quality).into(),
-            partial_blocks: self.workspace.partial_blocks as u32,
-            ..HeadArgs::default()
+            ..HeadArgs::of(self.head)
+        };
+        for (level, to) in self.levels.iter().zip(&mut args.levels) {
+            *to = level_args(level);
         }
+        args.number_anchors();
+        args
     }
 
     fn check(&self, losses: Option<usize>, gradients: Option<&[Gradients<Device, T, U>]>) -> Result<()> {

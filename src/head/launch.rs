@@ -2,14 +2,18 @@
 
 use std::ffi::c_void;
 
+mod layout;
 mod plan;
 
-use super::MAX_LEVELS;
+use super::{BoxCoding, BoxWeight, HeadLoss, MAX_LEVELS};
+use crate::boxes::IouKind;
 use crate::cuda::args::{DeviceAddress, Pass};
 use crate::cuda::launch::{Grid, launch, max_blocks};
 use crate::cuda::units::{Entry, Unit, Units, entry, unit, without_logits};
 use crate::cuda::{Kernels, Storage};
 use crate::error::Result;
+use crate::qfl::Background;
+pub(crate) use layout::Layout;
 use plan::HEAD_BLOCK;
 
 /// Where the elements of a `[batch, channels, positions]` tensor are, in elements. Twin of
@@ -192,6 +196,44 @@ pub struct HeadArgs {
 }
 
 impl HeadArgs {
+    /// What a head says: options, without levels, sizes and addresses.
+    pub fn of(head: &HeadLoss) -> HeadArgs {
+        let HeadLoss { qfl, dfl, .. } = head;
+        let rule = head.normaliser.rule();
+        HeadArgs {
+            loss_weights: [qfl.loss_weight, head.iou_weight, dfl.loss_weight],
+            host_grad_scale: 1.0,
+            cls_epsilon: rule.cls_epsilon,
+            cls_minimum: rule.cls_minimum,
+            bbox_factor: rule.bbox_factor,
+            dfl_factor: rule.dfl_factor,
+            image_has_one: rule.image_has_one.into(),
+            cls_by_weight: rule.cls_by_weight.into(),
+            iou_eps: head.iou_eps,
+            iou_kind: match head.iou {
+                IouKind::Iou => 0,
+                IouKind::Giou => 1,
+                IouKind::Diou => 2,
+                IouKind::Ciou => 3,
+                IouKind::CiouUltralytics => 4,
+            },
+            target_max: head.target_max(),
+            beta: qfl.beta as f32,
+            alpha: qfl.alpha.map_or([1.0; 2], |alpha| [1.0 - alpha, alpha].map(|factor| factor as f32)),
+            ignore_label: qfl.ignore_label.unwrap_or(0),
+            has_ignore_label: qfl.ignore_label.is_some().into(),
+            background_first: (qfl.background == Background::First).into(),
+            bins: head.bins() as u32,
+            box_coding: match head.coding {
+                BoxCoding::Bins(_) => 0,
+                BoxCoding::Exp => 1,
+                BoxCoding::Relu => 2,
+            },
+            weight_is_quality: (head.box_weight == BoxWeight::Quality).into(),
+            ..HeadArgs::default()
+        }
+    }
+
     /// Whether single elements have something of their own, for which there are kernels of any beta alone.
     fn is_general(&self) -> bool {
         let of_level = |level: &HeadLevel| level.scores | level.element_weights != 0;

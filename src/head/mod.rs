@@ -171,21 +171,24 @@ pub enum Normaliser {
 
 /// What the sums of the three losses are multiplied by, and how it comes from n and Σv.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct NormaliserRule {
+pub struct NormaliserRule {
     /// An image counts as having one positive if it has none.
     pub image_has_one: bool,
     /// N is W.
     pub cls_by_weight: bool,
     /// N = max(n + epsilon, minimum).
     pub cls_epsilon: f64,
+    /// See `cls_epsilon`.
     pub cls_minimum: f64,
-    /// What 1 / W is multiplied by.
+    /// What 1 / W is multiplied by in the box loss.
     pub bbox_factor: f64,
+    /// In the distribution loss.
     pub dfl_factor: f64,
 }
 
 impl Normaliser {
-    pub(crate) fn rule(self) -> NormaliserRule {
+    /// What it comes to.
+    pub fn rule(self) -> NormaliserRule {
         let exact = NormaliserRule {
             image_has_one: false,
             cls_by_weight: false,

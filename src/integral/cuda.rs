@@ -24,7 +24,7 @@ pub fn forward_cuda<T: StorageElement>(
     expectation: &mut impl DevicePtrMut<f32>,
 ) -> Result<()> {
     check(shape, logits.len(), Some(expectation.len()), None, None)?;
-    let (stream, mut prepared) = (handle.stream(), Prepared::default());
+    let (stream, mut prepared) = (handle.stream(), Prepared::on(handle)?);
     let args = IntegralArgs {
         logits: prepared.read("logits", Some(logits), stream)?,
         expectation: prepared.write("expectation", Some(expectation), stream)?,
@@ -51,7 +51,7 @@ pub fn backward_cuda<T: StorageElement>(
     grad: &mut impl DevicePtrMut<T>,
 ) -> Result<()> {
     check(shape, logits.len(), None, Some(upstream.len()), Some(grad.len()))?;
-    let (stream, mut prepared) = (handle.stream(), Prepared::default());
+    let (stream, mut prepared) = (handle.stream(), Prepared::on(handle)?);
     let args = IntegralArgs {
         logits: prepared.read("logits", Some(logits), stream)?,
         upstream: prepared.read("upstream", Some(upstream), stream)?,

@@ -72,7 +72,7 @@ pub(super) fn run<'s, T: StorageElement>(
 ) -> Result<()> {
     let handle = call.backend;
     let pass = if grad.is_some() { Pass::ForwardBackward } else { Pass::Forward };
-    let mut prepared = Prepared::default();
+    let mut prepared = Prepared::on(handle)?;
     let args = prepare(call, loss, grad, &mut prepared)?;
     prepared.check_overlaps()?;
     // SAFETY: `prepare` has compared every length with the shape, and Prepared every context with the

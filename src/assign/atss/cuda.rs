@@ -16,6 +16,12 @@ impl Atss {
         assign_units()
     }
 
+    /// What it says to [`launch_atss`](crate::cuda::raw::launch_atss): options, without levels, sizes and
+    /// addresses.
+    pub fn raw_args(&self) -> AssignArgs {
+        AssignArgs { topk: self.topk as u32, ..AssignArgs::of(&self.options) }
+    }
+
     /// Enqueues the assignment of every anchor of every image, as two launches: levels of
     /// anchors, boxes, how many images and classes, where the targets of each level go, the memory
     /// to work in, and where to count what was wrong: the block of the head loss that follows, say.
@@ -65,11 +71,10 @@ impl Atss {
     ) -> Result<()> {
         let levels = check(anchors, &gt, images, classes, targets)?;
         no_centerness(targets)?;
-        let (stream, mut prepared) = (handle.stream(), Prepared::default());
-        let options = self.options;
+        let (stream, mut prepared) = (handle.stream(), Prepared::on(handle)?);
+        let options = self.raw_args();
         let call = Call { options, anchors, levels: &levels, gt, images, classes, claims: true };
         let args = call.args(targets, workspace, status, stream, &mut prepared)?;
-        let args = AssignArgs { topk: self.topk as u32, ..args };
         // SAFETY: `check` has compared every length, and `args` the workspace's; Prepared has compared
         // every context with the stream's and the places of the buffers, and keeps them borrowed
         // until the launches are enqueued.

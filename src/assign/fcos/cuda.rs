@@ -3,7 +3,7 @@
 use super::Fcos;
 use crate::assign::check::check;
 use crate::assign::cuda::{AssignWorkspace, Call};
-use crate::assign::launch::{assign_units, launch_fcos};
+use crate::assign::launch::{AssignArgs, assign_units, launch_fcos};
 use crate::assign::{Anchors, GroundTruth, LevelTargets};
 use crate::cuda::{Device, Handle, Prepared, StatusBlock, Units};
 use crate::element::Label;
@@ -13,6 +13,21 @@ impl Fcos {
     /// The kernels that calls need, for [`Handle::prepare`].
     pub fn units() -> Units {
         assign_units()
+    }
+
+    /// What it says to [`launch_fcos`](crate::cuda::raw::launch_fcos): options, without levels, sizes and
+    /// addresses.
+    pub fn raw_args(&self) -> AssignArgs {
+        AssignArgs::of(&self.options)
+    }
+
+    /// And of the levels, whose anchors are set: which boxes belong to them.
+    pub fn set_raw_ranges(&self, args: &mut AssignArgs) {
+        for (to, [low, high]) in args.level.iter_mut().zip(self.ranges) {
+            let middle = self.radius.filter(|_| to.anchors == 0);
+            (to.low, to.high, to.reach) =
+                (low, high, middle.map_or(f32::INFINITY, |radius| to.stride * radius));
+        }
     }
 
     /// Enqueues the assignment as one launch: as [`Atss::cuda`](crate::assign::Atss::cuda), but that
@@ -34,13 +49,11 @@ impl Fcos {
     ) -> Result<()> {
         let levels = check(anchors, &gt, images, classes, targets)?;
         self.check(&levels)?;
-        let (stream, mut prepared) = (handle.stream(), Prepared::default());
-        let options = self.options;
+        let (stream, mut prepared) = (handle.stream(), Prepared::on(handle)?);
+        let options = self.raw_args();
         let call = Call { options, anchors, levels: &levels, gt, images, classes, claims: false };
         let mut args = call.args(targets, workspace, status, stream, &mut prepared)?;
-        for ((to, level), [low, high]) in args.level.iter_mut().zip(&levels).zip(self.ranges) {
-            (to.low, to.high, to.reach) = (low, high, self.reach(level));
-        }
+        self.set_raw_ranges(&mut args);
         // SAFETY: as for ATSS.
         unsafe { launch_fcos(handle.kernels(), &args, stream.cu_stream().cast()) }
     }
