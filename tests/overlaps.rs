@@ -5,7 +5,7 @@ mod support;
 
 use gfocal::assign::{Anchors, AssignWorkspace, Atss, Fcos, GroundTruth, LevelTargets};
 use gfocal::boxes::BoxLoss;
-use gfocal::cuda::{Borrowed, Device, LabelBuffer};
+use gfocal::cuda::{self, Borrowed, Device, LabelBuffer};
 use gfocal::cudarc::driver::DevicePtr;
 use gfocal::cudarc::driver::sys::CUdeviceptr;
 use gfocal::head::{
@@ -35,7 +35,7 @@ struct Kind {
     call: fn(&At) -> Result<()>,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind {
         tensors: &[
             ("loss", 4),
@@ -124,6 +124,14 @@ const KINDS: [Kind; 11] = [
             let call = qfl.cuda_dense(&at.gpu.handle, &logits, [2, 2], &dense);
             let both = Gfl::new(call, dfl.cuda(&at.gpu.handle, &boxes, [2, 3], &target));
             both.forward_backward(&mut losses, &mut grad, &mut sides)
+        },
+    },
+    Kind {
+        tensors: &[("the gradient", 24), ("found_inf", 4), ("scale", 4)],
+        written: 2,
+        call: |at| {
+            let (mut grad, mut flag) = (at.get::<f32>(0, 6), at.get(1, 1));
+            cuda::scale(&at.gpu.handle, &mut grad, &at.get(2, 1), Some(&mut flag))
         },
     },
     Kind {

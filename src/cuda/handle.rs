@@ -8,6 +8,7 @@ use cudarc::driver::{CudaStream, DevicePtr};
 
 use super::args::{DeviceAddress, scratch_bytes};
 use super::buffer::{Borrowed, Buffer, Parts};
+use super::current::Current;
 use super::{Kernels, Units};
 use crate::error::{Error, Result};
 
@@ -72,6 +73,7 @@ impl Handle {
     }
 
     fn made_of(stream: &Arc<CudaStream>, kernels: Arc<Kernels>, scratch: Buffer<u64>) -> Handle {
+        let _current = Current::keep();
         let per_thread = stream.cu_stream() as usize == CU_STREAM_PER_THREAD;
         let scratch_address = scratch.device_ptr(stream).0;
         let thread = per_thread.then(|| thread::current().id());

@@ -193,7 +193,8 @@ fn main() {
     let mut status = StatusBlock::new(&stream).expect("device memory");
     own.run(&handle, &mut assign, &mut workspace, &mut status).expect("a step");
     let (want, want_status) = (own.bits(&stream), status.read(&stream).expect("the step ends well"));
-    assert!(want.iter().any(|&bits| bits != 0));
+    let losses = stream.clone_dtoh(&own.losses).expect("a copy");
+    assert!(losses[1] + losses[4] > 0.0, "there are positives: {losses:?}");
 
     // All in memory of the caller's.
     const ROOM: usize = 4 << 20;
@@ -243,7 +244,6 @@ fn main() {
         });
         assert_eq!(theirs.bits(&stream), want, "the raw layer, round {round}");
     }
-    assert_eq!(want_status.assignment.unassigned.count, 0);
 
     // By the safe API: handle and workspaces are made of it, too, over what the raw layer has used.
     let scratch = bytes(raw::scratch_bytes(&kernels));

@@ -13,6 +13,8 @@ mod assign_graph;
 mod assign_head;
 #[path = "../assign_reports.rs"]
 mod assign_reports;
+#[path = "../borrowed.rs"]
+mod borrowed;
 #[path = "../boxes.rs"]
 mod boxes;
 #[path = "../corners.rs"]
@@ -71,6 +73,8 @@ mod raw;
 mod rounded_once;
 #[path = "../rounding.rs"]
 mod rounding;
+#[path = "../scale.rs"]
+mod scale;
 #[path = "../semantics.rs"]
 mod semantics;
 #[path = "../shapes.rs"]
