@@ -1,74 +1,27 @@
-//! Throughput of the losses, in bytes of logits, labels, targets and gradients.
+//! Throughput of the losses and of the head, in the bytes that must move.
 //!
-//! Each case is checked before it is timed: the one-pass loss must equal the loss of the forward
-//! pass. The head is timed on pyramids of COCO. CUDA is timed where there is a GPU, never on the emulator.
+//! Each case is checked before it is timed: both passes must give the same losses. CUDA is timed where there is a GPU,
+//! never on the emulator: replays of a graph of launches, each on buffers of its own.
 
-use std::cell::LazyCell;
-use std::sync::LazyLock;
+use std::cell::{LazyCell, RefCell};
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use gfocal::{Call, DistributionFocalLoss, Element, Host, Operation, QualityFocalLoss, bf16, f16};
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use gfocal::cuda::{self, Kernels};
+use gfocal::{bf16, f16};
+use gfocal_bench::head::pyramid::COCO_ANCHORS;
+use gfocal_bench::{Calls, Op, Pass, Replays, Set, Size, Stored, Workload, head, rows};
 
-#[cfg(feature = "cuda")]
-#[path = "support/cuda.rs"]
-mod cuda;
-#[path = "support/head.rs"]
-mod head;
-#[cfg(feature = "cuda")]
-#[path = "support/head_cuda.rs"]
-mod head_cuda;
+const PASSES: [Pass; 2] = [Pass::Forward, Pass::ForwardBackward];
 
-/// Anchors of one 640x640 image, and of batches of 4, 16 and 128.
-const QFL_ROWS: [usize; 4] = [8_400, 33_600, 134_400, LARGEST_QFL];
-const LARGEST_QFL: usize = 1_075_200;
-const CLASSES: usize = 80;
-const DFL_ROWS: [usize; 5] = [256, 4_096, 33_600, 262_144, LARGEST_DFL];
-const LARGEST_DFL: usize = 2_097_152;
-const BINS: usize = 17;
-static QFL: LazyLock<QualityFocalLoss> = LazyLock::new(QualityFocalLoss::default);
-static DFL: LazyLock<DistributionFocalLoss> = LazyLock::new(DistributionFocalLoss::default);
-
-/// Inputs of a case; what a loss does not take is empty.
-struct Inputs<T> {
-    logits: Vec<T>,
-    shape: [usize; 2],
-    labels: Vec<i64>,
-    quality: Vec<f32>,
-    target: Vec<f32>,
-}
-
-impl<T: Element> Inputs<T> {
-    /// Logits as at the start of training: the prior of 0.01 is a logit of -4.6.
-    fn qfl(rows: usize) -> Self {
-        let mut rng = StdRng::seed_from_u64(7);
-        let logits = (0..rows * CLASSES).map(|_| T::from_f64(rng.random_range(-6.6..-2.6))).collect();
-        let label = |rng: &mut StdRng| {
-            if rng.random_bool(0.01) { rng.random_range(0..CLASSES as i64) } else { CLASSES as i64 }
-        };
-        let labels = (0..rows).map(|_| label(&mut rng)).collect();
-        let quality = (0..rows).map(|_| rng.random_range(0.3..1.0)).collect();
-        Inputs { logits, shape: [rows, CLASSES], labels, quality, target: Vec::new() }
-    }
-
-    fn dfl(rows: usize) -> Self {
-        let mut rng = StdRng::seed_from_u64(11);
-        let logits = (0..rows * BINS).map(|_| T::from_f64(rng.random_range(-2.0..2.0))).collect();
-        let target = (0..rows).map(|_| rng.random_range(0.0..16.0)).collect();
-        Inputs { logits, shape: [rows, BINS], labels: Vec::new(), quality: Vec::new(), target }
-    }
-}
-
-/// What is read of so many rows, and what is written besides. `per_row` is what a row has beside its logits.
-fn bytes<T>(rows: usize, columns: usize, per_row: usize) -> [usize; 2] {
-    let logits = rows * columns * size_of::<T>();
-    [logits + rows * per_row, logits]
-}
-/// Of a label and a quality; of a target.
-const QFL_PER_ROW: usize = 8 + 4;
-const DFL_PER_ROW: usize = 4;
+/// Anchors of one 640x640 image, and of batches of 4, 16 and 128; sides of boxes; anchors of images of COCO. The
+/// columns, and the largest, which is for one 32-bit and one 16-bit type.
+const LADDERS: [(Op, usize, &[usize], usize); 3] = [
+    (Op::Qfl, 80, &[8_400, 33_600, 134_400, 1_075_200], 1_075_200),
+    (Op::Dfl, 17, &[256, 4_096, 33_600, 262_144, 2_097_152], 2_097_152),
+    (Op::Head, 80, &[COCO_ANCHORS, 4 * COCO_ANCHORS, 16 * COCO_ANCHORS], 16 * COCO_ANCHORS),
+];
 
 /// `--test` runs everything once, and is to be done soon.
 fn is_test() -> bool {
@@ -83,92 +36,125 @@ fn memory_allows() -> bool {
     kib.is_none_or(|kib: u64| kib > 2 << 20)
 }
 
-/// The ladder for a type: in tests the least; the largest for one 32-bit and one 16-bit type, if
-/// there is memory for it.
-fn ladder(rows: &[usize], largest: usize, dtype: &str) -> Vec<usize> {
-    let rows = if is_test() { &rows[..1] } else { rows };
-    rows.iter().copied().filter(|&rows| rows < largest || (dtype != "f16" && memory_allows())).collect()
+/// A case, of a type.
+struct Case<'a> {
+    op: Op,
+    size: Size,
+    dtype: &'a str,
+    /// Of an element.
+    bytes: usize,
+    is_largest: bool,
 }
 
-/// Times the forward pass, but for the largest, and the one pass for loss and gradient. The inputs are
-/// made when the first of them is run: a filter may leave out both.
-fn bench<Op: Operation, T: Element>(
-    c: &mut Criterion,
-    name: &str,
-    rows: usize,
-    [read, written]: [usize; 2],
-    is_largest: bool,
-    inputs: impl FnOnce() -> Inputs<T>,
-    call: impl for<'a> Fn(&'a Inputs<T>) -> Call<'a, Op, Host, T>,
-) {
-    let zero = T::Loss::from_f64(0.0);
-    let inputs = LazyCell::new(|| {
-        let inputs = inputs();
-        let (mut once, mut both, mut grad) = ([zero], [zero], inputs.logits.clone());
-        call(&inputs).forward(&mut once).expect("lengths fit");
-        call(&inputs).forward_backward(&mut both, &mut grad).expect("lengths fit");
-        assert_eq!(once[0].to_f64(), both[0].to_f64());
-        inputs
-    });
-    let mut group = c.benchmark_group(name);
-    if !is_largest {
-        group.throughput(Throughput::BytesDecimal(read as u64));
-        group.bench_function(BenchmarkId::new("forward", rows), |b| {
-            let (inputs, mut loss) = (&*inputs, [zero]);
-            b.iter(|| call(inputs).forward(&mut loss));
+impl Case<'_> {
+    /// Times some passes. The inputs are made when the first of them is run: a filter may leave out all.
+    fn bench<W: Workload>(&self, c: &mut Criterion, gpu: Option<&Replays>, inputs: impl FnOnce() -> W) {
+        let inputs = LazyCell::new(inputs);
+        self.on_cpu(c, &inputs);
+        if let Some(gpu) = gpu {
+            self.on_cuda(c, gpu, &inputs);
+        }
+    }
+
+    fn on_cpu<W: Workload, F: FnOnce() -> W>(&self, c: &mut Criterion, inputs: &LazyCell<W, F>) {
+        let checked = LazyCell::new(|| {
+            let mut calls = inputs.on_cpu();
+            let [once, both] = PASSES.map(|pass| calls.outcome(pass).expect("lengths fit"));
+            assert_eq!(W::losses(&once), W::losses(&both));
+        });
+        // On the CPU the largest are long, and forward alone tells nothing new of them.
+        let passes = if self.is_largest { &PASSES[1..] } else { &PASSES };
+        self.each(c, "cpu", passes, |b, pass| {
+            LazyCell::force(&checked);
+            let mut calls = inputs.on_cpu();
+            b.iter(|| calls.run(pass));
         });
     }
-    group.throughput(Throughput::BytesDecimal((read + written) as u64));
-    group.bench_function(BenchmarkId::new("forward_backward", rows), |b| {
-        let (inputs, mut loss) = (&*inputs, [zero]);
-        let mut grad = inputs.logits.clone();
-        b.iter(|| call(inputs).forward_backward(&mut loss, &mut grad));
-    });
+
+    fn on_cuda<W: Workload, F: FnOnce() -> W>(
+        &self,
+        c: &mut Criterion,
+        gpu: &Replays,
+        inputs: &LazyCell<W, F>,
+    ) {
+        let sets = LazyCell::new(|| {
+            let [moved, held] = PASSES.map(|pass| self.op.bytes(self.size, self.bytes, pass));
+            let count = gpu.sets(moved, held, 512).expect("a device tells its memory");
+            let mut sets: Vec<W::Set> =
+                (0..count).map(|_| inputs.upload(&gpu.handle).expect("memory for the sets")).collect();
+            let [once, both] = PASSES.map(|pass| {
+                sets[0].launch(&gpu.handle, pass).expect("lengths fit");
+                sets[0].outcome(gpu.stream()).expect("the launches have run")
+            });
+            for (once, both) in W::losses(&once).iter().zip(W::losses(&both)) {
+                assert!((once - both).abs() <= 4e-6 * both.abs(), "the passes give the same losses");
+            }
+            RefCell::new(sets)
+        });
+        self.each(c, "cuda", &PASSES, |b, pass| {
+            let mut sets = sets.borrow_mut();
+            let launches = || sets.iter_mut().try_for_each(|set| set.launch(&gpu.handle, pass));
+            let graph = gpu.capture(launches).expect("a call can be captured");
+            b.iter_custom(|launches| {
+                // Whole replays, and of their time the share of the launches.
+                let replays = launches.div_ceil(sets.len() as u64);
+                let seconds = gpu.seconds(&graph, replays).expect("replays");
+                Duration::from_secs_f64(seconds * launches as f64 / (replays * sets.len() as u64) as f64)
+            });
+        });
+    }
+
+    fn each(
+        &self,
+        c: &mut Criterion,
+        device: &str,
+        passes: &[Pass],
+        mut time: impl FnMut(&mut criterion::Bencher, Pass),
+    ) {
+        let mut group = c.benchmark_group(format!("{}/{device}/{}", self.op.name(), self.dtype));
+        for &pass in passes {
+            let bytes = self.op.bytes(self.size, self.bytes, pass);
+            group.throughput(Throughput::BytesDecimal(bytes as u64));
+            group.bench_function(BenchmarkId::new(pass.name(), self.size.rows), |b| time(b, pass));
+        }
+    }
 }
 
-fn losses<T: Element>(c: &mut Criterion, dtype: &str) {
-    for rows in ladder(&QFL_ROWS, LARGEST_QFL, dtype) {
-        let (name, bytes) = (format!("qfl/cpu/{dtype}"), bytes::<T>(rows, CLASSES, QFL_PER_ROW));
-        bench(
-            c,
-            &name,
-            rows,
-            bytes,
-            rows == LARGEST_QFL,
-            || Inputs::<T>::qfl(rows),
-            |inputs| QFL.cpu(&inputs.logits, inputs.shape, &inputs.labels, &inputs.quality),
-        );
+fn losses<T: Stored>(c: &mut Criterion, gpu: Option<&Replays>, dtype: &str) {
+    for (op, columns, ladder, largest) in LADDERS {
+        for &rows in if is_test() { &ladder[..1] } else { ladder } {
+            let is_largest = rows == largest;
+            if is_largest && (dtype == "f16" || !memory_allows()) {
+                continue;
+            }
+            let size = Size { rows, columns };
+            let case = Case { op, size, dtype, bytes: size_of::<T>(), is_largest };
+            match op.on_rows() {
+                Some(op) => case.bench(c, gpu, || rows::Inputs::<T>::random(op, size)),
+                None => case.bench(c, gpu, || head::Inputs::<T>::random(size)),
+            }
+        }
     }
-    for rows in ladder(&DFL_ROWS, LARGEST_DFL, dtype) {
-        let (name, bytes) = (format!("dfl/cpu/{dtype}"), bytes::<T>(rows, BINS, DFL_PER_ROW));
-        bench(
-            c,
-            &name,
-            rows,
-            bytes,
-            rows == LARGEST_DFL,
-            || Inputs::<T>::dfl(rows),
-            |inputs| DFL.cpu(&inputs.logits, inputs.shape, &inputs.target),
-        );
+}
+
+/// The first device; why not, in words.
+fn gpu() -> Result<Replays, String> {
+    let words = |error: gfocal::Error| error.to_string();
+    let context = cuda::context(0).map_err(words)?;
+    let info = cuda::DeviceInfo::of(&context).map_err(words)?;
+    info.usable().map_err(words)?;
+    if info.name.contains("not a GPU") {
+        return Err(format!("cuda:0 is {}, whose times say nothing", info.name));
     }
-    for images in ladder(&head::IMAGES, head::LARGEST_IMAGES, dtype) {
-        head::bench::<T>(c, dtype, images);
-    }
+    let kernels = Arc::new(Kernels::new(&context).map_err(words)?);
+    Replays::new(&context, kernels, false).map_err(words)
 }
 
 fn all(c: &mut Criterion) {
-    losses::<f32>(c, "f32");
-    losses::<f16>(c, "f16");
-    losses::<bf16>(c, "bf16");
-    #[cfg(feature = "cuda")]
-    match cuda::Gpu::open() {
-        Ok(gpu) => {
-            gpu.losses::<f32>(c, "f32");
-            gpu.losses::<f16>(c, "f16");
-            gpu.losses::<bf16>(c, "bf16");
-        }
-        Err(why) => eprintln!("no CUDA benches: {why}"),
-    }
+    let gpu = gpu().inspect_err(|why| eprintln!("no CUDA benches: {why}")).ok();
+    losses::<f32>(c, gpu.as_ref(), "f32");
+    losses::<f16>(c, gpu.as_ref(), "f16");
+    losses::<bf16>(c, gpu.as_ref(), "bf16");
 }
 
 /// Short, unless the command line says otherwise.

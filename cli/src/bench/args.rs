@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use gfocal_bench::{Op, Pass, Size};
 
-use super::op::{Op, Pass, Size};
 use crate::values::{DeviceChoice, DtypeChoice};
 
 const ABOUT: &str = "\

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use gfocal_bench::head::pyramid::{self, COCO_ANCHORS};
+use gfocal_bench::{Op, Pass, Size};
+
 use super::args::BenchArgs;
-use super::head::pyramid::{self, COCO_ANCHORS};
-use super::op::{Op, Pass, Size};
 use crate::error::{Error, Result};
 use crate::floats::Dtype;
 
@@ -40,15 +41,7 @@ impl Case {
 
     /// The bytes that a pass must move.
     pub fn bytes(&self, pass: Pass) -> usize {
-        let Size { rows, columns } = self.size;
-        let tensor = rows * columns * self.element_bytes();
-        let per_row = match self.op {
-            Op::Qfl => 8 + 4,
-            Op::Dfl => 4 + 4,
-            Op::Integral => 4, // written forward, read backward
-            Op::Head => return pyramid::bytes(self.size, self.element_bytes(), pass),
-        };
-        tensor * if pass == Pass::Forward { 1 } else { 2 } + rows * per_row
+        self.op.bytes(self.size, self.element_bytes(), pass)
     }
 
     /// What the largest pass takes on a device, more or less.

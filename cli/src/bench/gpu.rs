@@ -4,23 +4,17 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gfocal::cuda::{DeviceInfo, Handle, Kernels, check, driver_version};
-use gfocal::cudarc::driver::sys::{
-    CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode,
-};
-use gfocal::cudarc::driver::{CudaContext, CudaGraph, CudaStream};
+use gfocal::cuda::{DeviceInfo, Handle, Kernels, check};
+use gfocal::cudarc::driver::{CudaContext, CudaStream};
+use gfocal_bench::{Pass, Replays, Set};
 
 use super::args::{BenchArgs, Calls};
 use super::case::Case;
 use super::ceiling::Reader;
-use super::op::Pass;
 use super::timing::{Samples, wall_clock};
-use super::workload::Set;
 use crate::device::Cuda;
 use crate::error::{Error, Result};
 
-/// cuEventElapsedTime_v2 is there from CUDA 12.8 on, and cudarc calls no other.
-const EVENTS: i32 = 12_080;
 /// Launches in a graph, at most.
 const MOST_SETS: usize = 512;
 /// As many show that each launch has buffers of its own.
@@ -29,9 +23,7 @@ const CHECKED_SETS: usize = 2;
 /// A GPU with a stream that can be captured.
 pub struct Gpu {
     name: String,
-    handle: Handle,
-    has_events: bool,
-    l2: usize,
+    replays: Replays,
     /// The kernel of the read ceiling, or why there is none.
     reader: RefCell<std::result::Result<Reader, String>>,
     most_sets: usize,
@@ -70,18 +62,9 @@ impl Gpu {
         most_sets: usize,
         calls: Option<Calls>,
     ) -> gfocal::Result<Gpu> {
-        let l2 = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
-        let l2 = check("cuDeviceGetAttribute", l2)?.unsigned_abs() as usize;
-        if calls != Some(Calls::Tracked) {
-            // SAFETY: all work from here on is on one stream, so that nothing needs to be ordered by events.
-            unsafe { context.disable_event_tracking() };
-        }
-        // The legacy default stream cannot be captured.
-        let stream = check("cuStreamCreate", context.new_stream())?;
-        let reader = RefCell::new(Reader::new(&stream, info.multiprocessors));
-        let has_events = driver_version()? >= EVENTS;
-        let handle = Handle::with_kernels(&stream, shared)?;
-        Ok(Gpu { name: info.name, handle, has_events, l2, reader, most_sets, calls, kernels: None })
+        let replays = Replays::new(context, shared, calls == Some(Calls::Tracked))?;
+        let reader = RefCell::new(Reader::new(replays.stream(), info.multiprocessors));
+        Ok(Gpu { name: info.name, replays, reader, most_sets, calls, kernels: None })
     }
 
     pub fn name(&self) -> &str {
@@ -93,6 +76,7 @@ impl Gpu {
         let mut notes = Vec::new();
         if let Some(folder) = &self.kernels {
             let (theirs, own): (Vec<_>, Vec<_>) = self
+                .replays
                 .handle
                 .kernels()
                 .images()
@@ -106,7 +90,7 @@ impl Gpu {
         if let Err(why) = &*self.reader.borrow() {
             notes.push(format!("there is no read ceiling: {why}"));
         }
-        if !check_only && self.calls.is_none() && !self.has_events {
+        if !check_only && self.calls.is_none() && !self.replays.has_events {
             let why = "the driver is older than CUDA 12.8";
             notes.push(format!("{why}, so times are by the wall clock around graph replays"));
         }
@@ -118,7 +102,7 @@ impl Gpu {
         match self.calls {
             Some(Calls::Tracked) => "wall clock around calls with event tracking",
             Some(Calls::Untracked) => "wall clock around calls",
-            None if self.has_events => "CUDA events around replays of a graph",
+            None if self.replays.has_events => "CUDA events around replays of a graph",
             None => "wall clock around replays of a graph",
         }
     }
@@ -129,15 +113,13 @@ impl Gpu {
     }
 
     fn stream(&self) -> &Arc<CudaStream> {
-        self.handle.stream()
+        self.replays.stream()
     }
 
     /// How many sets of buffers of `held` bytes, of which a launch moves `moved`, it takes to get past
     /// the L2 cache; of half the free memory at most.
     fn sets(&self, moved: usize, held: usize) -> gfocal::Result<usize> {
-        let (free, _) = check("cuMemGetInfo", self.stream().context().mem_get_info())?;
-        let wanted = (4 * self.l2).div_ceil(moved.max(1)).max(2);
-        Ok(wanted.min(free / 2 / held.max(1)).clamp(1, self.most_sets))
+        self.replays.sets(moved, held, self.most_sets)
     }
 
     /// Seconds of a copy from device to device that reads and writes so many bytes in all.
@@ -181,36 +163,8 @@ impl Gpu {
             };
             return Samples::take(seconds, || Ok(wall_clock(&mut calls)? / count as f64));
         }
-        let graph = self.capture(|| (0..count).try_for_each(&mut launch))?;
-        Samples::take(seconds, || Ok(self.once(&graph)? / count as f64))
-    }
-
-    /// A graph of some launches.
-    fn capture(&self, launches: impl FnOnce() -> gfocal::Result<()>) -> gfocal::Result<CudaGraph> {
-        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        check("cuStreamBeginCapture", self.stream().begin_capture(mode))?;
-        let launched = launches();
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = self.stream().end_capture(flags);
-        launched?;
-        let graph = check("cuStreamEndCapture", graph)?;
-        Ok(graph.expect("a capture that has begun gives a graph"))
-    }
-
-    /// Seconds of a replay.
-    fn once(&self, graph: &CudaGraph) -> Result<f64> {
-        let (stream, replay) = (self.stream(), || check("cuGraphLaunch", graph.launch()));
-        if !self.has_events {
-            return wall_clock(|| {
-                replay()?;
-                Ok(check("cuStreamSynchronize", stream.synchronize())?)
-            });
-        }
-        let record = || check("cuEventRecord", stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)));
-        let start = record()?;
-        replay()?;
-        let end = record()?;
-        Ok(f64::from(check("cuEventElapsedTime", start.elapsed_ms(&end))?) * 1e-3)
+        let graph = self.replays.capture(|| (0..count).try_for_each(&mut launch))?;
+        Samples::take(seconds, || Ok(self.replays.seconds(&graph, 1)? / count as f64))
     }
 }
 
@@ -231,7 +185,7 @@ impl<'a, S: Set> Sets<'a, S> {
         // The pass that moves least says how many it takes.
         let least = case.passes.iter().map(|&pass| case.bytes(pass)).min().unwrap_or(1);
         let held = usize::try_from(case.memory()).unwrap_or(usize::MAX);
-        let sets = (0..gpu.sets(least, held)?).map(|_| upload(&gpu.handle));
+        let sets = (0..gpu.sets(least, held)?).map(|_| upload(&gpu.replays.handle));
         Ok(Sets { gpu, sets: sets.collect::<gfocal::Result<_>>()? })
     }
 
@@ -239,22 +193,24 @@ impl<'a, S: Set> Sets<'a, S> {
     pub fn called(&mut self, pass: Pass) -> Result<S::Outcome> {
         let (gpu, set) = (self.gpu, &mut self.sets[0]);
         set.clear(gpu.stream())?;
-        set.launch(&gpu.handle, pass)?;
+        set.launch(&gpu.replays.handle, pass)?;
         Ok(set.outcome(gpu.stream())?)
     }
 
     /// What a replay of its graph gives, in the last set.
     pub fn replayed(&mut self, pass: Pass) -> Result<S::Outcome> {
         let (gpu, sets) = (self.gpu, &mut self.sets);
-        let graph = gpu.capture(|| sets.iter_mut().try_for_each(|set| set.launch(&gpu.handle, pass)))?;
+        let graph = gpu
+            .replays
+            .capture(|| sets.iter_mut().try_for_each(|set| set.launch(&gpu.replays.handle, pass)))?;
         let last = sets.last_mut().expect("there is a set");
         last.clear(gpu.stream())?;
-        gpu.once(&graph)?;
+        gpu.replays.seconds(&graph, 1)?;
         Ok(last.outcome(gpu.stream())?)
     }
 
     pub fn time(&mut self, pass: Pass, seconds: f64) -> Result<Samples> {
         let (gpu, sets) = (self.gpu, &mut self.sets);
-        gpu.time(seconds, sets.len(), |i| sets[i].launch(&gpu.handle, pass))
+        gpu.time(seconds, sets.len(), |i| sets[i].launch(&gpu.replays.handle, pass))
     }
 }

@@ -3,31 +3,25 @@
 mod args;
 mod case;
 mod ceiling;
-mod compare;
+mod check;
 mod cpu;
 mod date;
 mod gpu;
-mod head;
-mod op;
 mod plot;
-mod random;
 mod report;
-mod rows;
 mod timing;
-mod workload;
 
+use gfocal_bench::{Calls, Pass, Stored, head, rows};
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use args::BenchArgs;
 use args::Format;
 use case::Case;
+use check::Checked;
 use gpu::{Gpu, Sets};
-use op::Pass;
-use random::Stored;
 use report::Record;
-use timing::Samples;
-use workload::{Calls, Workload};
+use timing::{Samples, wall_clock};
 
 use crate::device::{self, Device};
 use crate::error::{Error, Result};
@@ -156,16 +150,17 @@ impl Machine {
         args: &BenchArgs,
         bar: &ProgressBar,
         device: &Device,
-        inputs: &impl Workload,
+        inputs: &impl Checked,
     ) -> Result<Vec<Record>> {
         match self {
             Machine::Cpu => {
                 let mut calls = inputs.on_cpu();
                 if !args.no_check {
-                    inputs.check(case, |pass| calls.outcome(pass))?;
+                    inputs.check(case, |pass| Ok(calls.outcome(pass)?))?;
                 }
                 self.time(case, args, bar, device, |pass, seconds| {
-                    let (samples, bytes) = (calls.time(pass, seconds)?, case.bytes(pass));
+                    let (samples, bytes) =
+                        (Samples::take(seconds, || wall_clock(|| Ok(calls.run(pass)?)))?, case.bytes(pass));
                     let copy = cpu::copy_seconds(bytes, seconds / 4.0)?;
                     let read = reads(pass).then(|| cpu::read_seconds(bytes, seconds / 4.0)).transpose()?;
                     Ok((samples, copy, read, "wall clock"))

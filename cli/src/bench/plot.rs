@@ -1,10 +1,10 @@
 //! The picture: a roofline over the bytes moved, and times over the number of rows.
 
+use gfocal_bench::{Op, Pass};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::op::{Op, Pass};
 use super::report::{Record, digits};
 use crate::error::{Error, Result};
 

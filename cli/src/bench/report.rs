@@ -1,9 +1,9 @@
 //! What is told of a case.
 
+use gfocal_bench::{Op, Pass};
 use serde::Serialize;
 
 use super::case::Case;
-use super::op::{Op, Pass};
 use super::timing::Samples;
 use crate::report::json as to_json;
 use crate::table::table as aligned;

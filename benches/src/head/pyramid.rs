@@ -1,6 +1,6 @@
 //! The levels of the pyramid that a number of anchors makes, and the bytes of a step on them.
 
-use crate::bench::op::{Pass, Size};
+use crate::op::{Pass, Size};
 
 /// Sides of a box, each a distribution over bins.
 pub const SIDES: usize = 4;

@@ -4,8 +4,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::pyramid::{BINS, LevelSize, Pyramid, SIDES, positives};
-use crate::bench::op::Size;
-use crate::bench::random::{PRIOR, SEED, Stored, normals};
+use crate::op::Size;
+use crate::random::{PRIOR, SEED, Stored, normals};
 
 /// In strides: how far the sides of an object are from its centre.
 const EXTENT: std::ops::Range<f64> = 2.0..8.0;
@@ -73,6 +73,15 @@ impl<T: Stored> LevelInputs<T> {
             }
         }
         LevelInputs { size, cls, boxes, labels, label_weights, targets }
+    }
+
+    /// The logits of an anchor, of which `tensor` has so many channels.
+    pub fn channels(&self, tensor: &[T], anchor: usize, channels: usize) -> Vec<f64> {
+        let positions = self.size.positions();
+        let (image, position) = (anchor / positions, anchor % positions);
+        (0..channels)
+            .map(|channel| tensor[(image * channels + channel) * positions + position].to_f64())
+            .collect()
     }
 }
 

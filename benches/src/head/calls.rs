@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use gfocal::Result;
 use gfocal::cuda::{Device, Handle, LabelBuffer, check};
 use gfocal::cudarc::driver::{CudaSlice, CudaStream};
 use gfocal::head::{Gradients, HeadWorkspace, LOSSES, Layout, Level, Logits, Points, Targets};
@@ -9,10 +10,9 @@ use gfocal::{HeadLoss, Host, Memory};
 
 use super::data::{Inputs, LevelInputs};
 use super::pyramid::{BINS, LevelSize, SIDES};
-use crate::bench::op::Pass;
-use crate::bench::random::Stored;
-use crate::bench::workload::{Calls, Set};
-use crate::error::Result;
+use crate::op::Pass;
+use crate::random::Stored;
+use crate::workload::{Calls, Set};
 
 /// What a pass gives.
 pub struct Outcome<T> {
@@ -100,7 +100,7 @@ struct LevelSet<T> {
 }
 
 impl<T: Stored> HeadSet<T> {
-    pub fn new(handle: &Handle, inputs: &Inputs<T>) -> gfocal::Result<HeadSet<T>> {
+    pub fn new(handle: &Handle, inputs: &Inputs<T>) -> Result<HeadSet<T>> {
         let stream = handle.stream();
         let anchors = inputs.levels.iter().map(|level| level.size.positions()).sum();
         let levels = inputs.levels.iter().map(|level| LevelSet::new(stream, level));
@@ -110,16 +110,16 @@ impl<T: Stored> HeadSet<T> {
             images: inputs.images,
             classes: inputs.classes,
             grad_scale: inputs.grad_scale,
-            levels: levels.collect::<gfocal::Result<_>>()?,
+            levels: levels.collect::<Result<_>>()?,
             losses: check("cuMemAllocAsync", stream.alloc_zeros(LOSSES * inputs.levels.len()))?,
-            grads: grads.collect::<gfocal::Result<_>>()?,
+            grads: grads.collect::<Result<_>>()?,
             workspace: HeadWorkspace::new(handle, inputs.images, anchors)?,
         })
     }
 }
 
 impl<T: Stored> LevelSet<T> {
-    fn new(stream: &Arc<CudaStream>, inputs: &LevelInputs<T>) -> gfocal::Result<LevelSet<T>> {
+    fn new(stream: &Arc<CudaStream>, inputs: &LevelInputs<T>) -> Result<LevelSet<T>> {
         let floats = |numbers: &[f32]| check("cuMemcpyHtoDAsync", stream.clone_htod(numbers));
         let stored = |numbers: &[T]| check("cuMemcpyHtoDAsync", stream.clone_htod(numbers));
         Ok(LevelSet {
@@ -145,7 +145,7 @@ impl<T: Stored> LevelSet<T> {
 impl<T: Stored> Set for HeadSet<T> {
     type Outcome = Outcome<T>;
 
-    fn launch(&mut self, handle: &Handle, pass: Pass) -> gfocal::Result<()> {
+    fn launch(&mut self, handle: &Handle, pass: Pass) -> Result<()> {
         let HeadSet { images, classes, grad_scale, levels, losses, grads, workspace } = self;
         let levels: Vec<Level<Device, T>> = levels.iter().map(|level| level.on_device(*classes)).collect();
         let head = HeadLoss::mmdetection();
@@ -162,7 +162,7 @@ impl<T: Stored> Set for HeadSet<T> {
         }
     }
 
-    fn clear(&mut self, stream: &Arc<CudaStream>) -> gfocal::Result<()> {
+    fn clear(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
         let losses = vec![f32::NAN; self.losses.len()];
         check("cuMemcpyHtoDAsync", stream.memcpy_htod(&losses, &mut self.losses))?;
         self.grads.iter_mut().flatten().try_for_each(|grad| {
@@ -171,14 +171,14 @@ impl<T: Stored> Set for HeadSet<T> {
         })
     }
 
-    fn outcome(&self, stream: &Arc<CudaStream>) -> gfocal::Result<Outcome<T>> {
+    fn outcome(&self, stream: &Arc<CudaStream>) -> Result<Outcome<T>> {
         let download = |grad: &CudaSlice<T>| check("cuMemcpyDtoHAsync", stream.clone_dtoh(grad));
         let losses = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.losses))?;
         let grads = self
             .grads
             .iter()
             .map(|[cls, boxes]| Ok([download(cls)?, download(boxes)?]))
-            .collect::<gfocal::Result<_>>()?;
+            .collect::<Result<_>>()?;
         check("cuStreamSynchronize", stream.synchronize())?;
         Ok(Outcome { losses, grads })
     }

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
+use gfocal::Result;
 use gfocal::cuda::{Device, Handle, check};
 use gfocal::cudarc::driver::{CudaSlice, CudaStream};
 use gfocal::{Call, DistributionFocalLoss, Host, Operation, QualityFocalLoss, Reduction, integral};
 
 use super::data::Inputs;
-use crate::bench::op::{Pass, RowOp};
-use crate::bench::random::Stored;
-use crate::bench::workload::{Calls, Set};
-use crate::error::Result;
+use crate::op::{Pass, RowOp};
+use crate::random::Stored;
+use crate::workload::{Calls, Set};
 
 /// What an operation on rows gives.
 pub struct Outcome<T> {
@@ -67,7 +67,7 @@ fn run<L: Operation, T: Stored>(
     pass: Pass,
     loss: &mut [f32],
     grad: &mut [T],
-) -> gfocal::Result<()> {
+) -> Result<()> {
     let call = call.reduction(Reduction::Sum);
     match pass {
         Pass::Forward => call.forward(loss)?,
@@ -91,7 +91,7 @@ pub struct RowSet<T> {
 }
 
 impl<T: Stored> RowSet<T> {
-    pub fn new(stream: &Arc<CudaStream>, inputs: &Inputs<T>) -> gfocal::Result<RowSet<T>> {
+    pub fn new(stream: &Arc<CudaStream>, inputs: &Inputs<T>) -> Result<RowSet<T>> {
         // The driver refuses to allocate nothing; what an operation does not take may be of any length.
         let floats = |numbers: &[f32]| {
             check(
@@ -117,21 +117,21 @@ impl<T: Stored> RowSet<T> {
 impl<T: Stored> Set for RowSet<T> {
     type Outcome = Outcome<T>;
 
-    fn clear(&mut self, stream: &Arc<CudaStream>) -> gfocal::Result<()> {
+    fn clear(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
         let loss = vec![f32::NAN; self.loss.len()];
         check("cuMemcpyHtoDAsync", stream.memcpy_htod(&loss, &mut self.loss))?;
         let grad = vec![T::from_f64(f64::NAN); self.grad.len()];
         check("cuMemcpyHtoDAsync", stream.memcpy_htod(&grad, &mut self.grad))
     }
 
-    fn outcome(&self, stream: &Arc<CudaStream>) -> gfocal::Result<Outcome<T>> {
+    fn outcome(&self, stream: &Arc<CudaStream>) -> Result<Outcome<T>> {
         let loss = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.loss))?;
         let grad = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.grad))?;
         check("cuStreamSynchronize", stream.synchronize())?;
         Ok(Outcome { loss, grad })
     }
 
-    fn launch(&mut self, handle: &Handle, pass: Pass) -> gfocal::Result<()> {
+    fn launch(&mut self, handle: &Handle, pass: Pass) -> Result<()> {
         let RowSet { op, shape, logits, labels, quality, target, weight, grad, loss } = self;
         let shape = *shape;
         match op {
@@ -154,7 +154,7 @@ fn launch<L: Operation, T: Stored>(
     pass: Pass,
     loss: &mut CudaSlice<f32>,
     grad: &mut CudaSlice<T>,
-) -> gfocal::Result<()> {
+) -> Result<()> {
     let call = call.reduction(Reduction::Sum);
     match pass {
         Pass::Forward => call.forward(loss),

@@ -1,14 +1,12 @@
-//! Wrong results are not timed.
+//! Operations on rows.
 
+use gfocal_bench::rows::{Inputs, Outcome};
+use gfocal_bench::{Pass, RowOp, Stored};
 use gfocal_reference::{dfl, integral, qfl_row};
 
-use super::calls::Outcome;
-use super::data::Inputs;
+use super::{ROWS, close, tolerance};
 use crate::bench::case::Case;
-use crate::bench::compare::{ROWS, close, tolerance};
 use crate::bench::cpu;
-use crate::bench::op::{Pass, RowOp};
-use crate::bench::random::Stored;
 use crate::error::{Error, Result};
 
 /// Runs every pass once, and compares: the loss with the plain formula's over all rows, the gradient
@@ -83,9 +81,9 @@ fn truth<T: Stored>(inputs: &Inputs<T>, row: usize) -> (f64, Vec<f64>) {
 
 #[cfg(test)]
 mod tests {
+    use gfocal_bench::{Calls, Op, Size, Workload};
+
     use super::*;
-    use crate::bench::op::{Op, Size};
-    use crate::bench::workload::{Calls, Workload};
     use crate::floats::Dtype;
 
     fn case(op: Op) -> Case {
@@ -98,7 +96,7 @@ mod tests {
             let case = case(op);
             let inputs = Inputs::<f32>::random(op.on_rows().unwrap(), case.size);
             let mut cpu = inputs.on_cpu();
-            check(&case, &inputs, |pass| cpu.outcome(pass)).unwrap();
+            check(&case, &inputs, |pass| Ok(cpu.outcome(pass)?)).unwrap();
             let spoilt: [fn(&mut Outcome<f32>); 3] = [
                 |outcome| outcome.grad[4] += 1e-3,
                 |outcome| outcome.grad.fill(f32::NAN),

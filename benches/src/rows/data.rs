@@ -3,8 +3,8 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::bench::op::{RowOp, Size};
-use crate::bench::random::{PRIOR, SEED, Stored, normals};
+use crate::op::{RowOp, Size};
+use crate::random::{PRIOR, SEED, Stored, normals};
 
 /// The share of rows that are.
 const POSITIVES: f64 = 0.01;

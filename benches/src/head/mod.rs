@@ -3,18 +3,15 @@
 mod calls;
 mod data;
 pub mod pyramid;
-mod truth;
-mod verify;
 
+use gfocal::Result;
 use gfocal::cuda::Handle;
 
-use super::case::Case;
-use super::op::Pass;
-use super::random::Stored;
-use super::workload::Workload;
-use crate::error::Result;
-use calls::{HeadCalls, HeadSet, Outcome};
-pub use data::Inputs;
+pub use calls::{HeadCalls, HeadSet, Outcome};
+pub use data::{Inputs, LevelInputs};
+
+use crate::random::Stored;
+use crate::workload::Workload;
 
 impl<T: Stored> Workload for Inputs<T> {
     type Outcome = Outcome<T>;
@@ -28,11 +25,11 @@ impl<T: Stored> Workload for Inputs<T> {
         HeadCalls::new(self)
     }
 
-    fn upload(&self, handle: &Handle) -> gfocal::Result<HeadSet<T>> {
+    fn upload(&self, handle: &Handle) -> Result<HeadSet<T>> {
         HeadSet::new(handle, self)
     }
 
-    fn check(&self, case: &Case, run: impl FnMut(Pass) -> Result<Outcome<T>>) -> Result<()> {
-        verify::check(case, self, run)
+    fn losses(outcome: &Outcome<T>) -> &[f32] {
+        &outcome.losses
     }
 }

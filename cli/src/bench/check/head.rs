@@ -1,12 +1,11 @@
-//! Wrong results are not timed.
+//! The head.
 
-use super::calls::Outcome;
-use super::data::Inputs;
+use gfocal_bench::head::{Inputs, Outcome};
+use gfocal_bench::{Op, Pass, Stored};
+
 use super::truth::Truth;
+use super::{ROWS, close, tolerance};
 use crate::bench::case::Case;
-use crate::bench::compare::{ROWS, close, tolerance};
-use crate::bench::op::{Op, Pass};
-use crate::bench::random::Stored;
 use crate::error::{Error, Result};
 use crate::floats::Dtype;
 
@@ -110,10 +109,10 @@ fn check_anchor<T: Stored>(
 
 #[cfg(test)]
 mod tests {
+    use gfocal_bench::head::pyramid::BINS;
+    use gfocal_bench::{Calls, Size, Workload};
+
     use super::*;
-    use crate::bench::head::pyramid::BINS;
-    use crate::bench::op::Size;
-    use crate::bench::workload::{Calls, Workload};
 
     #[test]
     fn right_results_pass_and_wrong_ones_do_not() {
@@ -121,7 +120,7 @@ mod tests {
         let case = Case { op: Op::Head, dtype: Dtype::F32, size, passes: vec![] };
         let inputs = Inputs::<f32>::random(case.size);
         let mut cpu = inputs.on_cpu();
-        check(&case, &inputs, |pass| cpu.outcome(pass)).unwrap();
+        check(&case, &inputs, |pass| Ok(cpu.outcome(pass)?)).unwrap();
         let positive = Truth::of(&inputs).positives[0][0].anchor;
         let at = |channel: usize| channel * inputs.levels[0].size.positions() + positive;
         type Spoil<'a> = &'a dyn Fn(&mut Outcome<f32>);

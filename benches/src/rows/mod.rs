@@ -2,17 +2,15 @@
 
 mod calls;
 mod data;
-mod verify;
 
+use gfocal::Result;
 use gfocal::cuda::Handle;
 
-use super::case::Case;
-use super::op::Pass;
-use super::random::Stored;
-use super::workload::Workload;
-use crate::error::Result;
-use calls::{Outcome, RowCalls, RowSet};
+pub use calls::{Outcome, RowCalls, RowSet};
 pub use data::Inputs;
+
+use crate::random::Stored;
+use crate::workload::Workload;
 
 impl<T: Stored> Workload for Inputs<T> {
     type Outcome = Outcome<T>;
@@ -26,11 +24,11 @@ impl<T: Stored> Workload for Inputs<T> {
         RowCalls::new(self)
     }
 
-    fn upload(&self, handle: &Handle) -> gfocal::Result<RowSet<T>> {
+    fn upload(&self, handle: &Handle) -> Result<RowSet<T>> {
         RowSet::new(handle.stream(), self)
     }
 
-    fn check(&self, case: &Case, run: impl FnMut(Pass) -> Result<Outcome<T>>) -> Result<()> {
-        verify::check(case, self, run)
+    fn losses(outcome: &Outcome<T>) -> &[f32] {
+        &outcome.loss
     }
 }

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
+use crate::head::pyramid;
+
 /// An operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Op {
@@ -67,6 +69,18 @@ impl Op {
             Op::Integral => Some(RowOp::Integral),
             Op::Head => None,
         }
+    }
+
+    /// The bytes that a pass must move, of elements of so many.
+    pub fn bytes(self, size: Size, element: usize, pass: Pass) -> usize {
+        let tensor = size.rows * size.columns * element;
+        let per_row = match self {
+            Op::Qfl => 8 + 4,
+            Op::Dfl => 4 + 4,
+            Op::Integral => 4, // written forward, read backward
+            Op::Head => return pyramid::bytes(size, element, pass),
+        };
+        tensor * if pass == Pass::Forward { 1 } else { 2 } + size.rows * per_row
     }
 
     /// The passes that it has.

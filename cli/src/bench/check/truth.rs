@@ -1,11 +1,11 @@
 //! What a step of the head must give, by the plain formulas of `reference/`.
 
+use gfocal_bench::Stored;
+use gfocal_bench::head::pyramid::{BINS, SIDES};
+use gfocal_bench::head::{Inputs, LevelInputs};
 use gfocal_reference::{BoxLoss, Decoded, Normaliser, decoded_loss, dfl, distances, integral, qfl_row};
 
-use super::data::{Inputs, LevelInputs};
-use super::pyramid::{BINS, SIDES};
 use crate::bench::cpu;
-use crate::bench::random::Stored;
 
 /// Of the classification, the box and the distribution loss.
 const LOSS_WEIGHTS: [f64; 3] = [1.0, 2.0, 0.25];
@@ -105,17 +105,6 @@ impl Truth {
     fn classification<T: Stored>(&self, inputs: &Inputs<T>, i: usize, level: &LevelInputs<T>) -> f64 {
         let weighted = |anchor: usize| f64::from(level.label_weights[anchor]) * self.row(inputs, i, anchor).0;
         cpu::sum(level.labels.len(), weighted)
-    }
-}
-
-impl<T: Stored> LevelInputs<T> {
-    /// The logits of an anchor, of which `tensor` has so many channels.
-    fn channels(&self, tensor: &[T], anchor: usize, channels: usize) -> Vec<f64> {
-        let positions = self.size.positions();
-        let (image, position) = (anchor / positions, anchor % positions);
-        (0..channels)
-            .map(|channel| tensor[(image * channels + channel) * positions + position].to_f64())
-            .collect()
     }
 }
 

@@ -1,31 +1,32 @@
-//! What machines run and check, whatever the operation.
+//! What is run, whatever the operation.
 
 use std::sync::Arc;
 
+use gfocal::Result;
 use gfocal::cuda::Handle;
 use gfocal::cudarc::driver::CudaStream;
 
-use super::case::Case;
-use super::op::Pass;
-use super::timing::{Samples, wall_clock};
-use crate::error::Result;
+use crate::op::Pass;
 
-/// The inputs of a case, how they are run, and what that must give.
+/// The inputs of a case, and how they are run.
 pub trait Workload {
     /// What a pass gives.
     type Outcome;
+    /// Calls on the CPU.
     type Calls<'a>: Calls<Outcome = Self::Outcome>
     where
         Self: 'a;
+    /// Buffers of a call on CUDA.
     type Set: Set<Outcome = Self::Outcome>;
 
+    /// Calls on the CPU, on these inputs.
     fn on_cpu(&self) -> Self::Calls<'_>;
 
     /// A set of buffers on the handle's device.
-    fn upload(&self, handle: &Handle) -> gfocal::Result<Self::Set>;
+    fn upload(&self, handle: &Handle) -> Result<Self::Set>;
 
-    /// Runs every pass, and compares with the plain formula.
-    fn check(&self, case: &Case, run: impl FnMut(Pass) -> Result<Self::Outcome>) -> Result<()>;
+    /// The losses of a pass.
+    fn losses(outcome: &Self::Outcome) -> &[f32];
 }
 
 /// Inputs, and where the results go.
@@ -33,14 +34,11 @@ pub trait Calls {
     /// What a pass gives.
     type Outcome;
 
+    /// Runs a pass.
     fn run(&mut self, pass: Pass) -> Result<()>;
 
     /// Runs a pass, in memory that held NaN before.
     fn outcome(&mut self, pass: Pass) -> Result<Self::Outcome>;
-
-    fn time(&mut self, pass: Pass, seconds: f64) -> Result<Samples> {
-        Samples::take(seconds, || wall_clock(|| self.run(pass)))
-    }
 }
 
 /// The tensors of a call.
@@ -49,11 +47,11 @@ pub trait Set {
     type Outcome;
 
     /// Enqueues a pass.
-    fn launch(&mut self, handle: &Handle, pass: Pass) -> gfocal::Result<()>;
+    fn launch(&mut self, handle: &Handle, pass: Pass) -> Result<()>;
 
     /// Fills with NaN what a pass writes.
-    fn clear(&mut self, stream: &Arc<CudaStream>) -> gfocal::Result<()>;
+    fn clear(&mut self, stream: &Arc<CudaStream>) -> Result<()>;
 
     /// Reads what a pass has written.
-    fn outcome(&self, stream: &Arc<CudaStream>) -> gfocal::Result<Self::Outcome>;
+    fn outcome(&self, stream: &Arc<CudaStream>) -> Result<Self::Outcome>;
 }
