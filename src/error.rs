@@ -430,11 +430,11 @@ pub enum ErrorKind {
     Shape,
     /// An option is outside its range, or options and inputs contradict each other.
     Option,
-    /// A workspace has too little room.
+    /// A workspace, or memory for one, has too little room.
     Capacity,
     /// A buffer lies where it must not: over another one, or on another device.
     Memory,
-    /// The call is right, but not now: while a stream is captured.
+    /// The call is right, but not now or not here: while a stream is captured, on another thread.
     State,
     /// There is no device, driver or kernel image that can be used.
     Device,
@@ -472,11 +472,15 @@ impl Error {
             #[cfg(feature = "cuda")]
             Error::GflHandles => ErrorKind::Option,
             #[cfg(feature = "cuda")]
-            Error::SmallWorkspace { .. } | Error::HeadWorkspace { .. } => ErrorKind::Capacity,
+            Error::SmallWorkspace { .. } | Error::HeadWorkspace { .. } | Error::CallersMemory { .. } => {
+                ErrorKind::Capacity
+            }
             #[cfg(feature = "cuda")]
             Error::Overlap { .. } | Error::OtherContext { .. } => ErrorKind::Memory,
             #[cfg(feature = "cuda")]
-            Error::NotPrepared { .. } => ErrorKind::State,
+            Error::NotPrepared { .. } | Error::Capturing { .. } | Error::OtherThread { .. } => {
+                ErrorKind::State
+            }
             #[cfg(feature = "cuda")]
             Error::NoDriver { .. }
             | Error::StubDriver { .. }

@@ -7,6 +7,7 @@ use crate::head::Layout;
 
 fn table() -> Vec<(Error, ErrorKind, &'static str)> {
     let layout = Layout::nchw(2, 6);
+    let thread = std::thread::current().id();
     use ErrorKind::{Capacity, Device, Driver, Memory, Option, Shape, State};
     vec![
         (
@@ -180,6 +181,26 @@ fn table() -> Vec<(Error, ErrorKind, &'static str)> {
             Error::Overlap { tensor: "grad", other: "logits", bytes: 8 },
             Memory,
             "grad overlaps logits by 8 bytes; give it memory of its own",
+        ),
+        (
+            Error::Capturing { what: "a handle" },
+            State,
+            "a handle cannot be made while its stream is captured, since its memory would be the graph's; make it \
+             before the capture, or over memory of your own",
+        ),
+        (
+            Error::CallersMemory { what: "a handle's scratch memory", actual: 64, address: 0x1008, needed: 128 },
+            Capacity,
+            "a handle's scratch memory needs 128 bytes at a multiple of 16, there are 64 at 0x1008 (16 * 256 + 8)",
+        ),
+        (
+            Error::OtherThread { made_on: thread, called_on: thread },
+            State,
+            format!(
+                "the handle was made on {thread:?} for that thread's own default stream, and {thread:?} has another \
+                 one; make a handle for it on this thread (Handle::on shares the kernels)"
+            )
+            .leak(),
         ),
         (
             Error::OtherContext { tensor: "logits", actual: 1, expected: 0 },
