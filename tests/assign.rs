@@ -7,8 +7,8 @@ mod support;
 use gfocal::Background;
 use gfocal::assign::{AnchorGrid, AssignWorkspace, Atss, GroundTruth, LevelTargets};
 use support::assign::{
-    Level, OfLevel, OnCuda, Outcome, Rules, Scene, Ties, eight_levels, on_cpu, pyramid, real_scene, same,
-    same_on_cuda, scene, transcription,
+    Level, OfLevel, OnCuda, Outcome, Rules, Scene, Ties, as_defined, assigned, eight_levels, golden, on_cpu,
+    pyramid, real_scene, same, same_on_cuda, scene, transcription,
 };
 use support::gpu;
 use support::random::Random;
@@ -16,11 +16,6 @@ use support::vectors::Vectors;
 
 fn explicit(levels: &[Level]) -> Vec<Level> {
     levels.iter().map(Level::explicit).collect()
-}
-
-/// A call on the CPU that must be legal.
-fn assigned(rules: &Rules, levels: &[Level], scene: &Scene) -> Outcome {
-    on_cpu(rules, levels, scene).expect("a legal call")
 }
 
 #[test]
@@ -48,14 +43,7 @@ fn as_mmdetection_does() {
                 ..OfLevel::default()
             });
         }
-        let scene = Scene {
-            boxes: vectors.f32s("gt_boxes").as_chunks().0.to_vec(),
-            labels: vectors.i64s("gt_labels"),
-            image: vectors.i64s("gt_image"),
-            images,
-            classes: number("num_classes") as usize,
-            ..Scene::default()
-        };
+        let scene = golden(&vectors, images);
         assert_eq!(scene.boxes.is_empty(), name == "head_no_gt");
         assert_eq!(want.positives() > 0, !scene.boxes.is_empty(), "{name}");
         let rules = Rules::atss(number("atss_topk") as usize);
@@ -164,12 +152,10 @@ fn real_scenes_as_the_definition_says() {
             .falling_back([0, 1, 3, 2][(round + round / 4) % 4])
             .background([Background::Last, Background::First][round / 2 % 2]);
         let what = format!("round {round}, {count} boxes, {rules:?}");
-        let want = transcription(&rules, Ties::Higher, &levels, &scene);
+        let want = as_defined(&what, &gpu, &rules, &levels, &scene);
         ignored += want.label_weights().filter(|&weight| weight == 0.0).count();
         unassigned += want.status.unassigned.count;
         positives += want.positives();
-        same(&what, &assigned(&rules, &levels, &scene), &want);
-        same_on_cuda(&what, &gpu, &rules, &levels, &scene);
     }
     assert!(ignored > 5000 && unassigned > 5 && positives > 400, "{ignored} {unassigned} {positives}");
 }
@@ -194,14 +180,9 @@ fn nothing_near_takes_part() {
         // The third image is as it was.
         scene.ignore = ignore.map(|b| (vec![b; 2], vec![0, 1]));
         scene.valid_hw = valid_hw.map(|[h, w]: [i64; 2]| vec![h, w, h, w, 256, 320]);
-        let want = transcription(&rules, Ties::Higher, &levels, &scene);
+        let want = as_defined(what, &gpu, &rules, &levels, &scene);
         assert!(want.positives() > 0, "{what}");
-        same(what, &assigned(&rules, &levels, &scene), &want);
-        same_on_cuda(what, &gpu, &rules, &levels, &scene);
-        let listed = explicit(&levels[2..]);
-        let want = transcription(&rules, Ties::Higher, &listed, &scene);
-        same(what, &assigned(&rules, &listed, &scene), &want);
-        same_on_cuda(what, &gpu, &rules, &listed, &scene);
+        as_defined(what, &gpu, &rules, &explicit(&levels[2..]), &scene);
     }
 }
 

@@ -7,16 +7,12 @@ mod support;
 use gfocal::Background;
 use gfocal::assign::{Anchors, Fcos, GroundTruth, LevelTargets};
 use support::assign::{
-    Level, OfLevel, OnCuda, Outcome, Rules, Scene, Ties, eight_levels, on_cpu, pyramid, real_scene, same,
-    same_on_cuda, scene, transcription,
+    Level, OfLevel, OnCuda, Outcome, Rules, Scene, Ties, as_defined, assigned, eight_levels, golden, on_cpu,
+    pyramid, real_scene, same, same_on_cuda, scene, transcription,
 };
 use support::gpu;
 use support::random::Random;
 use support::vectors::Vectors;
-
-fn assigned(rules: &Rules, levels: &[Level], scene: &Scene) -> Outcome {
-    on_cpu(rules, levels, scene).expect("a legal call")
-}
 
 /// FCOS' points are in the middle of their cells.
 fn points(levels: Vec<Level>) -> Vec<Level> {
@@ -51,14 +47,7 @@ fn as_mmdetection_does() {
                 ..OfLevel::default()
             });
         }
-        let scene = Scene {
-            boxes: vectors.f32s("gt_boxes").as_chunks().0.to_vec(),
-            labels: vectors.i64s("gt_labels"),
-            image: vectors.i64s("gt_image"),
-            images,
-            classes: number(&vectors.case["num_classes"]) as usize,
-            ..Scene::default()
-        };
+        let scene = golden(&vectors, images);
         let rules = Rules::fcos(&ranges, radius);
         let got = assigned(&rules, &levels, &scene);
         assert_eq!(got.positives(), number(&vectors.case["num_pos"]) as usize, "{name}");
@@ -104,10 +93,8 @@ fn as_the_definition_says() {
         for radius in [None, Some(1.5), Some(0.3)] {
             let rules = Rules::fcos_for(&levels, radius);
             let what = format!("round {round}, {boxes} boxes, radius {radius:?}");
-            let want = transcription(&rules, Ties::Higher, &levels, &scene);
+            let want = as_defined(&what, &gpu, &rules, &levels, &scene);
             assert!(want.positives() > 0 || boxes < 30, "{what}");
-            same(&what, &assigned(&rules, &levels, &scene), &want);
-            same_on_cuda(&what, &gpu, &rules, &levels, &scene);
         }
     }
 }
@@ -132,12 +119,10 @@ fn real_scenes_as_the_definition_says() {
             .falling_back([0, 1, 3][(round + 2 * (round / 3)) % 3])
             .background([Background::Last, Background::First][round / 2 % 2]);
         let what = format!("round {round}, {boxes} boxes, {rules:?}");
-        let want = transcription(&rules, Ties::Higher, &levels, &scene);
+        let want = as_defined(&what, &gpu, &rules, &levels, &scene);
         ignored += want.label_weights().filter(|&weight| weight == 0.0).count();
         unassigned += want.status.unassigned.count;
         positives += want.positives();
-        same(&what, &assigned(&rules, &levels, &scene), &want);
-        same_on_cuda(&what, &gpu, &rules, &levels, &scene);
     }
     assert!(ignored > 5000 && unassigned > 5 && positives > 500, "{ignored} {unassigned} {positives}");
 }

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use gfocal::cuda::{StorageElement, check};
-use gfocal::cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits};
+use gfocal::cudarc::driver::sys::CUdeviceptr;
+use gfocal::cudarc::driver::{
+    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, SyncOnDrop, ValidAsZeroBits,
+};
 use gfocal::{Error, Result};
 
 use crate::device::Cuda;
@@ -38,17 +41,31 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
         if self.len == 0 {
             return Ok(Vec::new());
         }
-        let numbers = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.view()))?;
+        let numbers = check("cuMemcpyDtoHAsync", stream.clone_dtoh(self))?;
         check("cuStreamSynchronize", stream.synchronize())?;
         Ok(numbers)
     }
+}
 
-    pub fn view(&self) -> CudaView<'_, T> {
-        self.memory.slice(..self.len)
+impl<T> DeviceSlice<T> for Buffer<T> {
+    fn len(&self) -> usize {
+        self.len
     }
 
-    pub fn view_mut(&mut self) -> CudaViewMut<'_, T> {
-        self.memory.slice_mut(..self.len)
+    fn stream(&self) -> &Arc<CudaStream> {
+        self.memory.stream()
+    }
+}
+
+impl<T> DevicePtr<T> for Buffer<T> {
+    fn device_ptr<'a>(&'a self, stream: &'a CudaStream) -> (CUdeviceptr, SyncOnDrop<'a>) {
+        self.memory.device_ptr(stream)
+    }
+}
+
+impl<T> DevicePtrMut<T> for Buffer<T> {
+    fn device_ptr_mut<'a>(&'a mut self, stream: &'a CudaStream) -> (CUdeviceptr, SyncOnDrop<'a>) {
+        self.memory.device_ptr_mut(stream)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Words: numbers of things, and the library's errors in terms of this command's options and tensors.
 
-use gfocal::Error;
+use gfocal::{Error, ErrorKind};
 
 /// `1 box`, `2 boxes`.
 pub fn count(count: usize, one: &str, many: &str) -> String {
@@ -42,29 +42,7 @@ pub fn of(error: &Error) -> String {
 
 /// Whether another device would refuse it as well.
 pub fn is_mistake(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Length { .. }
-            | Error::ShapeOverflow { .. }
-            | Error::BoxLength { .. }
-            | Error::TooManyBoxes { .. }
-            | Error::Levels { .. }
-            | Error::Columns { .. }
-            | Error::InvalidOption { .. }
-            | Error::LevelCount { .. }
-            | Error::LevelTensors { .. }
-            | Error::LevelLength { .. }
-            | Error::NoQuality { .. }
-            | Error::NoBoxScores { .. }
-            | Error::JointTypes { .. }
-            | Error::NoStride { .. }
-            | Error::RegressRanges { .. }
-            | Error::NoCenterness { .. }
-            | Error::ImageLength { .. }
-            | Error::ActivatedHead
-            | Error::Reach { .. }
-            | Error::Layout { .. }
-    )
+    matches!(error.kind(), ErrorKind::Shape | ErrorKind::Option)
 }
 
 /// What the user gives for an option of the library.

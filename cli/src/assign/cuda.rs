@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use gfocal::assign::{Anchors, AssignWorkspace, GroundTruth, LevelTargets};
 use gfocal::cuda::{Device, StatusBlock};
-use gfocal::cudarc::driver::{CudaStream, CudaViewMut};
+use gfocal::cudarc::driver::CudaStream;
 use gfocal::{Result, Status};
 
 use super::{AssignedLevel, Assigner, Problem};
@@ -43,7 +43,6 @@ pub fn run(cuda: &Cuda, problem: &Problem, status: &mut StatusBlock) -> Result<V
     let stream = cuda.stream();
     let boxes = problem.boxes();
     let boxes = boxes.iter().map(|boxes| Buffer::upload(stream, boxes)).collect::<Result<Vec<_>>>()?;
-    let boxes: Vec<_> = boxes.iter().map(Buffer::view).collect();
     let anchors: Vec<Anchors<Device>> = (problem.places.iter().zip(&boxes))
         .map(|(place, boxes)| match place.grid(problem.scale()) {
             Some(grid) => Anchors::Grid(grid),
@@ -51,24 +50,10 @@ pub fn run(cuda: &Cuda, problem: &Problem, status: &mut StatusBlock) -> Result<V
         })
         .collect();
     let truth = DeviceTruth::upload(stream, problem)?;
-    let (corners, labels, images) = (truth.boxes.view(), truth.labels.view(), truth.images.view());
-    let weights = truth.weights.as_ref().map(Buffer::view);
-    let ignore = truth.ignore.as_ref().map(|(boxes, images)| (boxes.view(), images.view()));
-    let valid_hw = truth.valid_hw.as_ref().map(Buffer::view);
-    let mut truth = GroundTruth::cuda(&corners, &labels, &images);
-    if let Some(weights) = &weights {
-        truth = truth.weights(weights);
-    }
-    if let Some((boxes, images)) = &ignore {
-        truth = truth.ignore(boxes, images);
-    }
-    if let Some(sizes) = &valid_hw {
-        truth = truth.valid_hw(sizes);
-    }
+    let truth = truth.borrowed();
 
     let mut levels = DeviceLevel::of(stream, problem)?;
-    let mut views: Vec<Views> = levels.iter_mut().map(DeviceLevel::views).collect();
-    let mut into: Vec<_> = views.iter_mut().map(Views::targets).collect();
+    let mut into: Vec<_> = levels.iter_mut().map(DeviceLevel::targets).collect();
     let mut workspace = AssignWorkspace::new(stream, problem.batch, problem.anchors(), problem.truth.len())?;
     let (batch, classes) = (problem.batch, problem.classes);
     match problem.assigner {
@@ -80,7 +65,6 @@ pub fn run(cuda: &Cuda, problem: &Problem, status: &mut StatusBlock) -> Result<V
         }
     }
     drop(into);
-    drop(views);
     Ok(levels)
 }
 
@@ -98,6 +82,20 @@ impl DeviceTruth {
             ignore: ignore.transpose()?,
             valid_hw: truth.valid_hw.as_ref().map(|sizes| Buffer::upload(stream, sizes)).transpose()?,
         })
+    }
+
+    fn borrowed(&self) -> GroundTruth<'_, Device, i64> {
+        let mut truth = GroundTruth::cuda(&self.boxes, &self.labels, &self.images);
+        if let Some(weights) = &self.weights {
+            truth = truth.weights(weights);
+        }
+        if let Some((boxes, images)) = &self.ignore {
+            truth = truth.ignore(boxes, images);
+        }
+        if let Some(sizes) = &self.valid_hw {
+            truth = truth.valid_hw(sizes);
+        }
+        truth
     }
 }
 
@@ -130,27 +128,6 @@ impl DeviceLevel {
         })
     }
 
-    fn views(&mut self) -> Views<'_> {
-        Views {
-            labels: self.labels.view_mut(),
-            boxes: self.boxes.view_mut(),
-            label_weights: self.label_weights.view_mut(),
-            box_weights: self.box_weights.as_mut().map(Buffer::view_mut),
-            centerness: self.centerness.as_mut().map(Buffer::view_mut),
-        }
-    }
-}
-
-/// Views of a [`DeviceLevel`], for the library to borrow.
-struct Views<'a> {
-    labels: CudaViewMut<'a, i64>,
-    boxes: CudaViewMut<'a, f32>,
-    label_weights: CudaViewMut<'a, f32>,
-    box_weights: Option<CudaViewMut<'a, f32>>,
-    centerness: Option<CudaViewMut<'a, f32>>,
-}
-
-impl Views<'_> {
     fn targets(&mut self) -> LevelTargets<'_, Device, i64> {
         let mut targets =
             LevelTargets::cuda(&mut self.labels, &mut self.boxes).label_weights(&mut self.label_weights);

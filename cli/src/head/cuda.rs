@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use gfocal::Result;
 use gfocal::cuda::{Device, LabelBuffer, StatusBlock, check};
-use gfocal::cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr};
+use gfocal::cudarc::driver::{CudaStream, DevicePtr};
 use gfocal::head::{Gradients, HeadWorkspace, LOSSES, Level, Logits, Normalisers, Points, Targets};
 
 use super::Outcome;
@@ -59,11 +59,6 @@ pub fn run<T: Stored, U: Stored>(
     let mut workspace = HeadWorkspace::new(&cuda.handle, scene.batch, anchors)?;
     let mut losses = Buffer::<f32>::zeros(stream, LOSSES * scene.levels.len())?;
 
-    // Views outlive the levels that borrow them.
-    let class_weights = class_weights.as_ref().map(Buffer::view);
-    let points: Vec<_> = points.iter().map(Buffer::view).collect();
-    let logits: Vec<_> = logits.iter().map(Buffers::views).collect();
-    let views: Vec<_> = targets.iter().map(DeviceTargets::views).collect();
     let mut levels: Vec<Level<Device, T, U>> = Vec::new();
     for (i, (place, level)) in scene.places.iter().zip(&scene.levels).enumerate() {
         levels.push(Level {
@@ -75,16 +70,15 @@ pub fn run<T: Stored, U: Stored>(
                 None => Points::<Device>::Explicit(&points[i]),
             },
             logits: match &logits[i] {
-                Views::Separate(cls, boxes) => Logits::Separate { cls, boxes },
-                Views::Joint(both) => Logits::<Device, T, U>::Joint(both),
+                Buffers::Separate(cls, boxes) => Logits::Separate { cls, boxes },
+                Buffers::Joint(both) => Logits::<Device, T, U>::Joint(both),
             },
             cls_layout: level.cls_layout,
             box_layout: level.box_layout,
-            targets: views[i].targets(),
+            targets: targets[i].borrowed(),
         });
     }
-    let mut written: Vec<_> = gradients.iter_mut().map(Buffers::views_mut).collect();
-    let mut into: Vec<_> = written.iter_mut().map(ViewsMut::gradients).collect();
+    let mut into: Vec<_> = gradients.iter_mut().map(Buffers::borrowed).collect();
     let mut call = scene
         .head
         .cuda(&cuda.handle, &mut workspace, scene.batch, scene.classes, &levels)
@@ -93,9 +87,8 @@ pub fn run<T: Stored, U: Stored>(
     if let Some(weights) = &class_weights {
         call = call.class_weights(weights);
     }
-    call.forward_backward(&mut losses.view_mut(), &mut into)?;
+    call.forward_backward(&mut losses, &mut into)?;
     drop(into);
-    drop(written);
 
     let normalisers = check("cuMemcpyDtoHAsync", stream.clone_dtoh(workspace.normalisers()))?;
     let status = status.read(stream)?;
@@ -154,38 +147,10 @@ impl<T: Stored, U: Stored> Buffers<T, U> {
         })
     }
 
-    fn views(&self) -> Views<'_, T, U> {
+    fn borrowed(&mut self) -> Gradients<'_, Device, T, U> {
         match self {
-            Buffers::Separate(cls, boxes) => Views::Separate(cls.view(), boxes.view()),
-            Buffers::Joint(both) => Views::Joint(both.view()),
-        }
-    }
-
-    fn views_mut(&mut self) -> ViewsMut<'_, T, U> {
-        match self {
-            Buffers::Separate(cls, boxes) => ViewsMut::Separate(cls.view_mut(), boxes.view_mut()),
-            Buffers::Joint(both) => ViewsMut::Joint(both.view_mut()),
-        }
-    }
-}
-
-/// Views of [`Buffers`], for the library to borrow.
-enum Views<'a, T, U> {
-    Separate(CudaView<'a, T>, CudaView<'a, U>),
-    Joint(CudaView<'a, T>),
-}
-
-/// The same, to be written.
-enum ViewsMut<'a, T, U> {
-    Separate(CudaViewMut<'a, T>, CudaViewMut<'a, U>),
-    Joint(CudaViewMut<'a, T>),
-}
-
-impl<T: Stored, U: Stored> ViewsMut<'_, T, U> {
-    fn gradients(&mut self) -> Gradients<'_, Device, T, U> {
-        match self {
-            ViewsMut::Separate(cls, boxes) => Gradients::Separate { cls, boxes },
-            ViewsMut::Joint(both) => Gradients::<Device, T, U>::Joint(both),
+            Buffers::Separate(cls, boxes) => Gradients::Separate { cls, boxes },
+            Buffers::Joint(both) => Gradients::<Device, T, U>::Joint(both),
         }
     }
 }
@@ -237,37 +202,12 @@ impl DeviceTargets {
         })
     }
 
-    fn views(&self) -> TargetViews<'_> {
-        TargetViews {
-            labels: match &self.labels {
-                DeviceLabels::I64(labels) => LabelViews::I64(labels.view()),
-                DeviceLabels::I32(labels) => LabelViews::I32(labels.view()),
-            },
-            boxes: self.boxes.view(),
-            options: self.options.map(Buffer::view),
-        }
-    }
-}
-
-/// Views of [`DeviceTargets`], for the library to borrow.
-struct TargetViews<'a> {
-    labels: LabelViews<'a>,
-    boxes: CudaView<'a, f32>,
-    options: TargetOptions<CudaView<'a, f32>>,
-}
-
-enum LabelViews<'a> {
-    I64(CudaView<'a, i64>),
-    I32(CudaView<'a, i32>),
-}
-
-impl TargetViews<'_> {
-    fn targets(&self) -> Targets<'_, Device> {
+    fn borrowed(&self) -> Targets<'_, Device> {
         let labels = match &self.labels {
-            LabelViews::I64(labels) => LabelBuffer::I64(labels),
-            LabelViews::I32(labels) => LabelBuffer::I32(labels),
+            DeviceLabels::I64(labels) => LabelBuffer::I64(labels),
+            DeviceLabels::I32(labels) => LabelBuffer::I32(labels),
         };
-        let options = self.options.map(|view| view as &dyn DevicePtr<f32>);
+        let options = self.options.map(|buffer| buffer as &dyn DevicePtr<f32>);
         let TargetOptions { label_weights, quality, box_weights, box_scores, scores, element_weights } =
             options;
         Targets {

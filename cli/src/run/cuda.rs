@@ -1,7 +1,7 @@
 //! On a GPU: tensors up, one launch, results down.
 
 use gfocal::cuda::{Device, StatusBlock, StorageElement};
-use gfocal::cudarc::driver::{CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits};
+use gfocal::cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use gfocal::{Call, DistributionFocalLoss, Label, Operation, QualityFocalLoss, Result};
 
 use super::{Outcome, Scaling, losses};
@@ -28,7 +28,6 @@ pub fn qfl<T: Stored>(
             let target = Buffer::upload(cuda.stream(), target)?;
             let weights = Weights::upload(cuda, inputs)?;
             run(cuda, logits, inputs, scaling, |logits, options, loss_out, grad, status| {
-                let (target, weights) = (target.view(), weights.views());
                 let call = loss.cuda_dense(&cuda.handle, logits, inputs.shape, &target);
                 options.on(weights.on(call)).status(status).forward_backward(loss_out, grad)
             })
@@ -48,16 +47,15 @@ fn qfl_sparse<T: Stored, L: Label + DeviceRepr + ValidAsZeroBits>(
     let (labels, quality) = (Buffer::upload(cuda.stream(), labels)?, Buffer::upload(cuda.stream(), quality)?);
     let weights = Weights::upload(cuda, inputs)?;
     run(cuda, logits, inputs, scaling, |logits, options, loss_out, grad, status| {
-        let (labels, quality, weights) = (labels.view(), quality.view(), weights.views());
         let call = loss.cuda(&cuda.handle, logits, inputs.shape, &labels, &quality);
         options.on(weights.on(call)).status(status).forward_backward(loss_out, grad)
     })
 }
 
 /// The weights that QFL alone has: of classes, and of elements.
-struct Weights<T>([Option<T>; 2]);
+struct Weights([Option<Buffer<f32>>; 2]);
 
-impl Weights<Buffer<f32>> {
+impl Weights {
     fn upload(cuda: &Cuda, inputs: &QflInputs) -> Result<Self> {
         let upload = |weights: &Option<Vec<f32>>| {
             weights.as_ref().map(|weights| Buffer::upload(cuda.stream(), weights)).transpose()
@@ -65,12 +63,6 @@ impl Weights<Buffer<f32>> {
         Ok(Weights([upload(&inputs.targets.class_weights)?, upload(&inputs.targets.element_weights)?]))
     }
 
-    fn views(&self) -> Weights<CudaView<'_, f32>> {
-        Weights(self.0.each_ref().map(|weights| weights.as_ref().map(Buffer::view)))
-    }
-}
-
-impl Weights<CudaView<'_, f32>> {
     fn on<'c, T: StorageElement>(
         &'c self,
         mut call: Call<'c, QualityFocalLoss, Device, T>,
@@ -94,26 +86,22 @@ pub fn dfl<T: Stored>(
 ) -> Result<Outcome> {
     let target = Buffer::upload(cuda.stream(), &inputs.targets)?;
     run(cuda, logits, inputs, scaling, |logits, options, loss_out, grad, status| {
-        let target = target.view();
         let call = loss.cuda(&cuda.handle, logits, inputs.shape, &target);
         options.on(call).status(status).forward_backward(loss_out, grad)
     })
 }
 
 /// What all calls have besides their targets.
-struct Options<'a> {
-    weight: Option<CudaView<'a, f32>>,
+struct Options {
+    weight: Option<Buffer<f32>>,
     scaling: Scaling,
 }
 
-impl<'a> Options<'a> {
+impl Options {
     fn on<'c, Op: Operation, T: StorageElement>(
         &'c self,
         call: Call<'c, Op, Device, T>,
-    ) -> Call<'c, Op, Device, T>
-    where
-        'a: 'c,
-    {
+    ) -> Call<'c, Op, Device, T> {
         let call = call.reduction(self.scaling.reduction.into()).grad_scale(self.scaling.grad_scale);
         match &self.weight {
             Some(weight) => call.weight(weight),
@@ -127,13 +115,7 @@ fn run<T: Stored, G>(
     logits: &[T],
     inputs: &Inputs<G>,
     scaling: Scaling,
-    call: impl FnOnce(
-        &CudaView<'_, T>,
-        &Options,
-        &mut CudaViewMut<'_, f32>,
-        &mut CudaViewMut<'_, T>,
-        &mut StatusBlock,
-    ) -> Result<()>,
+    call: impl FnOnce(&Buffer<T>, &Options, &mut Buffer<f32>, &mut Buffer<T>, &mut StatusBlock) -> Result<()>,
 ) -> Result<Outcome> {
     let stream = cuda.stream();
     let mut loss = Buffer::<f32>::zeros(stream, losses(inputs, logits, scaling))?;
@@ -142,8 +124,7 @@ fn run<T: Stored, G>(
     let weight = inputs.weight.as_deref().map(|weight| Buffer::upload(stream, weight)).transpose()?;
     let mut status = StatusBlock::new(stream)?;
 
-    let options = Options { weight: weight.as_ref().map(Buffer::view), scaling };
-    call(&logits.view(), &options, &mut loss.view_mut(), &mut grad.view_mut(), &mut status)?;
+    call(&logits, &Options { weight, scaling }, &mut loss, &mut grad, &mut status)?;
     Ok(Outcome {
         loss: Float::floats(loss.download(stream)?),
         grad: Float::floats(grad.download(stream)?),

@@ -9,7 +9,7 @@ pub use gfocal_reference::assign::{By, Level, OfLevel, Scene, Ties};
 
 use super::random::Random;
 use super::vectors::Vectors;
-pub use run::{Cast, OnCuda, on_cpu, same, same_on_cuda};
+pub use run::{Cast, OnCuda, as_defined, assigned, on_cpu, same, same_on_cuda};
 
 /// Targets of each level, and what was wrong.
 #[derive(Clone, Debug, Default)]
@@ -199,6 +199,18 @@ pub fn real_scene(random: &mut Random, boxes: usize) -> Scene {
         }
     }
     scene
+}
+
+/// The ground truth in a golden file.
+pub fn golden(vectors: &Vectors, images: usize) -> Scene {
+    Scene {
+        boxes: vectors.f32s("gt_boxes").as_chunks().0.to_vec(),
+        labels: vectors.i64s("gt_labels"),
+        image: vectors.i64s("gt_image"),
+        images,
+        classes: vectors.case["num_classes"].as_u64().expect("a number") as usize,
+        ..Scene::default()
+    }
 }
 
 /// A file of tests/reports: levels, scene, and what is right.

@@ -9,7 +9,7 @@ use gfocal::{AssignmentStatus, Host, Label, Status};
 use super::super::gpu::Poison;
 use super::super::tolerance::check_same_bits;
 use super::super::{Buffer, Gpu};
-use super::{Assigner, By, Level, OfLevel, Outcome, Rules, Scene, grid};
+use super::{Assigner, By, Level, OfLevel, Outcome, Rules, Scene, Ties, grid, transcription};
 
 /// A type of labels, for numbers that are given as i64.
 pub trait Cast: Label + Poison + PartialEq {
@@ -242,6 +242,21 @@ pub fn same<L: Debug + PartialEq>(what: &str, got: &Outcome<L>, want: &Outcome<L
         }
     }
     assert_eq!(got.status, want.status, "{what}: status");
+}
+
+/// A call on the CPU that must be legal.
+#[track_caller]
+pub fn assigned(rules: &Rules, levels: &[Level], scene: &Scene) -> Outcome {
+    on_cpu(rules, levels, scene).expect("a legal call")
+}
+
+/// As the definition says, on the CPU and on CUDA; and what that is.
+#[track_caller]
+pub fn as_defined(what: &str, gpu: &Option<Gpu>, rules: &Rules, levels: &[Level], scene: &Scene) -> Outcome {
+    let want = transcription(rules, Ties::Higher, levels, scene);
+    same(what, &assigned(rules, levels, scene), &want);
+    same_on_cuda(what, gpu, rules, levels, scene);
+    want
 }
 
 /// On CUDA as on the CPU, for labels of both types, at good and bad alignment, and whatever else is asked for.
