@@ -44,19 +44,24 @@ fn of<T: support::gpu::Poison>(gpu: &Gpu, buffer: &Buffer<T>) -> u64 {
     address(gpu, &buffer.view())
 }
 
-/// Runs a kernel of one parameter, with a thread for each row.
-fn launch<T: OnDevice, A>(gpu: &Gpu, kernel: &str, mut arguments: A, rows: usize) {
-    let (name, bytes) = (format!("{kernel}_{}", T::NAME), size_of::<A>());
+/// Two fields of 4 bytes.
+fn pair(first: u32, second: u32) -> u64 {
+    u64::from(second) << 32 | u64::from(first)
+}
+
+/// Runs a kernel of one parameter, of these words of 8 bytes, with a thread for each row.
+fn launch<T: OnDevice>(gpu: &Gpu, kernel: &str, words: &[u64], rows: usize) {
+    let (name, bytes) = (format!("{kernel}_{}", T::NAME), size_of_val(words));
     let ptx = format!(
         ".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry {name}(\n\
          .param .align 8 .b8 {name}_param_0[{bytes}]\n)\n.maxntid {BLOCK}, 1, 1\n{{\n\tret;\n}}\n"
     );
     let (ptx, name) = (CString::new(ptx).expect("a text"), CString::new(name).expect("a name"));
     gpu.context.bind_to_thread().expect("the context is alive");
-    let mut parameters = [(&raw mut arguments).cast::<c_void>()];
+    let mut parameters = [words.as_ptr().cast_mut().cast::<c_void>()];
     let blocks = (rows as u32).div_ceil(BLOCK);
     // SAFETY: the image is a text that ends with NUL; the function takes one structure, which the emulator finds as
-    // large as the kernel's, and whose pointers the caller has made of buffers that are alive.
+    // large as the kernel's, of these words; those that are pointers are of buffers that are alive.
     let launched = unsafe {
         let module = result::module::load_data(ptx.as_ptr().cast()).expect("the kernel's name");
         let function = result::module::get_function(module, name).expect("the kernel");
@@ -74,22 +79,6 @@ fn from_naive<T: OnDevice>(naive: &[T], truth: &[Option<Want>]) -> Vec<Option<Wa
     naive.iter().zip(truth).map(want).collect()
 }
 
-#[repr(C)]
-struct Qfl {
-    tensors: [u64; 5], // logits, labels, quality, loss, grad
-    rows: u64,
-    classes: u32,
-    beta: f32,
-}
-
-#[repr(C)]
-struct Bins {
-    tensors: [u64; 4], // logits, target, result, grad
-    rows: u64,
-    bins: u32,
-    unused: u32,
-}
-
 fn rows<T: OnDevice>(gpu: &Gpu) {
     let mut random = Random::new(7);
     let (labels, quality) = ([0i64, 79, 80, 3, 80, 41, 80], [0.7f32, 0.0, 0.3, 1.0, 0.5, 0.25, 0.9]);
@@ -103,15 +92,14 @@ fn rows<T: OnDevice>(gpu: &Gpu) {
         let [logits, loss, grad] = [of(gpu, &naive.logits), of(gpu, &naive.loss), of(gpu, &naive.grad)];
         match case.loss {
             Loss::Dfl { .. } => {
-                let tensors = [logits, of(gpu, &naive.target), loss, grad];
-                let bins = Bins { tensors, rows: shape[0] as u64, bins: shape[1] as u32, unused: 0 };
-                launch::<T, _>(gpu, "naive_dfl", bins, shape[0]);
+                let words = [logits, of(gpu, &naive.target), loss, grad, shape[0] as u64, shape[1] as u64];
+                launch::<T>(gpu, "naive_dfl", &words, shape[0]);
             }
             Loss::Sparse { beta, .. } => {
-                let tensors = [logits, of(gpu, &naive.labels), of(gpu, &naive.quality), loss, grad];
-                let (rows, classes) = (shape[0] as u64, shape[1] as u32);
-                let qfl = Qfl { tensors, rows, classes, beta: beta as f32 };
-                launch::<T, _>(gpu, "naive_qfl", qfl, shape[0]);
+                let sizes = [shape[0] as u64, pair(shape[1] as u32, (beta as f32).to_bits())];
+                let targets = [of(gpu, &naive.labels), of(gpu, &naive.quality)];
+                let words = [&[logits][..], &targets, &[loss, grad], &sizes].concat();
+                launch::<T>(gpu, "naive_qfl", &words, shape[0]);
             }
             Loss::Dense { .. } => unreachable!("there is no naive kernel for it"),
         }
@@ -135,8 +123,8 @@ fn expectations<T: OnDevice>(gpu: &Gpu) {
     }
     let input = Buffer::new(gpu, &logits, 0);
     let (result, grad) = (Buffer::<f32>::poisoned(gpu, 70, 0), Buffer::<T>::poisoned(gpu, 70 * 17, 0));
-    let tensors = [of(gpu, &input), 0, of(gpu, &result), of(gpu, &grad)];
-    launch::<T, _>(gpu, "naive_integral", Bins { tensors, rows: 70, bins: 17, unused: 0 }, 70);
+    let words = [of(gpu, &input), 0, of(gpu, &result), of(gpu, &grad), 70, 17];
+    launch::<T>(gpu, "naive_integral", &words, 70);
     let (result, grad) = (result.read(gpu), grad.read(gpu));
     check_elements("naive expectation", &result, &expectations);
     check_elements("naive gradient", &grad, &grads);
@@ -154,13 +142,6 @@ fn operations_on_rows() {
     expectations::<f32>(&gpu);
     expectations::<f16>(&gpu);
     expectations::<bf16>(&gpu);
-}
-
-#[repr(C)]
-struct Boxes {
-    tensors: [u64; 4], // pred, target, loss, grad
-    boxes: u64,
-    eps: f64,
 }
 
 #[test]
@@ -182,7 +163,7 @@ fn boxes() {
     let [loss, grad, fast_loss, fast_grad] =
         [200, 800, 200, 800].map(|n| Buffer::<f32>::poisoned(&gpu, n, 0));
     let tensors = [&pred, &target, &loss, &grad].map(|buffer| of(&gpu, buffer));
-    launch::<f32, _>(&gpu, "naive_boxes", Boxes { tensors, boxes: 200, eps: 1e-6 }, 200);
+    launch::<f32>(&gpu, "naive_boxes", &[&tensors[..], &[200, 1e-6f64.to_bits()]].concat(), 200);
     let (mut fast_loss, mut fast_grad) = (fast_loss, fast_grad);
     BoxLoss::new(IouKind::Giou)
         .forward_backward_cuda(
@@ -200,17 +181,6 @@ fn boxes() {
     };
     check_elements("loss", &fast_loss.read(&gpu), &wants(loss));
     check_elements("gradient", &fast_grad.read(&gpu), &wants(grad));
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Level {
-    tensors: [u64; 9], // cls, boxes, labels, targets, quality, weight, losses, grad_cls, grad_boxes
-    anchors: u64,
-    all_anchors: u64,
-    first: u64,
-    stride: f64,
-    sizes: [u32; 4], // classes, bins, positions, width
 }
 
 fn step<T: OnDevice>(gpu: &Gpu) {
@@ -240,25 +210,21 @@ fn step<T: OnDevice>(gpu: &Gpu) {
         let inputs = [of(gpu, &cls), of(gpu, &boxes), of(gpu, &labels), of(gpu, &targets)];
         let between = [address(gpu, &quality), address(gpu, &weight)];
         let outputs = [of(gpu, &losses), of(gpu, &grads[0]), of(gpu, &grads[1])];
+        let numbers = [anchors as u64, all as u64, first, level.stride.to_bits()];
         let sizes = [scene.classes, settings.bins, level.positions(), level.width].map(|size| size as u32);
-        let mut tensors = [0; 9];
-        tensors
-            .iter_mut()
-            .zip(inputs.into_iter().chain(between).chain(outputs))
-            .for_each(|(to, from)| *to = from);
-        let (all_anchors, stride) = (all as u64, level.stride);
-        let arguments = Level { tensors, anchors: anchors as u64, all_anchors, first, stride, sizes };
+        let sizes = [pair(sizes[0], sizes[1]), pair(sizes[2], sizes[3])];
+        let words = [&inputs[..], &between, &outputs, &numbers, &sizes].concat();
         first += anchors as u64;
-        levels.push((arguments, losses, grads, (cls, boxes, labels, targets)));
+        levels.push((words, anchors, losses, grads, (cls, boxes, labels, targets)));
     }
     for kernel in ["naive_head_positives", "naive_head_losses"] {
-        levels.iter().for_each(|level| launch::<T, _>(gpu, kernel, level.0, level.0.anchors as usize));
+        levels.iter().for_each(|level| launch::<T>(gpu, kernel, &level.0, level.1));
     }
 
     let truth = head::expect(&scene.stored_as::<T>());
     let fast = head::cuda::run::<T>(gpu, &scene, Form::Nchw, 0, Pass::ForwardBackward).expect("a legal call");
     head::check("fast", Pass::ForwardBackward, &fast, &truth);
-    for (i, (_, losses, grads, _)) in levels.iter().enumerate() {
+    for (i, (_, _, losses, grads, _)) in levels.iter().enumerate() {
         let losses = losses.read(gpu);
         for kind in 0..3 {
             let sum: f64 = losses.iter().skip(kind).step_by(3).map(|&loss| f64::from(loss)).sum();
