@@ -144,8 +144,9 @@ impl DeviceInfo {
 /// # Errors
 /// If there is no driver, or it is too old.
 pub fn devices() -> Result<Vec<DeviceInfo>> {
+    let count = device_count()?;
     let _current = Current::keep();
-    (0..device_count()?).map(|ordinal| DeviceInfo::of(&*context(ordinal)?)).collect()
+    (0..count).map(|ordinal| DeviceInfo::of(&*context(ordinal)?)).collect()
 }
 
 /// Turns an error of cudarc's into [`Error::Driver`], which names the `call` and carries the
