@@ -210,14 +210,6 @@ fn captures(gpu: &Gpu, memory: &impl DevicePtr<u8>) {
     assert_eq!(called.expect("a handle"), Ok(()));
     for (what, result) in refused {
         assert_eq!(result, Err(Error::Capturing { what }));
-        let text = result.expect_err("as above").to_string();
-        assert_eq!(
-            text,
-            format!(
-                "{what} cannot be made while its stream is captured, since its memory would be the graph's; \
-                 make it before the capture, or over memory of your own"
-            )
-        );
     }
     for _ in 0..3 {
         stream.memset_zeros(&mut loss).expect("a memset");
@@ -233,15 +225,10 @@ fn per_thread_streams(gpu: &Gpu) {
     let handle = gpu.handle.on(&stream).expect("a handle");
     let want = qfl(&handle, 6, current()).expect("a call");
     stream.synchronize().expect("it ends well");
-    let here = thread::current().id();
     thread::scope(|scope| {
         let call = || {
             let stream = gpu.context.per_thread_stream();
-            let error = qfl(&handle, 6, current()).expect_err("another thread's stream");
-            let there = thread::current().id();
-            assert_eq!(error, Error::OtherThread { made_on: here, called_on: there });
-            let text = error.to_string();
-            assert!(text.contains(&format!("{here:?}")) && text.contains("Handle::on"), "{text}");
+            assert_eq!(qfl(&handle, 6, current()), Err(Error::OtherThread));
             let own = handle.on(&stream).expect("a handle of its own");
             assert_eq!(qfl(&own, 6, current()), Ok(want));
             stream.synchronize().expect("it ends well");
@@ -256,9 +243,9 @@ fn memory_is_looked_at(gpu: &Gpu, memory: &impl DevicePtr<u8>) {
     let refusals = |what: &str, needed: usize, make: &dyn Fn(Borrowed<u8>) -> Result<()>| {
         make(borrow(memory, 0, needed)).unwrap_or_else(|error| panic!("{what}: {error}"));
         for (offset, bytes) in [(0, needed - 1), (8, needed), (0, 0)] {
-            let text = make(borrow(memory, offset, bytes)).expect_err(what).to_string();
-            let rest = format!("needs {needed} bytes at a multiple of 16, there are {bytes} at ");
-            assert!(text.contains(&rest) && text.ends_with(&format!("+ {offset})")), "{text}");
+            let error = make(borrow(memory, offset, bytes)).expect_err(what);
+            let fits = matches!(error, Error::CallersMemory { actual, needed: n, .. } if (actual, n) == (bytes, needed));
+            assert!(fits, "{what}: {error}");
         }
     };
     let bytes = raw::scratch_bytes(kernels);

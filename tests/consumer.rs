@@ -38,6 +38,8 @@ debug = false
     fs::write(folder.join("Cargo.toml"), manifest).expect("a file");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["run", "--offline", "--quiet"]).current_dir(&folder).env("CARGO_TARGET_DIR", "target");
+    // The sources would be compiled a second time, for this folder's emulator.
+    cargo.env("GFOCAL_EMULATOR_PTX", "1");
     let output = cargo.output().expect("cargo runs");
     let [told, said] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     if gfocal_emulator::skip_allowed() && said.contains("C++") {

@@ -121,12 +121,8 @@ impl Handle {
 
     /// Whether its stream is the same on this thread.
     pub(super) fn check_thread(&self) -> Result<()> {
-        match (self.thread, thread::current().id()) {
-            (Some(made_on), called_on) if made_on != called_on => {
-                Err(Error::OtherThread { made_on, called_on })
-            }
-            _ => Ok(()),
-        }
+        let here = self.thread.is_none_or(|made_on| made_on == thread::current().id());
+        if here { Ok(()) } else { Err(Error::OtherThread) }
     }
 
     pub(super) fn scratch(&self) -> DeviceAddress {

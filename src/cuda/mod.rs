@@ -46,6 +46,13 @@
 //! stream of the context is captured: it waits for the context before it unloads them, and that
 //! breaks the capture.
 //!
+//! # Memory of your own
+//!
+//! [`Borrowed`] makes a buffer of an address, a length and a stream. Handles, workspaces and status blocks have a size
+//! to ask for and a constructor `over` such memory, which works inside a capture, too; theirs of their own is refused
+//! there ([`Error::Capturing`](crate::Error::Capturing)), since it would be the graph's. The thread's current
+//! context is after every call what it was before.
+//!
 //! # Small batches
 //!
 //! cudarc's tracking costs more than a small call. As soon as a context has a second stream, each
