@@ -12,12 +12,16 @@ use std::sync::Arc;
 use std::thread;
 
 use gfocal::assign::{AnchorGrid, AssignWorkspace, Atss, GroundTruth, LevelTargets};
-use gfocal::cuda::{self, Borrowed, Device, Handle, LabelBuffer, StatusBlock, raw};
+use gfocal::cuda::{self, Borrowed, Handle, StatusBlock, raw};
 use gfocal::cudarc::driver::DevicePtr;
 use gfocal::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
-use gfocal::head::{Gradients, HeadLoss, HeadWorkspace, Layout, Level, Logits, Points, Targets};
+use gfocal::head::HeadWorkspace;
 use gfocal::{Error, QualityFocalLoss, Result};
-use support::{Gpu, gpu};
+use support::head::cuda::{OnCuda, Phases};
+use support::head::scenes::Recipe;
+use support::head::{Form, Profile, Settings};
+use support::random::Random;
+use support::{Gpu, Pass, gpu};
 
 fn current() -> sys::CUcontext {
     let mut context = ptr::null_mut();
@@ -61,34 +65,6 @@ fn qfl(handle: &Handle, rows: usize, outer: sys::CUcontext) -> Result<f32> {
     Ok(stream.clone_dtoh(&loss).expect("a copy")[0])
 }
 
-fn head(
-    handle: &Handle,
-    workspace: &mut HeadWorkspace,
-    status: &mut StatusBlock,
-    outer: sys::CUcontext,
-) -> Result<()> {
-    let stream = handle.stream();
-    let head = HeadLoss::mmdetection().with_bins(2)?;
-    let zeros = |len| stream.alloc_zeros::<f32>(len).expect("device memory");
-    let (cls, boxes, targets) = (zeros(4 * 2), zeros(4 * 8), zeros(4 * 4));
-    let (mut losses, mut grad_cls, mut grad_boxes) = (zeros(3), zeros(8), zeros(32));
-    let labels = stream.alloc_zeros::<i64>(4).expect("device memory");
-    let levels: [Level<Device, f32>; 1] = [Level {
-        height: 2,
-        width: 2,
-        stride: 8.0,
-        points: Points::Grid { offset: 0.5 },
-        logits: Logits::Separate { cls: &cls, boxes: &boxes },
-        cls_layout: Layout::nchw(2, 4),
-        box_layout: Layout::nchw(8, 4),
-        targets: Targets::<Device>::new(LabelBuffer::I64(&labels), &targets),
-    }];
-    let mut gradients: [Gradients<Device, f32>; 1] =
-        [Gradients::Separate { cls: &mut grad_cls, boxes: &mut grad_boxes }];
-    let call = head.cuda(handle, workspace, 1, 2, &levels).status(status);
-    within(outer, || call.forward_backward(&mut losses, &mut gradients))
-}
-
 fn atss(handle: &Handle, workspace: &mut AssignWorkspace, outer: sys::CUcontext) -> Result<()> {
     let stream = handle.stream();
     let boxes = stream.clone_htod(&[0f32, 0.0, 16.0, 16.0]).expect("a copy");
@@ -103,6 +79,9 @@ fn atss(handle: &Handle, workspace: &mut AssignWorkspace, outer: sys::CUcontext)
 /// Calls of all kinds while another context is current, or none.
 fn contexts_stay(gpu: &Gpu, other: sys::CUcontext) {
     let stream = &gpu.stream;
+    let recipe = Recipe { sizes: vec![(4, 4, 8.0)], ..Recipe::new(Settings::of(Profile::Mmdetection)) };
+    let scene = recipe.scene(&mut Random::new(3));
+    let mut of_head = OnCuda::<f32>::new(gpu, &scene, Form::Nchw, 0);
     make_current(other);
     let stays = |what: &str| assert_eq!(current(), other, "{what}");
     let device = cuda::DeviceInfo::of(&gpu.context).expect("a device");
@@ -125,7 +104,7 @@ fn contexts_stay(gpu: &Gpu, other: sys::CUcontext) {
     stays("AssignWorkspace::new");
     qfl(&handle, 6, other).expect("a call");
     assert!(matches!(qfl(&handle, 7, other), Err(Error::Length { tensor: "logits", .. })));
-    head(&handle, &mut workspace, &mut status, other).expect("a call");
+    within(other, || of_head.call(gpu, &scene, Pass::ForwardBackward, Phases::Both)).expect("a call");
     atss(&handle, &mut assign, other).expect("a call");
     make_current(other);
     workspace.reset(&handle).expect("zeros");

@@ -107,10 +107,10 @@ impl<T> fmt::Debug for Borrowed<T> {
 }
 
 /// What a handle or a workspace works in: its own, or the caller's.
-pub enum Buffer<T> {
-    #[doc(hidden)]
+pub struct Buffer<T>(Whose<T>);
+
+enum Whose<T> {
     Own(ManuallyDrop<CudaSlice<T>>),
-    #[doc(hidden)]
     Callers(Borrowed<T>),
 }
 
@@ -124,7 +124,8 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
         if status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
             return Err(Error::Capturing { what });
         }
-        check("cuMemAllocAsync", stream.alloc_zeros(len)).map(|slice| Buffer::Own(ManuallyDrop::new(slice)))
+        check("cuMemAllocAsync", stream.alloc_zeros(len))
+            .map(|slice| Buffer(Whose::Own(ManuallyDrop::new(slice))))
     }
 
     /// Zeroes it, in the stream's order.
@@ -157,7 +158,7 @@ impl Parts {
         len: usize,
         stream: &Arc<CudaStream>,
     ) -> Result<Buffer<T>> {
-        let mut part = Buffer::Callers(self.memory.part(self.next, len));
+        let mut part = Buffer(Whose::Callers(self.memory.part(self.next, len)));
         self.next += (len * size_of::<T>()).next_multiple_of(16);
         part.zero(stream).map(|()| part)
     }
@@ -165,41 +166,41 @@ impl Parts {
 
 impl<T> DeviceSlice<T> for Buffer<T> {
     fn len(&self) -> usize {
-        match self {
-            Buffer::Own(slice) => slice.len(),
-            Buffer::Callers(memory) => memory.len,
+        match &self.0 {
+            Whose::Own(slice) => slice.len(),
+            Whose::Callers(memory) => memory.len,
         }
     }
 
     fn stream(&self) -> &Arc<CudaStream> {
-        match self {
-            Buffer::Own(slice) => slice.stream(),
-            Buffer::Callers(memory) => &memory.stream,
+        match &self.0 {
+            Whose::Own(slice) => slice.stream(),
+            Whose::Callers(memory) => &memory.stream,
         }
     }
 }
 
 impl<T> DevicePtr<T> for Buffer<T> {
     fn device_ptr<'a>(&'a self, stream: &'a CudaStream) -> (CUdeviceptr, SyncOnDrop<'a>) {
-        match self {
-            Buffer::Own(slice) => slice.device_ptr(stream),
-            Buffer::Callers(memory) => memory.device_ptr(stream),
+        match &self.0 {
+            Whose::Own(slice) => slice.device_ptr(stream),
+            Whose::Callers(memory) => memory.device_ptr(stream),
         }
     }
 }
 
 impl<T> DevicePtrMut<T> for Buffer<T> {
     fn device_ptr_mut<'a>(&'a mut self, stream: &'a CudaStream) -> (CUdeviceptr, SyncOnDrop<'a>) {
-        match self {
-            Buffer::Own(slice) => slice.device_ptr_mut(stream),
-            Buffer::Callers(memory) => memory.device_ptr_mut(stream),
+        match &mut self.0 {
+            Whose::Own(slice) => slice.device_ptr_mut(stream),
+            Whose::Callers(memory) => memory.device_ptr_mut(stream),
         }
     }
 }
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if let Buffer::Own(slice) = self {
+        if let Whose::Own(slice) = &mut self.0 {
             let _current = Current::keep();
             // SAFETY: nothing uses it after this.
             unsafe { ManuallyDrop::drop(slice) };
@@ -209,7 +210,7 @@ impl<T> Drop for Buffer<T> {
 
 impl<T> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whose = if matches!(self, Buffer::Own(_)) { "own" } else { "the caller's" };
+        let whose = if matches!(self.0, Whose::Own(_)) { "own" } else { "the caller's" };
         write!(f, "Buffer({}, {whose})", self.len())
     }
 }
