@@ -77,27 +77,15 @@ fn run_cuda(
     let upstream = upstream.map(|upstream| Buffer::new(gpu, upstream, offset));
     let [mut losses, mut alone] = [0, 1].map(|_| Buffer::poisoned(gpu, boxes, offset));
     let mut grad = Buffer::poisoned(gpu, 4 * boxes, offset);
-    let before = gpu.emulator.map(|emulator| emulator.counters());
     let view = upstream.as_ref().map(Buffer::view);
     let view = view.as_ref().map(|view| view as _);
     let (p, t) = (pred.view(), target.view());
-    loss.forward_backward_cuda(
-        &gpu.handle,
-        &p,
-        &t,
-        boxes,
-        view,
-        &mut losses.view_mut(),
-        &mut grad.view_mut(),
-    )
-    .expect("a legal call");
-    loss.forward_cuda(&gpu.handle, &p, &t, boxes, &mut alone.view_mut()).expect("a legal call");
-    if let (Some(emulator), Some(before)) = (gpu.emulator, before) {
-        let spent = emulator.counters().since(&before);
-        let launches = if boxes == 0 { 0 } else { 2 };
-        let counts = (spent.allocations, spent.frees, spent.waits, spent.copies_to_host, spent.launches);
-        assert_eq!(counts, (0, 0, 0, 0, launches), "allocations, frees, waits, copies, launches");
-    }
+    let (to, slopes) = (&mut losses.view_mut(), &mut grad.view_mut());
+    let calls = || {
+        loss.forward_backward_cuda(&gpu.handle, &p, &t, boxes, view, to, slopes)?;
+        loss.forward_cuda(&gpu.handle, &p, &t, boxes, &mut alone.view_mut())
+    };
+    gpu.enqueued(if boxes == 0 { 0 } else { 2 }, calls).expect("a legal call");
     [losses.read(gpu), grad.read(gpu), alone.read(gpu)]
 }
 

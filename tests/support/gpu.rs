@@ -20,6 +20,20 @@ pub struct Gpu {
     pub emulator: Option<Emulator>,
 }
 
+impl Gpu {
+    /// Runs calls that launch so many kernels, and neither allocate nor wait nor copy.
+    #[track_caller]
+    pub fn enqueued<R>(&self, launches: u64, calls: impl FnOnce() -> R) -> R {
+        let Some(emulator) = self.emulator else { return calls() };
+        let before = emulator.counters();
+        let result = calls();
+        let spent = emulator.counters().since(&before);
+        let counts = (spent.allocations, spent.frees, spent.waits, spent.copies_to_host, spent.launches);
+        assert_eq!(counts, (0, 0, 0, 0, launches), "allocations, frees, waits, copies, launches");
+        result
+    }
+}
+
 /// `None`, with a sentence on stderr: there is neither a GPU nor a C++ compiler, and skipping is
 /// allowed.
 pub fn gpu() -> Option<Gpu> {

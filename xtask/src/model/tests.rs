@@ -158,11 +158,11 @@ fn the_head_shares_out_all_its_blocks() {
     assert!((260..=270).contains(&share.blocks) && share.most == 6.0, "{share:?}");
 }
 
-/// What this program has of src/cuda and of the kernels is what stands there.
+/// What this program has of the library and of the kernels is what stands there.
 #[test]
 fn constants_are_those_of_the_library() {
     let mut sources = String::new();
-    read_all(&root().join("src/cuda"), &mut sources);
+    read_all(&root().join("src"), &mut sources);
     read_all(&root().join("kernels"), &mut sources);
     for (name, value) in [
         ("QFL_BLOCK", grids::QFL_BLOCK),
@@ -176,7 +176,7 @@ fn constants_are_those_of_the_library() {
     ] {
         let [rust, cpp] = [format!("const {name}: u32 = "), format!("constexpr int {name} = ")];
         let found: Vec<_> = sources.split(&rust).skip(1).chain(sources.split(&cpp).skip(1)).collect();
-        assert!(!found.is_empty(), "neither src/cuda nor the kernels have {name}");
+        assert!(!found.is_empty(), "neither the library nor the kernels have {name}");
         assert!(found.iter().all(|rest| rest.starts_with(&format!("{value};"))), "{name} is not {value}");
     }
 }
