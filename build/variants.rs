@@ -35,7 +35,7 @@ pub const STORAGES: [Storage; 3] = [
 ];
 
 /// The units that have nothing in one storage type: they are compiled for f32 alone.
-const ONLY_F32: [&str; 3] = ["assign", "boxes", "head_positives"];
+const ONLY_F32: [&str; 4] = ["assign", "boxes", "decode", "head_positives"];
 
 /// The units that store nothing in the logits' storage type, and so have no use for those conversions: they
 /// are compiled for the lowest target alone.

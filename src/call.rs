@@ -9,7 +9,7 @@ use crate::status::Status;
 /// A loss that can be called. What is hidden here is behind the methods of [`Call`].
 pub trait Operation: Sealed + Sized {
     /// Its tensors besides the logits.
-    type Targets<'a, M: Memory>: Copy;
+    type Targets<'a, M: Memory, T: Element>: Copy;
 
     #[doc(hidden)]
     fn run_cpu<T: Element>(
@@ -39,9 +39,9 @@ pub struct Call<'a, Op: Operation, M: Memory, T: Element> {
     pub(crate) backend: M::Backend<'a>,
     pub(crate) logits: M::Slice<'a, T>,
     pub(crate) shape: [usize; 2],
-    pub(crate) targets: Op::Targets<'a, M>,
-    pub(crate) weight: Option<M::Slice<'a, f32>>,
-    pub(crate) upstream: Option<M::Slice<'a, f32>>,
+    pub(crate) targets: Op::Targets<'a, M, T>,
+    pub(crate) weight: Option<M::Slice<'a, T::Loss>>,
+    pub(crate) upstream: Option<M::Slice<'a, T::Loss>>,
     pub(crate) reduction: Reduction<M::Scalar<'a>>,
     pub(crate) grad_scale: M::Scalar<'a>,
     pub(crate) found_inf: Option<M::SliceMut<'a, f32>>,
@@ -55,7 +55,7 @@ impl<'a, Op: Operation, M: Memory, T: Element> Call<'a, Op, M, T> {
         backend: M::Backend<'a>,
         logits: M::Slice<'a, T>,
         shape: [usize; 2],
-        targets: Op::Targets<'a, M>,
+        targets: Op::Targets<'a, M, T>,
     ) -> Self {
         Call {
             operation,

@@ -1,9 +1,12 @@
-//! Calls on memory of the host: what all operations have in common.
+//! Calls on memory of the host: what all operations have in common, and the [threads](Pool) that they run on.
 
-use rayon::prelude::*;
+mod pool;
+
+pub use pool::Pool;
+pub(crate) use pool::map;
 
 use crate::call::{Call, Operation};
-use crate::element::Element;
+use crate::element::{Element, singles};
 use crate::error::Result;
 use crate::memory::Host;
 use crate::status::Status;
@@ -12,14 +15,14 @@ use crate::vector::LANES;
 impl<'a, Op: Operation, T: Element> Call<'a, Op, Host, T> {
     /// Weights of the rows, `[rows]`. A weight of exactly 0 masks its row: loss 0 and gradient 0,
     /// whatever the logits hold.
-    pub fn weight(mut self, weight: &'a [f32]) -> Self {
+    pub fn weight(mut self, weight: &'a [T::Loss]) -> Self {
         self.weight = Some(weight);
         self
     }
 
     /// The gradient with respect to each row's loss, `[rows]`; for
     /// [`Reduction::None`](crate::Reduction::None). The default is all ones.
-    pub fn upstream(mut self, upstream: &'a [f32]) -> Self {
+    pub fn upstream(mut self, upstream: &'a [T::Loss]) -> Self {
         self.upstream = Some(upstream);
         self
     }
@@ -55,7 +58,7 @@ impl<'a, Op: Operation, T: Element> Call<'a, Op, Host, T> {
         Op::run_cpu(&mut self, None, Some(grad))
     }
 
-    /// Runs `run` over blocks of rows, after all checks, on all threads of the current rayon pool.
+    /// Runs `run` over blocks of rows, after all checks, on the threads of a [`Pool`].
     ///
     /// Which rows a block has depends on the shape alone, and their sums are added up in the order
     /// of the blocks: so the result does not depend on the number of threads.
@@ -71,45 +74,36 @@ impl<'a, Op: Operation, T: Element> Call<'a, Op, Host, T> {
         let (mut reduced, mut losses) = if self.reduction.is_none() { (None, loss) } else { (loss, None) };
         let mut grad = grad;
         let block_rows = rows_of_block(rows, columns);
-        let mut blocks: Vec<Block<T>> = (0..rows)
-            .step_by(block_rows)
-            .map(|first| {
-                let rows = first..rows.min(first + block_rows);
-                Block {
-                    first,
-                    columns,
-                    logits: &self.logits[rows.start * columns..rows.end * columns],
-                    grad: grad.as_mut().map(|grad| split_off(grad, rows.len() * columns)),
-                    status: Status::default(),
-                    weight: self.weight.map(|weight| &weight[rows.clone()]),
-                    upstream: self.upstream.map(|upstream| &upstream[rows.clone()]),
-                    losses: losses.as_mut().map(|losses| split_off(losses, rows.len())),
-                    loss_factor: factor,
-                    grad_factor: factor * self.grad_scale,
-                    sum: 0.0,
-                    not_finite: false,
-                }
-            })
-            .collect();
-        let look_for_inf = self.found_inf.is_some();
-        let run = |block: &mut Block<T>| {
-            run(block);
-            if look_for_inf {
-                block.not_finite = block.grad.as_deref().is_some_and(T::any_not_finite);
+        let blocks = (0..rows).step_by(block_rows).map(|first| {
+            let rows = first..rows.min(first + block_rows);
+            Block {
+                first,
+                columns,
+                logits: &self.logits[rows.start * columns..rows.end * columns],
+                grad: grad.as_mut().map(|grad| split_off(grad, rows.len() * columns)),
+                status: Status::default(),
+                weight: self.weight.map(|weight| &weight[rows.clone()]),
+                upstream: self.upstream.map(|upstream| &upstream[rows.clone()]),
+                losses: losses.as_mut().map(|losses| split_off(losses, rows.len())),
+                loss_factor: factor,
+                grad_factor: factor * self.grad_scale,
+                sum: 0.0,
             }
-        };
-        if rows * columns < SMALL {
-            blocks.iter_mut().for_each(run);
-        } else {
-            blocks.par_iter_mut().for_each(run);
-        }
-        let (mut sum, mut status) = (0.0, Status::default());
-        for block in &blocks {
-            sum += block.sum;
-            status.append(&block.status);
+        });
+        let look_for_inf = self.found_inf.is_some();
+        let results = map(rows * columns, blocks, |mut block| {
+            run(&mut block);
+            let not_finite = look_for_inf && block.grad.as_deref().is_some_and(T::any_not_finite);
+            (block.sum, block.status, not_finite)
+        });
+        let (mut sum, mut status, mut any_not_finite) = (0.0, Status::default(), false);
+        for (of_block, counted, not_finite) in &results {
+            sum += of_block;
+            status.append(counted);
+            any_not_finite |= not_finite;
         }
         if let Some(found_inf) = &mut self.found_inf
-            && blocks.iter().any(|block| block.not_finite)
+            && any_not_finite
         {
             found_inf[0] = 1.0;
         }
@@ -120,18 +114,15 @@ impl<'a, Op: Operation, T: Element> Call<'a, Op, Host, T> {
     }
 }
 
-/// Fewer elements are not worth waking threads for.
-const SMALL: usize = 1 << 15;
-
 /// Blocks of at least 2^14 elements, so that handing them out costs nothing, and where there is
 /// more to do, some hundred of them. A multiple of what vectors of rows need.
-fn rows_of_block(rows: usize, columns: usize) -> usize {
+pub(crate) fn rows_of_block(rows: usize, columns: usize) -> usize {
     let elements = (rows.saturating_mul(columns) / 256).clamp(1 << 14, 1 << 17);
     (elements / columns).next_multiple_of(LANES).max(1)
 }
 
 /// Takes the first `len` elements off `rest`.
-fn split_off<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+pub(crate) fn split_off<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
     let (first, others) = std::mem::take(rest).split_at_mut(len);
     *rest = others;
     first
@@ -145,14 +136,13 @@ pub(crate) struct Block<'a, T: Element> {
     pub logits: &'a [T],
     pub grad: Option<&'a mut [T]>,
     pub status: Status,
-    weight: Option<&'a [f32]>,
-    upstream: Option<&'a [f32]>,
+    weight: Option<&'a [T::Loss]>,
+    upstream: Option<&'a [T::Loss]>,
     /// The losses of the rows, where they are not reduced.
     losses: Option<&'a mut [T::Loss]>,
     loss_factor: f64,
     grad_factor: f64,
     sum: f64,
-    not_finite: bool,
 }
 
 impl<T: Element> Block<'_, T> {
@@ -166,23 +156,23 @@ impl<T: Element> Block<'_, T> {
     }
 
     fn weight(&self, row: usize) -> f64 {
-        self.weight.map_or(1.0, |weight| weight[row].into())
+        self.weight.map_or(1.0, |weight| weight[row].to_f64())
     }
 
     /// What to multiply the gradient of a row by.
     pub fn scale(&self, row: usize) -> f64 {
-        let upstream = self.upstream.map_or(1.0, |upstream| upstream[row].into());
+        let upstream = self.upstream.map_or(1.0, |upstream| upstream[row].to_f64());
         self.grad_factor * self.weight(row) * upstream
     }
 
     /// The weights of [`LANES`] rows, 1 behind the last.
     pub fn weights(&self, first: usize) -> [f32; LANES] {
-        self.weight.map_or([1.0; LANES], |weight| lanes_at(weight, first, 1.0))
+        self.weight.map_or([1.0; LANES], |weight| lanes_at(singles(weight), first, 1.0))
     }
 
     /// What to multiply the gradients of [`LANES`] rows by.
     pub fn scales(&self, first: usize) -> [f64; LANES] {
-        let upstream = self.upstream.map_or([1.0; LANES], |upstream| lanes_at(upstream, first, 1.0));
+        let upstream = self.upstream.map_or([1.0; LANES], |upstream| lanes_at(singles(upstream), first, 1.0));
         let mut scales = [self.grad_factor; LANES];
         for ((scale, weight), upstream) in scales.iter_mut().zip(self.weights(first)).zip(upstream) {
             *scale *= f64::from(weight) * f64::from(upstream);

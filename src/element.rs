@@ -1,9 +1,49 @@
 //! The types that tensors are stored in. Arithmetic never happens in them.
 
+/// A trait with the functions of an operation that depend on a type: here and not in every crate that calls
+/// them they are compiled, for each of the types once.
+macro_rules! compiled {
+    ($(#[$doc:meta])* $name:ident: $element:ident for $types:tt { $($functions:tt)* }) => {
+        $(#[$doc])*
+        pub trait $name: Sized {
+            $crate::element::compiled!(@declare $element $($functions)*);
+        }
+        $crate::element::compiled!(@types $name $element $types { $($functions)* });
+    };
+    (@declare $element:ident $(fn $function:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? = $body:path;)*) => {$(
+        #[doc(hidden)]
+        fn $function($($arg: $type),*) $(-> $out)?
+        where
+            Self: $element;
+    )*};
+    (@types $name:ident $element:ident [$($type:ty),*] $functions:tt) => {$(
+        $crate::element::compiled!(@type $name $element $type $functions);
+    )*};
+    (@type $name:ident $element:ident $of:ty {
+        $(fn $function:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? = $body:path;)*
+    }) => {
+        impl $name for $of {$(
+            fn $function($($arg: $type),*) $(-> $out)? {
+                $body($($arg),*)
+            }
+        )*}
+    };
+}
+pub(crate) use compiled;
+
 use std::any::TypeId;
 use std::slice;
 
 use half::{bf16, f16};
+
+use crate::assign::atss::cpu::AtssOnCpu;
+use crate::assign::fcos::cpu::FcosOnCpu;
+use crate::decode::cpu::DecodeOnCpu;
+use crate::dfl::cpu::DflOnCpu;
+use crate::head::cpu::HeadOnCpu;
+use crate::integral::cpu::IntegralOnCpu;
+use crate::qfl::cpu::QflOnCpu;
+use crate::vector::Storage;
 
 mod sealed {
     pub trait Sealed {}
@@ -14,13 +54,24 @@ mod sealed {
     impl Sealed for i32 {}
     impl Sealed for i64 {}
 }
-use crate::vector::Storage;
 pub(crate) use sealed::Sealed;
 
 /// A storage type of logits and gradients: f32, f16 or bf16, and on the CPU f64.
-pub trait Element: Copy + Send + Sync + Sealed + Storage + 'static {
-    /// What losses come in: f64 for f64, else f32.
-    type Loss: Element;
+pub trait Element:
+    Copy
+    + Send
+    + Sync
+    + Sealed
+    + Storage
+    + QflOnCpu
+    + DflOnCpu
+    + IntegralOnCpu
+    + DecodeOnCpu
+    + HeadOnCpu
+    + 'static
+{
+    /// What losses come in, and what is beside logits, such as weights and targets: f64 for f64, else f32.
+    type Loss: Element<Loss = Self::Loss>;
 
     /// The value, exactly.
     fn to_f64(self) -> f64;
@@ -39,6 +90,11 @@ pub(crate) fn same<T: Element, U: Element>(elements: &[T]) -> Option<&[U]> {
         // SAFETY: both are the same type.
         unsafe { slice::from_raw_parts(elements.as_ptr().cast(), elements.len()) }
     })
+}
+
+/// Numbers beside logits that vectors of f32 suit, which all but f64 do.
+pub(crate) fn singles<W: Element>(numbers: &[W]) -> &[f32] {
+    same(numbers).expect("f32 beside all logits but f64")
 }
 
 /// The same elements, to be written to, if both types are one.
@@ -68,7 +124,7 @@ element!(f16, f32, f16::to_f64, f16::from_f64);
 element!(bf16, f32, bf16::to_f64, bf16::from_f64);
 
 /// A type of class labels: i64 or i32.
-pub trait Label: Copy + Send + Sync + Sealed + 'static {
+pub trait Label: Copy + Send + Sync + Sealed + AtssOnCpu + FcosOnCpu + 'static {
     #[doc(hidden)]
     fn to_i64(self) -> i64;
 

@@ -4,9 +4,10 @@
 pub mod assign;
 pub mod boxes;
 mod call;
-mod cpu;
+pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod decode;
 pub mod dfl;
 mod element;
 mod error;

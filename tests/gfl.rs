@@ -62,12 +62,13 @@ fn step(
 type Both<T> = ([Outcome<T>; 2], <T as Element>::Loss);
 
 fn on_cpu<T: Stored>(qfl: &Case, dfl: &Case, pass: Pass) -> Both<T> {
-    let (logits, boxes, narrow) = (qfl.logits_as::<T>(), dfl.logits_as::<T>(), cpu::narrow_of(qfl));
+    let (logits, boxes) = (qfl.logits_as::<T>(), dfl.logits_as::<T>());
+    let (of_logits, of_boxes) = (cpu::Beside::of(qfl), cpu::Beside::of(dfl));
     let (loss, sides) = (qfl_of(qfl).expect("legal options"), dfl_of(dfl).expect("legal options"));
     let mut flags = [[Outcome::<T>::FLAG_BEFORE]; 2];
     let [flag, other_flag] = &mut flags;
-    let call = cpu::qfl_call(&loss, qfl, &logits, &narrow, flag);
-    let both = Gfl::new(call, cpu::dfl_call(&sides, dfl, &boxes, other_flag));
+    let call = cpu::qfl_call(&loss, qfl, &logits, &of_logits, flag);
+    let both = Gfl::new(call, cpu::dfl_call(&sides, dfl, &boxes, &of_boxes, other_flag));
     let mut losses = [T::Loss::from_f64(f64::NAN); 3];
     let grad = |elements| vec![T::from_f64(f64::NAN); if pass == Pass::Forward { 0 } else { elements }];
     let mut grads = [grad(logits.len()), grad(boxes.len())];

@@ -3,9 +3,10 @@
 mod support;
 
 use gfocal::{Reduction, bf16, f16};
+use gfocal_reference as reference;
 use support::random::Random;
-use support::tolerance::{Stored, check_same_bits};
-use support::{Case, Outcome, Pass, check_cpu, cpu};
+use support::tolerance::{Stored, Want, check_same_bits};
+use support::{Case, Outcome, Pass, check_cpu, check_elements, cpu};
 
 /// Large enough to be shared among threads, with odd ends.
 fn cases() -> Vec<Case> {
@@ -70,5 +71,46 @@ fn large_shapes_against_the_reference() {
         check_cpu::<f32>(&case);
         check_cpu::<f16>(&case);
         check_cpu::<bf16>(&case);
+    }
+}
+
+/// The integral of so many rows that they are shared among threads, with ends of less than a vector.
+fn integral<T: Stored>(shape: [usize; 2], logits: &[f64], upstream: &[f32]) {
+    let logits: Vec<T> = logits.iter().map(|&x| T::from_f64(x)).collect();
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| cpu::integral(&logits, shape, upstream)).expect("a legal call")
+    };
+    let (expectations, grad) = run(1);
+    for threads in [2, 5] {
+        let got = run(threads);
+        check_same_bits("expectations", &got.0, &expectations);
+        check_same_bits("their gradient", &got.1, &grad);
+    }
+    let (mut wants, mut want_grad) = (Vec::new(), Vec::new());
+    for (row, &upstream) in logits.chunks(shape[1]).zip(upstream) {
+        let row: Vec<f64> = row.iter().map(|x| x.to_f64()).collect();
+        let (e, slopes) = reference::integral(&row);
+        wants.push(Some(Want::new(e, 1.0, true)));
+        want_grad.extend(slopes.into_iter().map(|slope| Some(Want::new(slope, upstream.into(), true))));
+    }
+    check_elements("expectations", &expectations, &wants);
+    check_elements("their gradient", &grad, &want_grad);
+}
+
+#[test]
+fn integrals_of_many_rows() {
+    let mut random = Random::new(41);
+    for shape in [[5003, 17], [2501, 16], [19, 2001], [999, 70]] {
+        let [rows, bins] = shape;
+        let logits = random.many(rows * bins, -8.0, 8.0);
+        // As many as fit into f32, and whole vectors of others.
+        let upstream: Vec<f32> = (0..rows)
+            .map(|row| if row / 16 % 5 == 3 { 10f32.powi(row as i32 % 61 - 30) } else { 0.75 })
+            .collect();
+        integral::<f64>(shape, &logits, &upstream);
+        integral::<f32>(shape, &logits, &upstream);
+        integral::<f16>(shape, &logits, &upstream);
+        integral::<bf16>(shape, &logits, &upstream);
     }
 }

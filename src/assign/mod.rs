@@ -54,11 +54,11 @@
 //! ```
 
 mod anchors;
-mod atss;
+pub(crate) mod atss;
 mod check;
 #[cfg(feature = "cuda")]
 mod cuda;
-mod fcos;
+pub(crate) mod fcos;
 #[cfg(feature = "cuda")]
 pub(crate) mod launch;
 mod math;

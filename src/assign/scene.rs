@@ -1,13 +1,12 @@
 //! A call on the CPU, checked, and what all assignments do in it.
 
-use rayon::prelude::*;
-
 use super::check::{Level, check};
 use super::math::{
     centerness, centre, distance_key, distances, grid_box, iof, is_usable, is_valid, match_key, matched,
     near, valid_positions,
 };
 use super::{Anchors, GroundTruth, LevelTargets, Options};
+use crate::cpu::map;
 use crate::element::Label;
 use crate::error::Result;
 use crate::memory::Host;
@@ -116,23 +115,23 @@ impl<'a, L: Label> Scene<'a, L> {
     fn find_out(&self, ignored: &[Vec<[f32; 4]>]) -> Vec<bool> {
         let mut takes_part = vec![true; self.images * self.per_image];
         let per_image = self.per_image.max(1);
-        takes_part.par_chunks_mut(per_image).zip(ignored).enumerate().for_each(
-            |(image, (takes_part, boxes))| {
-                for (l, level) in self.levels.iter().enumerate() {
-                    let [rows, columns] = self.valid(level, image);
-                    let of_points = self.size(image).filter(|_| level.grid.is_none());
-                    for number in 0..level.anchors() {
-                        let [y, x] = level.place(number);
-                        let valid = match of_points {
-                            Some(size) => is_valid(self.point(l, number), size),
-                            None => y < rows && x / level.each < columns,
-                        };
-                        takes_part[level.first + number] =
-                            valid && !boxes.iter().any(|&b| self.is_ignored(l, number, b));
-                    }
+        let work = takes_part.len();
+        let of_images = takes_part.chunks_mut(per_image).zip(ignored).enumerate();
+        map(work, of_images, |(image, (takes_part, boxes))| {
+            for (l, level) in self.levels.iter().enumerate() {
+                let [rows, columns] = self.valid(level, image);
+                let of_points = self.size(image).filter(|_| level.grid.is_none());
+                for number in 0..level.anchors() {
+                    let [y, x] = level.place(number);
+                    let valid = match of_points {
+                        Some(size) => is_valid(self.point(l, number), size),
+                        None => y < rows && x / level.each < columns,
+                    };
+                    takes_part[level.first + number] =
+                        valid && !boxes.iter().any(|&b| self.is_ignored(l, number, b));
                 }
-            },
-        );
+            }
+        });
         takes_part
     }
 
@@ -269,7 +268,7 @@ struct Rows<'a> {
 impl Rows<'_> {
     /// Writes what `of` makes of an image, an anchor, and the box that it is given to.
     fn write<T: Send>(&self, to: &mut [T], of: impl Fn(usize, usize, Option<usize>) -> T + Sync) {
-        to.par_chunks_mut(self.count.max(1)).enumerate().for_each(|(image, to)| {
+        map(to.len(), to.chunks_mut(self.count.max(1)).enumerate(), |(image, to)| {
             let keys = &self.keys[image * self.per_image + self.first..][..self.count];
             for (place, (to, &key)) in to.iter_mut().zip(keys).enumerate() {
                 *to = of(image, place, (key != 0).then(|| matched(key)));

@@ -1,11 +1,11 @@
 //! Boxes on the CPU: arithmetic in f64.
 
-use rayon::prelude::*;
-
 use super::{BoxLoss, Coordinate, check, check_eps, math};
+use crate::cpu::{map, split_off};
+use crate::element::compiled;
 use crate::error::{Result, check_option};
 
-/// Fewer boxes are not worth waking threads for.
+/// Boxes that a thread takes at a time.
 const CHUNK: usize = 1 << 12;
 
 impl BoxLoss {
@@ -23,13 +23,7 @@ impl BoxLoss {
         let lengths =
             [("pred", Some(pred.len()), 4), ("target", Some(target.len()), 4), ("loss", Some(loss.len()), 1)];
         check(boxes, &lengths)?;
-        (pred.par_chunks(4 * CHUNK), target.par_chunks(4 * CHUNK), loss.par_chunks_mut(CHUNK))
-            .into_par_iter()
-            .for_each(|(pred, target, loss)| {
-                for ((pred, target), loss) in corners(pred).zip(corners(target)).zip(loss) {
-                    *loss = T::from_f64(math::iou_loss(self.kind, pred, target, self.eps).loss);
-                }
-            });
+        T::box_losses(self, [pred, target], None, loss, None);
         Ok(())
     }
 
@@ -55,27 +49,50 @@ impl BoxLoss {
             ("grad", Some(grad.len()), 4),
         ];
         check(boxes, &lengths)?;
-        (
-            pred.par_chunks(4 * CHUNK),
-            target.par_chunks(4 * CHUNK),
-            loss.par_chunks_mut(CHUNK),
-            grad.par_chunks_mut(4 * CHUNK),
-        )
-            .into_par_iter()
-            .enumerate()
-            .for_each(|(chunk, (pred, target, loss, grad))| {
-                let rows = corners(pred).zip(corners(target)).zip(loss).zip(grad.chunks_exact_mut(4));
-                for (row, (((pred, target), loss), grad)) in rows.enumerate() {
-                    let scale = upstream.map_or(1.0, |upstream| upstream[chunk * CHUNK + row].to_f64());
-                    let result = math::iou_loss(self.kind, pred, target, self.eps);
-                    *loss = T::from_f64(result.loss);
-                    for (grad, result) in grad.iter_mut().zip(result.grad) {
-                        *grad = T::from_f64(scale * result);
-                    }
-                }
-            });
+        T::box_losses(self, [pred, target], upstream, loss, Some(grad));
         Ok(())
     }
+}
+
+compiled! {
+    /// Box losses on the CPU.
+    BoxesOnCpu: Coordinate for [f64, f32] {
+        fn box_losses(
+            boxes: &BoxLoss,
+            of: [&[Self]; 2],
+            upstream: Option<&[Self]>,
+            loss: &mut [Self],
+            grad: Option<&mut [Self]>,
+        ) = box_losses;
+    }
+}
+
+/// Of predictions and targets.
+fn box_losses<T: Coordinate>(
+    boxes: &BoxLoss,
+    [pred, target]: [&[T]; 2],
+    upstream: Option<&[T]>,
+    loss: &mut [T],
+    mut grad: Option<&mut [T]>,
+) {
+    let work = 8 * loss.len();
+    let chunks = loss.chunks_mut(CHUNK).enumerate().map(|(chunk, loss)| {
+        let grad = grad.as_mut().map(|grad| split_off(grad, 4 * loss.len()));
+        (chunk * CHUNK, loss, grad)
+    });
+    map(work, chunks, |(first, loss, mut grad)| {
+        let both = corners(&pred[4 * first..]).zip(corners(&target[4 * first..]));
+        for (row, ((pred, target), loss)) in both.zip(loss).enumerate() {
+            let result = math::iou_loss(boxes.kind, pred, target, boxes.eps);
+            *loss = T::from_f64(result.loss);
+            if let Some(grad) = &mut grad {
+                let scale = upstream.map_or(1.0, |upstream| upstream[first + row].to_f64());
+                for (grad, slope) in grad[4 * row..].iter_mut().zip(result.grad) {
+                    *grad = T::from_f64(scale * slope);
+                }
+            }
+        }
+    });
 }
 
 /// The IoU `[n]` of boxes `[n, 4]` and `[n, 4]`, pair by pair; a union below `eps` counts as `eps`.

@@ -35,13 +35,14 @@
 //! # Ok::<(), gfocal::Error>(())
 //! ```
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
 pub(crate) mod launch;
 pub(crate) mod math;
 
+use cpu::BoxesOnCpu;
 pub use cpu::{box_to_distances, distances_to_box, iou};
 
 use crate::element::{Element, Sealed};
@@ -71,7 +72,7 @@ impl IouKind {
 }
 
 /// A type of coordinates: f32, and on the CPU f64.
-pub trait Coordinate: Element<Loss = Self> + Sealed {}
+pub trait Coordinate: Element<Loss = Self> + Sealed + BoxesOnCpu {}
 
 impl Coordinate for f32 {}
 impl Coordinate for f64 {}

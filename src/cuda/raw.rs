@@ -34,6 +34,7 @@
 pub use super::args::{DeviceAddress, Pass, Scaling, StatusWords, scratch_bytes};
 pub use crate::assign::launch::{AssignArgs, AssignLevel, launch_atss, launch_fcos};
 pub use crate::boxes::launch::{BoxesArgs, launch_boxes};
+pub use crate::decode::launch::{DecodeArgs, DecodeLevel, launch_decode};
 pub use crate::dfl::launch::{DflArgs, launch_dfl};
 pub use crate::gfl::launch::{GflArgs, launch_gfl};
 pub use crate::head::launch::{

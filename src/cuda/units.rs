@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 
 use super::Storage;
-use crate::{assign, boxes, dfl, gfl, head, integral, qfl, scale};
+use crate::{assign, boxes, decode, dfl, gfl, head, integral, qfl, scale};
 
 /// A group of kernels that are loaded together: one file of kernels/, one module for each storage type.
 #[derive(Clone, Copy)]
@@ -48,13 +48,14 @@ pub(super) const UNITS: [Unit; COUNT] = {
 };
 
 /// Those of each operation.
-const FAMILIES: [&[Unit]; 8] = [
+const FAMILIES: [&[Unit]; 9] = [
     &qfl::launch::UNITS,
     &dfl::launch::UNITS,
     &gfl::launch::UNITS,
     &integral::launch::UNITS,
     &assign::launch::UNITS,
     &boxes::launch::UNITS,
+    &decode::launch::UNITS,
     &head::launch::UNITS,
     &scale::launch::UNITS,
 ];
@@ -194,7 +195,7 @@ mod tests {
     fn every_unit_has_a_place_of_its_own() {
         const { assert!(Units::PLACES <= 64) };
         let all = Units::all(&Storage::ALL);
-        assert_eq!(all.places().count(), 12 * 3 + 3);
+        assert_eq!(all.places().count(), 12 * 3 + 4);
         for place in all.places() {
             let (unit, storage) = Units::at(place);
             let index = UNITS.iter().position(|known| known.name == unit.name).expect("it is one of them");

@@ -6,17 +6,30 @@
 
 use std::ops::Range;
 
+use half::{bf16, f16};
+
 use super::{DistributionFocalLoss, Target};
 use crate::call::{Call, Lengths};
 use crate::cpu::{Block, fits_single, lanes_at};
-use crate::element::Element;
+use crate::element::{Element, compiled, singles};
 use crate::error::Result;
 use crate::math::{TwoHot, dfl, exp_below, softmax, two_hot};
 use crate::memory::Host;
 use crate::status::Status;
 use crate::vector::{self, DflRows, Isa, LANES};
 
-pub(super) fn run<T: Element>(
+compiled! {
+    /// Distribution Focal Loss on the CPU.
+    DflOnCpu: Element for [f64, f32, f16, bf16] {
+        fn dfl(
+            call: &mut Call<'_, DistributionFocalLoss, Host, Self>,
+            loss: Option<&mut [<Self as Element>::Loss]>,
+            grad: Option<&mut [Self]>,
+        ) -> Result<Status> = run;
+    }
+}
+
+fn run<T: Element>(
     call: &mut Call<'_, DistributionFocalLoss, Host, T>,
     loss: Option<&mut [T::Loss]>,
     grad: Option<&mut [T]>,
@@ -38,7 +51,7 @@ pub(super) fn run<T: Element>(
     operation.check(&lengths, &call.reduction, call.upstream.is_some(), Some(call.grad_scale))?;
 
     let isa = Isa::detect();
-    let max = operation.target_max(shape[1]);
+    let max = T::Loss::from_f64(operation.target_end(shape[1])).to_f64();
     call.for_blocks(operation.loss_weight, loss, grad, |block| {
         if T::SINGLE && shape[1] <= MOST_SINGLE_BINS {
             run_single(isa, target, max, block);
@@ -49,16 +62,16 @@ pub(super) fn run<T: Element>(
 }
 
 /// `None`: neither loss nor gradient, whatever the logits hold.
-fn target_of<T: Element>(target: &[f32], max: f32, block: &mut Block<T>, row: usize) -> Option<TwoHot> {
+fn target_of<T: Element>(target: &[T::Loss], max: f64, block: &mut Block<T>, row: usize) -> Option<TwoHot> {
     let number = block.first + row;
     if block.is_masked(row) {
         return None;
     }
-    let target = target[number];
+    let target = target[number].to_f64();
     if !(0.0..=max).contains(&target) {
         block.status.out_of_range_target(number);
     }
-    (!target.is_nan()).then(|| two_hot(target.clamp(0.0, max).into(), block.columns))
+    (!target.is_nan()).then(|| two_hot(target.clamp(0.0, max), block.columns))
 }
 
 /// The loss of a row; writes its gradient.
@@ -89,7 +102,7 @@ const MOST_SINGLE_BINS: usize = 256;
 const BATCH: usize = 8;
 
 /// A block in vectors, some rows at a time.
-fn run_single<T: Element>(isa: Isa, targets: &[f32], max: f32, block: &mut Block<T>) {
+fn run_single<T: Element>(isa: Isa, targets: &[T::Loss], max: f64, block: &mut Block<T>) {
     let (bins, count) = (block.columns, block.rows());
     let mut z = vec![[0.0; LANES]; bins];
     let mut rows = [DflRows::default(); BATCH];
@@ -127,13 +140,13 @@ fn run_single<T: Element>(isa: Isa, targets: &[f32], max: f32, block: &mut Block
 /// Rows from `first`, as many as there are. Whether they are [`LANES`] and all as most are: with a target in
 /// range, not masked, of a scale that suits f32.
 fn prepare<T: Element>(
-    targets: &[f32],
-    max: f32,
+    targets: &[T::Loss],
+    max: f64,
     block: &Block<T>,
     first: usize,
     rows: &mut DflRows,
 ) -> bool {
-    let target = lanes_at(targets, block.first + first, 0.0);
+    let (target, max) = (lanes_at(singles(targets), block.first + first, 0.0), max as f32);
     let (weight, scale) = (block.weights(first), block.scales(first));
     let mut plain = first + LANES <= block.rows();
     for lane in 0..LANES {
@@ -149,14 +162,14 @@ fn prepare<T: Element>(
 /// Rows from `first`, as many as there are, whose losses and gradients are computed, but of which some may
 /// be masked or not fit f32.
 fn finish_one_by_one<T: Element>(
-    targets: &[f32],
-    max: f32,
+    targets: &[T::Loss],
+    max: f64,
     block: &mut Block<T>,
     first: usize,
     losses: &[f32; LANES],
 ) {
     for (row, loss) in (first..block.rows()).zip(losses) {
-        let target = targets[block.first + row];
+        let target = targets[block.first + row].to_f64();
         if target.is_nan() || !fits_single(block.scale(row)) || !loss.is_finite() {
             run_double(targets, max, block, row..row + 1);
             continue;
@@ -170,7 +183,7 @@ fn finish_one_by_one<T: Element>(
 }
 
 /// Rows of a block, bin by bin.
-fn run_double<T: Element>(targets: &[f32], max: f32, block: &mut Block<T>, rows: Range<usize>) {
+fn run_double<T: Element>(targets: &[T::Loss], max: f64, block: &mut Block<T>, rows: Range<usize>) {
     for row in rows {
         let loss = target_of(targets, max, block, row).map(|target| double_row(&target, block, row));
         block.finish(row, loss);

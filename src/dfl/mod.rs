@@ -28,7 +28,7 @@
 //! # Ok::<(), gfocal::Error>(())
 //! ```
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 #[cfg(feature = "cuda")]
@@ -87,19 +87,24 @@ impl DistributionFocalLoss {
     /// A call on the CPU.
     ///
     /// `logits` is `[rows, bins]`, row after row, a row for each box side; `target` is `[rows]`,
-    /// in units of bins. It is f32 whatever the logits are: bf16 would round 15.99 to 16.
+    /// in units of bins. It is f32 beside 16-bit logits, too: bf16 would round 15.99 to 16.
     pub fn cpu<'a, T: Element>(
         &'a self,
         logits: &'a [T],
         shape: [usize; 2],
-        target: &'a [f32],
+        target: &'a [T::Loss],
     ) -> Call<'a, Self, Host, T> {
         Call::new(self, (), logits, shape, Target { target })
     }
 
     /// The largest target for a number of bins, in the type of the targets.
     pub(crate) fn target_max(&self, bins: usize) -> f32 {
-        ((bins - 1) as f64 - self.target_eps) as f32
+        self.target_end(bins) as f32
+    }
+
+    /// The same, not rounded.
+    fn target_end(&self, bins: usize) -> f64 {
+        (bins - 1) as f64 - self.target_eps
     }
 
     /// Checks everything about a call but the values in its tensors.
@@ -122,29 +127,29 @@ impl DistributionFocalLoss {
     }
 }
 
-/// The target distances of a call.
-pub struct Target<'a, M: Memory> {
+/// The target distances of a call on logits of type `T`.
+pub struct Target<'a, M: Memory, T: Element = f32> {
     /// `[rows]`.
-    pub target: M::Slice<'a, f32>,
+    pub target: M::Slice<'a, T::Loss>,
 }
 
-impl<M: Memory> Clone for Target<'_, M> {
+impl<M: Memory, T: Element> Clone for Target<'_, M, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<M: Memory> Copy for Target<'_, M> {}
+impl<M: Memory, T: Element> Copy for Target<'_, M, T> {}
 
 impl Sealed for DistributionFocalLoss {}
 impl Operation for DistributionFocalLoss {
-    type Targets<'a, M: Memory> = Target<'a, M>;
+    type Targets<'a, M: Memory, T: Element> = Target<'a, M, T>;
 
     fn run_cpu<T: Element>(
         call: &mut Call<'_, Self, Host, T>,
         loss: Option<&mut [T::Loss]>,
         grad: Option<&mut [T]>,
     ) -> Result<Status> {
-        cpu::run(call, loss, grad)
+        T::dfl(call, loss, grad)
     }
 
     #[cfg(feature = "cuda")]

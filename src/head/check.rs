@@ -166,12 +166,12 @@ impl HeadLoss {
 }
 
 /// A tensor of a level.
-struct Shape {
-    tensor: &'static str,
-    layout: Layout,
-    batch: usize,
-    channels: usize,
-    positions: usize,
+pub(crate) struct Shape {
+    pub tensor: &'static str,
+    pub layout: Layout,
+    pub batch: usize,
+    pub channels: usize,
+    pub positions: usize,
 }
 
 impl Shape {
@@ -186,7 +186,7 @@ impl Shape {
     }
 
     /// Whether its last element is in a buffer of `len` elements.
-    fn check_reach(&self, level: usize, len: usize) -> Result<()> {
+    pub fn check_reach(&self, level: usize, len: usize) -> Result<()> {
         if self.axes().iter().any(|&(extent, _)| extent == 0) {
             return Ok(());
         }
@@ -201,7 +201,7 @@ impl Shape {
 
     /// Whether no two elements are in the same place, which gradients must not be. Called after
     /// `check_reach`, so that nothing overflows.
-    fn check_distinct(&self, level: usize) -> Result<()> {
+    pub fn check_distinct(&self, level: usize) -> Result<()> {
         let mut axes = self.axes();
         axes.sort_unstable_by_key(|&(_, stride)| stride);
         let mut reach = 0;

@@ -95,8 +95,8 @@
 //!   losses and gradients not finite; exp(z) counts as infinite above z = 300.
 
 mod call;
-mod check;
-mod cpu;
+pub(crate) mod check;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]

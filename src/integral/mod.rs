@@ -21,13 +21,14 @@
 //! # Ok::<(), gfocal::Error>(())
 //! ```
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
 pub(crate) mod launch;
 
 pub use cpu::{backward, forward};
+pub(crate) use cpu::{expectation_of, is_single, slopes};
 #[cfg(feature = "cuda")]
 pub use cuda::{backward_cuda, forward_cuda, units};
 

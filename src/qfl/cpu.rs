@@ -4,11 +4,13 @@
 //! rows that f32 does not suit (a loss that is not finite, an extreme scale or beta, logits in f64,
 //! probabilities) through the functions of math.rs.
 
+use half::{bf16, f16};
+
 use super::factors::Factors;
 use super::{Class, QualityFocalLoss, Targets};
 use crate::call::{Call, Lengths};
 use crate::cpu::Block;
-use crate::element::Element;
+use crate::element::{Element, compiled, same, singles};
 use crate::error::Result;
 use crate::math::{LossGrad, qfl_background, qfl_of_probability, qfl_soft};
 use crate::memory::Host;
@@ -16,34 +18,45 @@ use crate::status::Status;
 use crate::vector::{self, Beta, Given, Isa, NONE, QflRow};
 
 /// What the inputs say of a row.
-enum Target<'a> {
+enum Target<'a, W> {
     Background,
     Class { column: usize, quality: f64 },
-    Dense(&'a [f32]),
+    Dense(&'a [W]),
 }
 
-impl Target<'_> {
+impl<W: Element> Target<'_, W> {
     /// Of an element.
     fn of(&self, column: usize) -> f64 {
         match *self {
             Target::Class { column: labelled, quality } if labelled == column => quality,
             Target::Background | Target::Class { .. } => 0.0,
-            Target::Dense(target) => f64::from(target[column]).clamp(0.0, 1.0),
+            Target::Dense(target) => target[column].to_f64().clamp(0.0, 1.0),
         }
     }
 }
 
 /// What all blocks of a call need.
-struct Job<'a> {
+struct Job<'a, T: Element> {
     isa: Isa,
     qfl: &'a QualityFocalLoss,
     /// Of vectors, if it is not 2.
     beta: Option<Beta>,
-    targets: Targets<'a, Host>,
-    factors: Factors<'a>,
+    targets: Targets<'a, Host, T>,
+    factors: Factors<'a, T::Loss>,
 }
 
-pub(super) fn run<T: Element>(
+compiled! {
+    /// Quality Focal Loss on the CPU.
+    QflOnCpu: Element for [f64, f32, f16, bf16] {
+        fn qfl(
+            call: &mut Call<'_, QualityFocalLoss, Host, Self>,
+            loss: Option<&mut [<Self as Element>::Loss]>,
+            grad: Option<&mut [Self]>,
+        ) -> Result<Status> = run;
+    }
+}
+
+fn run<T: Element>(
     call: &mut Call<'_, QualityFocalLoss, Host, T>,
     loss: Option<&mut [T::Loss]>,
     grad: Option<&mut [T]>,
@@ -95,9 +108,9 @@ pub(super) fn run<T: Element>(
 /// been stored.
 const BATCH: usize = 64;
 
-impl<'a> Job<'a> {
+impl<'a, T: Element> Job<'a, T> {
     /// A block, element by element.
-    fn run_double<T: Element>(&self, block: &mut Block<T>) {
+    fn run_double(&self, block: &mut Block<T>) {
         for row in 0..block.rows() {
             let loss = self.target_of(block, row).map(|target| self.double_row(&target, block, row));
             block.finish(row, loss);
@@ -105,14 +118,14 @@ impl<'a> Job<'a> {
     }
 
     /// The loss of a row; writes its gradient.
-    fn double_row<T: Element>(&self, target: &Target, block: &mut Block<T>, row: usize) -> f64 {
+    fn double_row(&self, target: &Target<T::Loss>, block: &mut Block<T>, row: usize) -> f64 {
         (0..block.columns).map(|column| self.double_element(target, column, block, row)).sum()
     }
 
     /// The loss of an element; writes its gradient.
-    fn double_element<T: Element>(
+    fn double_element(
         &self,
-        target: &Target,
+        target: &Target<T::Loss>,
         column: usize,
         block: &mut Block<T>,
         row: usize,
@@ -137,7 +150,7 @@ impl<'a> Job<'a> {
     }
 
     /// A block in vectors, some rows at a time.
-    fn run_single<T: Element>(&self, block: &mut Block<T>) {
+    fn run_single(&self, block: &mut Block<T>) {
         let columns = block.columns;
         // With labels, α's factor is the same for all elements but the labelled ones.
         let of_background = match self.targets {
@@ -152,7 +165,7 @@ impl<'a> Job<'a> {
             let start = (block.first + first) * columns;
             let y = match self.targets {
                 Targets::Sparse { .. } => &[],
-                Targets::Dense { target } => &target[start..start + elements.len()],
+                Targets::Dense { target } => singles(&target[start..start + elements.len()]),
             };
             let weights = self.factors.of_rows(start, elements.len(), columns, y);
             special.clear();
@@ -196,13 +209,13 @@ impl<'a> Job<'a> {
     }
 
     /// The losses of a row's elements with a target above 0 that the vectors have left out; writes their gradients.
-    fn loss_above_0<T: Element>(&self, target: &Target, block: &mut Block<T>, row: usize) -> f64 {
+    fn loss_above_0(&self, target: &Target<T::Loss>, block: &mut Block<T>, row: usize) -> f64 {
         match *target {
             Target::Background => 0.0,
             Target::Class { column, .. } => self.double_element(target, column, block, row),
             Target::Dense(_) if self.beta.is_none_or(Beta::is_0) => 0.0,
             Target::Dense(y) => (0..block.columns)
-                .filter(|&column| y[column] > 0.0)
+                .filter(|&column| y[column].to_f64() > 0.0)
                 .map(|column| self.double_element(target, column, block, row))
                 .sum(),
         }
@@ -210,18 +223,18 @@ impl<'a> Job<'a> {
 
     /// `None`: neither loss nor gradient, whatever the logits hold.
     #[inline]
-    fn target_of<T: Element>(&self, block: &mut Block<T>, row: usize) -> Option<Target<'a>> {
+    fn target_of(&self, block: &mut Block<T>, row: usize) -> Option<Target<'a, T::Loss>> {
         let (number, columns) = (block.first + row, block.columns);
         if block.is_masked(row) { None } else { self.row_target(number, columns, &mut block.status) }
     }
 
     /// The target of a row that is not masked, by its number in the call.
     #[inline]
-    fn row_target(&self, row: usize, classes: usize, status: &mut Status) -> Option<Target<'a>> {
+    fn row_target(&self, row: usize, classes: usize, status: &mut Status) -> Option<Target<'a, T::Loss>> {
         match self.targets {
             Targets::Dense { target } => {
                 let target = &target[row * classes..(row + 1) * classes];
-                if vector::any_nan(self.isa, target) {
+                if any_nan(self.isa, target) {
                     status.bad_quality(row);
                     return None;
                 }
@@ -230,12 +243,12 @@ impl<'a> Job<'a> {
             Targets::Sparse { labels, quality } => match self.qfl.class_of(labels.get(row), classes) {
                 Class::Background => Some(Target::Background),
                 Class::Ignored => None,
-                Class::Foreground(_) if quality[row].is_nan() => {
+                Class::Foreground(_) if quality[row].to_f64().is_nan() => {
                     status.bad_quality(row);
                     None
                 }
                 Class::Foreground(column) => {
-                    Some(Target::Class { column, quality: f64::from(quality[row]).clamp(0.0, 1.0) })
+                    Some(Target::Class { column, quality: quality[row].to_f64().clamp(0.0, 1.0) })
                 }
                 Class::Invalid => {
                     status.bad_label(row);
@@ -243,5 +256,13 @@ impl<'a> Job<'a> {
                 }
             },
         }
+    }
+}
+
+/// Whether any is NaN.
+fn any_nan<W: Element>(isa: Isa, numbers: &[W]) -> bool {
+    match same(numbers) {
+        Some(singles) => vector::any_nan(isa, singles),
+        None => numbers.iter().any(|number| number.to_f64().is_nan()),
     }
 }

@@ -21,7 +21,7 @@ impl QualityFocalLoss {
         quality: &'a impl DevicePtr<f32>,
     ) -> Call<'a, Self, Device, T> {
         let (logits, quality): (&dyn DevicePtr<T>, &dyn DevicePtr<f32>) = (logits, quality);
-        let targets = Targets::Sparse { labels: L::device(labels), quality };
+        let targets: Targets<Device, T> = Targets::Sparse { labels: L::device(labels), quality };
         Call::new(self, handle, logits, shape, targets.into())
     }
 
@@ -34,7 +34,8 @@ impl QualityFocalLoss {
         target: &'a impl DevicePtr<f32>,
     ) -> Call<'a, Self, Device, T> {
         let (logits, target): (&dyn DevicePtr<T>, &dyn DevicePtr<f32>) = (logits, target);
-        Call::new(self, handle, logits, shape, Targets::Dense { target }.into())
+        let targets: Targets<Device, T> = Targets::Dense { target };
+        Call::new(self, handle, logits, shape, targets.into())
     }
 
     /// The kernels that calls need, for [`Handle::prepare`]. Calls with class weights or element weights need

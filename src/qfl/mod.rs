@@ -85,7 +85,7 @@
 //! # Ok::<(), gfocal::Error>(())
 //! ```
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 mod factors;
@@ -229,9 +229,10 @@ impl QualityFocalLoss {
         logits: &'a [T],
         shape: [usize; 2],
         labels: &'a [L],
-        quality: &'a [f32],
+        quality: &'a [T::Loss],
     ) -> Call<'a, Self, Host, T> {
-        Call::new(self, (), logits, shape, Targets::Sparse { labels: L::host(labels), quality }.into())
+        let targets: Targets<Host, T> = Targets::Sparse { labels: L::host(labels), quality };
+        Call::new(self, (), logits, shape, targets.into())
     }
 
     /// A call on the CPU with a target for each logit: `[rows, classes]`, clamped to [0, 1]. A
@@ -240,9 +241,10 @@ impl QualityFocalLoss {
         &'a self,
         logits: &'a [T],
         shape: [usize; 2],
-        target: &'a [f32],
+        target: &'a [T::Loss],
     ) -> Call<'a, Self, Host, T> {
-        Call::new(self, (), logits, shape, Targets::Dense { target }.into())
+        let targets: Targets<Host, T> = Targets::Dense { target };
+        Call::new(self, (), logits, shape, targets.into())
     }
 }
 
@@ -259,45 +261,45 @@ pub enum Class {
     Invalid,
 }
 
-/// The targets of a call.
-pub enum Targets<'a, M: Memory> {
+/// The targets of a call on logits of type `T`.
+pub enum Targets<'a, M: Memory, T: Element = f32> {
     /// A label and a quality for each row.
     Sparse {
         /// `[rows]`.
         labels: M::Labels<'a>,
         /// `[rows]`.
-        quality: M::Slice<'a, f32>,
+        quality: M::Slice<'a, T::Loss>,
     },
     /// A target for each logit.
     Dense {
         /// `[rows, classes]`.
-        target: M::Slice<'a, f32>,
+        target: M::Slice<'a, T::Loss>,
     },
 }
 
-impl<M: Memory> Clone for Targets<'_, M> {
+impl<M: Memory, T: Element> Clone for Targets<'_, M, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<M: Memory> Copy for Targets<'_, M> {}
+impl<M: Memory, T: Element> Copy for Targets<'_, M, T> {}
 
 /// What a call is given besides its logits: targets, and weights of elements.
-pub struct Inputs<'a, M: Memory> {
-    pub(crate) targets: Targets<'a, M>,
-    pub(crate) class_weights: Option<M::Slice<'a, f32>>,
-    pub(crate) element_weights: Option<M::Slice<'a, f32>>,
+pub struct Inputs<'a, M: Memory, T: Element> {
+    pub(crate) targets: Targets<'a, M, T>,
+    pub(crate) class_weights: Option<M::Slice<'a, T::Loss>>,
+    pub(crate) element_weights: Option<M::Slice<'a, T::Loss>>,
 }
 
-impl<M: Memory> Clone for Inputs<'_, M> {
+impl<M: Memory, T: Element> Clone for Inputs<'_, M, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<M: Memory> Copy for Inputs<'_, M> {}
+impl<M: Memory, T: Element> Copy for Inputs<'_, M, T> {}
 
-impl<'a, M: Memory> From<Targets<'a, M>> for Inputs<'a, M> {
-    fn from(targets: Targets<'a, M>) -> Self {
+impl<'a, M: Memory, T: Element> From<Targets<'a, M, T>> for Inputs<'a, M, T> {
+    fn from(targets: Targets<'a, M, T>) -> Self {
         Inputs { targets, class_weights: None, element_weights: None }
     }
 }
@@ -305,14 +307,14 @@ impl<'a, M: Memory> From<Targets<'a, M>> for Inputs<'a, M> {
 impl<'a, T: Element> Call<'a, QualityFocalLoss, Host, T> {
     /// Weights of the classes, `[classes]`: what the elements of a class are multiplied by, loss and gradient. A
     /// weight of exactly 0 masks its elements, whatever their logits.
-    pub fn class_weights(mut self, weights: &'a [f32]) -> Self {
+    pub fn class_weights(mut self, weights: &'a [T::Loss]) -> Self {
         self.targets.class_weights = Some(weights);
         self
     }
 
     /// Weights of the elements, `[rows, classes]`, or a mask of zeros and ones: as
     /// [`class_weights`](Self::class_weights), with which they are multiplied if both are given.
-    pub fn element_weights(mut self, weights: &'a [f32]) -> Self {
+    pub fn element_weights(mut self, weights: &'a [T::Loss]) -> Self {
         self.targets.element_weights = Some(weights);
         self
     }
@@ -320,14 +322,14 @@ impl<'a, T: Element> Call<'a, QualityFocalLoss, Host, T> {
 
 impl Sealed for QualityFocalLoss {}
 impl Operation for QualityFocalLoss {
-    type Targets<'a, M: Memory> = Inputs<'a, M>;
+    type Targets<'a, M: Memory, T: Element> = Inputs<'a, M, T>;
 
     fn run_cpu<T: Element>(
         call: &mut Call<'_, Self, Host, T>,
         loss: Option<&mut [T::Loss]>,
         grad: Option<&mut [T]>,
     ) -> Result<Status> {
-        cpu::run(call, loss, grad)
+        T::qfl(call, loss, grad)
     }
 
     #[cfg(feature = "cuda")]

@@ -17,7 +17,7 @@ pub(crate) struct DflRows {
 }
 
 /// Bins at a time, which need not wait for each other.
-const WIDTH: usize = 4;
+pub(super) const WIDTH: usize = 4;
 
 #[inline(always)]
 fn dfl_rows_body<S: Simd, T: Storage>(
@@ -54,36 +54,8 @@ fn lanes_body<S: Simd, T: Storage>(
     let left_bin = s.min(s.floor(target), s.splat((bins - 2) as f32));
     let (left, right) = (s.pick(z, left_bin), s.pick(z, s.add(left_bin, one)));
 
-    let (mut peaks, mut bad) = ([s.load(&z[0]); WIDTH], [zero; WIDTH]);
-    let (groups, rest) = z.as_chunks::<WIDTH>();
-    for group in groups {
-        for i in 0..WIDTH {
-            let z = s.load(&group[i]);
-            (peaks[i], bad[i]) = (s.max(z, peaks[i]), s.fma(z, zero, bad[i]));
-        }
-    }
-    for z in rest {
-        let z = s.load(z);
-        (peaks[0], bad[0]) = (s.max(z, peaks[0]), s.fma(z, zero, bad[0]));
-    }
-    let peak = s.max(s.max(peaks[0], peaks[1]), s.max(peaks[2], peaks[3]));
-    let bad = s.add(s.add(bad[0], bad[1]), s.add(bad[2], bad[3]));
-
-    let (mut totals, least) = ([zero; WIDTH], s.splat(-LARGEST_EXPONENT));
-    let (groups, rest) = z.as_chunks_mut::<WIDTH>();
-    for group in groups {
-        for i in 0..WIDTH {
-            let e = exp(s, s.max(s.sub(s.load(&group[i]), peak), least));
-            totals[i] = s.add(totals[i], e);
-            s.store(e, &mut group[i]);
-        }
-    }
-    for z in rest {
-        let e = exp(s, s.max(s.sub(s.load(z), peak), least));
-        totals[0] = s.add(totals[0], e);
-        s.store(e, z);
-    }
-    let total = s.add(s.add(totals[0], totals[1]), s.add(totals[2], totals[3]));
+    let (peak, bad) = peak(s, z);
+    let total = exponentials(s, z, peak);
     // The total without one bin at the peak, whose exp is 1.
     let mut others = s.sub(total, one);
     let confident = s.le(total, s.splat(CONFIDENT));
@@ -121,12 +93,52 @@ fn lanes_body<S: Simd, T: Storage>(
     s.store(s.fma(right_weight, right, left), &mut rows.loss);
 }
 
+/// The largest logit of each row, and 0; or NaN where one is not finite.
+#[inline(always)]
+pub(super) fn peak<S: Simd>(s: S, z: &[Lanes]) -> (S::F, S::F) {
+    let zero = s.splat(0.0);
+    let (mut peaks, mut bad) = ([s.load(&z[0]); WIDTH], [zero; WIDTH]);
+    let (groups, rest) = z.as_chunks::<WIDTH>();
+    for group in groups {
+        for i in 0..WIDTH {
+            let z = s.load(&group[i]);
+            (peaks[i], bad[i]) = (s.max(z, peaks[i]), s.fma(z, zero, bad[i]));
+        }
+    }
+    for z in rest {
+        let z = s.load(z);
+        (peaks[0], bad[0]) = (s.max(z, peaks[0]), s.fma(z, zero, bad[0]));
+    }
+    let peak = s.max(s.max(peaks[0], peaks[1]), s.max(peaks[2], peaks[3]));
+    (peak, s.add(s.add(bad[0], bad[1]), s.add(bad[2], bad[3])))
+}
+
+/// Replaces the logits by exp(z - peak), and gives the totals.
+#[inline(always)]
+pub(super) fn exponentials<S: Simd>(s: S, z: &mut [Lanes], peak: S::F) -> S::F {
+    let (mut totals, least) = ([s.splat(0.0); WIDTH], s.splat(-LARGEST_EXPONENT));
+    let (groups, rest) = z.as_chunks_mut::<WIDTH>();
+    for group in groups {
+        for i in 0..WIDTH {
+            let e = exp(s, s.max(s.sub(s.load(&group[i]), peak), least));
+            totals[i] = s.add(totals[i], e);
+            s.store(e, &mut group[i]);
+        }
+    }
+    for z in rest {
+        let e = exp(s, s.max(s.sub(s.load(z), peak), least));
+        totals[0] = s.add(totals[0], e);
+        s.store(e, z);
+    }
+    s.add(s.add(totals[0], totals[1]), s.add(totals[2], totals[3]))
+}
+
 /// Below this total of exponentials one bin alone is at the peak. Twin of the constant in kernels/math.cuh.
 const CONFIDENT: f32 = 1.25;
 
 /// The columns of [`LANES`] rows.
 #[inline(always)]
-fn columns<S: Simd, T: Storage>(s: S, rows: &[T], columns: &mut [Lanes]) {
+pub(super) fn columns<S: Simd, T: Storage>(s: S, rows: &[T], columns: &mut [Lanes]) {
     let bins = columns.len();
     let (low, high) = rows.split_at(bins * HALF);
     let (blocks, rest) = columns.as_chunks_mut::<HALF>();
@@ -153,7 +165,7 @@ fn columns<S: Simd, T: Storage>(s: S, rows: &[T], columns: &mut [Lanes]) {
 
 /// [`LANES`] rows from their columns.
 #[inline(always)]
-fn from_columns<S: Simd, T: Storage>(s: S, columns: &[Lanes], rows: &mut [T]) {
+pub(super) fn from_columns<S: Simd, T: Storage>(s: S, columns: &[Lanes], rows: &mut [T]) {
     let bins = columns.len();
     let (blocks, rest) = columns.as_chunks::<HALF>();
     let first = bins - rest.len();

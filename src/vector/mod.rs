@@ -11,6 +11,7 @@
 
 mod any_beta;
 mod dfl;
+mod integral;
 mod isa;
 mod rows;
 mod simd;
@@ -20,12 +21,13 @@ mod tests;
 
 pub(crate) use any_beta::Beta;
 pub(crate) use dfl::{DflRows, dfl_rows};
+pub(crate) use integral::{MOST_BINS, integral_columns, integral_rows};
 pub use isa::Isa;
 use isa::dispatch;
 pub(crate) use rows::{Given, QflRow};
 use rows::{Loss, each_row};
-pub(crate) use simd::LANES;
 use simd::Simd;
+pub(crate) use simd::{LANES, Lanes};
 pub use storage::Storage;
 
 /// The polynomial of x with these coefficients, an even number of them, the highest first: of pairs in x^2,

@@ -19,6 +19,8 @@ mod borrowed;
 mod boxes;
 #[path = "../corners.rs"]
 mod corners;
+#[path = "../decode.rs"]
+mod decode;
 #[path = "../determinism.rs"]
 mod determinism;
 #[path = "../dfl_tiles.rs"]

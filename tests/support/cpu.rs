@@ -31,39 +31,76 @@ pub fn narrowed(labels: &[i64]) -> Vec<i32> {
 
 /// A call with all options of a case.
 macro_rules! with_options {
-    ($case:ident, $flag:ident, $call:expr) => {{
+    ($case:ident, $beside:ident, $flag:ident, $call:expr) => {{
         let options = &$case.options;
         let call = $call.reduction(options.reduction).grad_scale(options.grad_scale);
         let mut call = call.found_inf($flag);
-        if let Some(weight) = &options.weight {
+        if let Some(weight) = &$beside.weight {
             call = call.weight(weight);
         }
-        if let Some(upstream) = &options.upstream {
+        if let Some(upstream) = &$beside.upstream {
             call = call.upstream(upstream);
         }
         call
     }};
 }
 
-/// `narrow`: the labels as i32, if the case wants them.
+/// What a case has beside its logits, as calls in `T` take it.
+pub struct Beside<T: Stored> {
+    /// The labels as i32, if the case wants them.
+    narrow: Vec<i32>,
+    /// Qualities or targets.
+    target: Vec<T::Loss>,
+    weight: Option<Vec<T::Loss>>,
+    upstream: Option<Vec<T::Loss>>,
+    class_weights: Option<Vec<T::Loss>>,
+    element_weights: Option<Vec<T::Loss>>,
+}
+
+/// The same numbers in another type.
+fn as_losses<T: Stored>(numbers: &[f32]) -> Vec<T::Loss> {
+    numbers.iter().map(|&number| T::Loss::from_f64(number.into())).collect()
+}
+
+impl<T: Stored> Beside<T> {
+    pub fn of(case: &Case) -> Self {
+        let (narrow, target) = match &case.loss {
+            Loss::Sparse { labels, narrow: true, quality, .. } => (narrowed(labels), quality),
+            Loss::Sparse { quality: target, .. } | Loss::Dense { target, .. } | Loss::Dfl { target, .. } => {
+                (Vec::new(), target)
+            }
+        };
+        let (options, elements) = (&case.options, &case.options.elements);
+        let optional = |numbers: &Option<Vec<f32>>| numbers.as_deref().map(as_losses::<T>);
+        Beside {
+            narrow,
+            target: as_losses::<T>(target),
+            weight: optional(&options.weight),
+            upstream: optional(&options.upstream),
+            class_weights: optional(&elements.class_weights),
+            element_weights: optional(&elements.element_weights),
+        }
+    }
+}
+
 pub fn qfl_call<'a, T: Stored>(
     qfl: &'a QualityFocalLoss,
     case: &'a Case,
     logits: &'a [T],
-    narrow: &'a [i32],
+    beside: &'a Beside<T>,
     flag: &'a mut [f32],
 ) -> Call<'a, QualityFocalLoss, Host, T> {
     let call = match &case.loss {
-        Loss::Sparse { labels, narrow: false, quality, .. } => qfl.cpu(logits, case.shape, labels, quality),
-        Loss::Sparse { narrow: true, quality, .. } => qfl.cpu(logits, case.shape, narrow, quality),
-        Loss::Dense { target, .. } => qfl.cpu_dense(logits, case.shape, target),
+        Loss::Sparse { labels, narrow: false, .. } => qfl.cpu(logits, case.shape, labels, &beside.target),
+        Loss::Sparse { narrow: true, .. } => qfl.cpu(logits, case.shape, &beside.narrow, &beside.target),
+        Loss::Dense { .. } => qfl.cpu_dense(logits, case.shape, &beside.target),
         Loss::Dfl { .. } => panic!("not QFL"),
     };
-    let mut call = with_options!(case, flag, call);
-    if let Some(weights) = &case.options.elements.class_weights {
+    let mut call = with_options!(case, beside, flag, call);
+    if let Some(weights) = &beside.class_weights {
         call = call.class_weights(weights);
     }
-    if let Some(weights) = &case.options.elements.element_weights {
+    if let Some(weights) = &beside.element_weights {
         call = call.element_weights(weights);
     }
     call
@@ -73,22 +110,14 @@ pub fn dfl_call<'a, T: Stored>(
     dfl: &'a DistributionFocalLoss,
     case: &'a Case,
     logits: &'a [T],
+    beside: &'a Beside<T>,
     flag: &'a mut [f32],
 ) -> Call<'a, DistributionFocalLoss, Host, T> {
-    let Loss::Dfl { target, .. } = &case.loss else { panic!("not DFL") };
-    with_options!(case, flag, dfl.cpu(logits, case.shape, target))
-}
-
-/// The labels that [`qfl_call`] wants.
-pub fn narrow_of(case: &Case) -> Vec<i32> {
-    match &case.loss {
-        Loss::Sparse { labels, narrow: true, .. } => narrowed(labels),
-        _ => Vec::new(),
-    }
+    with_options!(case, beside, flag, dfl.cpu(logits, case.shape, &beside.target))
 }
 
 pub fn run<T: Stored>(case: &Case, pass: Pass) -> Result<Outcome<T>> {
-    let (logits, narrow) = (case.logits_as::<T>(), narrow_of(case));
+    let (logits, beside) = (case.logits_as::<T>(), Beside::of(case));
     let nan = T::from_f64(f64::NAN);
     let mut loss = vec![T::Loss::from_f64(f64::NAN); if pass == Pass::Backward { 0 } else { case.losses() }];
     let mut grad = vec![nan; if pass == Pass::Forward { 0 } else { logits.len() }];
@@ -103,8 +132,8 @@ pub fn run<T: Stored>(case: &Case, pass: Pass) -> Result<Outcome<T>> {
         };
     }
     let status = match case.loss {
-        Loss::Dfl { .. } => run!(dfl_call(&dfl_of(case)?, case, &logits, &mut flag)),
-        _ => run!(qfl_call(&qfl_of(case)?, case, &logits, &narrow, &mut flag)),
+        Loss::Dfl { .. } => run!(dfl_call(&dfl_of(case)?, case, &logits, &beside, &mut flag)),
+        _ => run!(qfl_call(&qfl_of(case)?, case, &logits, &beside, &mut flag)),
     }?;
     Ok(Outcome { loss, grad, status, found_inf: flag[0] })
 }
@@ -118,6 +147,6 @@ pub fn integral<T: Stored>(
     let mut expectation = vec![T::Loss::from_f64(f64::NAN); shape[0]];
     let mut grad = vec![T::from_f64(f64::NAN); logits.len()];
     integral::forward(logits, shape, &mut expectation)?;
-    integral::backward(logits, shape, upstream, &mut grad)?;
+    integral::backward(logits, shape, &as_losses::<T>(upstream), &mut grad)?;
     Ok((expectation, grad))
 }

@@ -1,7 +1,5 @@
 //! ATSS on the CPU.
 
-use rayon::prelude::*;
-
 use super::Atss;
 use crate::assign::check::Level;
 use crate::assign::math::{
@@ -9,10 +7,27 @@ use crate::assign::math::{
 };
 use crate::assign::scene::{By, Scene};
 use crate::assign::{Anchors, GroundTruth, LevelTargets};
-use crate::element::Label;
+use crate::cpu::map;
+use crate::element::{Label, compiled};
 use crate::error::{Error, Result};
 use crate::memory::Host;
 use crate::status::Status;
+
+/// What a box costs, in elements.
+const BOX: usize = 1 << 12;
+
+compiled! {
+    /// ATSS on the CPU.
+    AtssOnCpu: Label for [i64, i32] {
+        fn atss(
+            atss: &Atss,
+            anchors: &[Anchors<'_>],
+            gt: GroundTruth<'_, Host, Self>,
+            sizes: [usize; 2],
+            targets: &mut [LevelTargets<'_, Host, Self>],
+        ) -> Result<Status> = Atss::assign;
+    }
+}
 
 impl Atss {
     /// Assigns every anchor of every image: levels of anchors, boxes, how many images and
@@ -29,14 +44,24 @@ impl Atss {
         classes: usize,
         targets: &mut [LevelTargets<'_, Host, L>],
     ) -> Result<Status> {
-        let scene = Scene::new(By::Boxes, self.options, anchors, gt, [images, classes], targets)?;
+        L::atss(self, anchors, gt, [images, classes], targets)
+    }
+
+    fn assign<L: Label>(
+        &self,
+        anchors: &[Anchors<'_>],
+        gt: GroundTruth<'_, Host, L>,
+        sizes: [usize; 2],
+        targets: &mut [LevelTargets<'_, Host, L>],
+    ) -> Result<Status> {
+        let scene = Scene::new(By::Boxes, self.options, anchors, gt, sizes, targets)?;
         no_centerness(targets)?;
         // What each box lays claim to, then what each anchor keeps: a maximum, and so the same
         // whatever the order.
-        let claims: Vec<Vec<(usize, u64)>> = (scene.image.par_iter().enumerate())
-            .map(|(number, image)| image.map_or_else(Vec::new, |image| self.claims(&scene, image, number)))
-            .collect();
-        let mut keys = vec![0; images * scene.per_image];
+        let claims = map(BOX * scene.image.len(), scene.image.iter().enumerate(), |(number, image)| {
+            image.map_or_else(Vec::new, |image| self.claims(&scene, image, number))
+        });
+        let mut keys = vec![0; scene.images * scene.per_image];
         for (&image, claims) in scene.image.iter().zip(&claims) {
             let Some(image) = image else { continue };
             for &(place, key) in claims {

@@ -1,6 +1,6 @@
 //! ATSS.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 

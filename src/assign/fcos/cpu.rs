@@ -1,16 +1,28 @@
 //! FCOS' assignment on the CPU.
 
-use rayon::prelude::*;
-
 use super::Fcos;
 use crate::assign::check::Level;
 use crate::assign::math::{area, area_key, distances, middle};
 use crate::assign::scene::{By, Scene};
 use crate::assign::{Anchors, GroundTruth, LevelTargets};
-use crate::element::Label;
+use crate::cpu::map;
+use crate::element::{Label, compiled};
 use crate::error::{Error, Result};
 use crate::memory::Host;
 use crate::status::Status;
+
+compiled! {
+    /// FCOS' rule on the CPU.
+    FcosOnCpu: Label for [i64, i32] {
+        fn fcos(
+            fcos: &Fcos,
+            anchors: &[Anchors<'_>],
+            gt: GroundTruth<'_, Host, Self>,
+            sizes: [usize; 2],
+            targets: &mut [LevelTargets<'_, Host, Self>],
+        ) -> Result<Status> = Fcos::assign;
+    }
+}
 
 impl Fcos {
     /// Assigns every point of every image: levels of anchors, boxes, how many images and classes,
@@ -27,28 +39,38 @@ impl Fcos {
         classes: usize,
         targets: &mut [LevelTargets<'_, Host, L>],
     ) -> Result<Status> {
-        let scene = Scene::new(By::Points, self.options, anchors, gt, [images, classes], targets)?;
+        L::fcos(self, anchors, gt, [images, classes], targets)
+    }
+
+    fn assign<L: Label>(
+        &self,
+        anchors: &[Anchors<'_>],
+        gt: GroundTruth<'_, Host, L>,
+        sizes: [usize; 2],
+        targets: &mut [LevelTargets<'_, Host, L>],
+    ) -> Result<Status> {
+        let scene = Scene::new(By::Points, self.options, anchors, gt, sizes, targets)?;
         self.check(&scene.levels)?;
-        let mut boxes = vec![Vec::new(); images];
+        let mut boxes = vec![Vec::new(); scene.images];
         for (number, (image, &b)) in scene.image.iter().zip(scene.boxes).enumerate() {
             if let Some(image) = image {
                 boxes[*image].push((number, b));
             }
         }
-        let mut keys = vec![0; images * scene.per_image];
-        keys.par_chunks_mut(scene.per_image.max(1)).zip(&boxes).enumerate().for_each(
-            |(image, (keys, boxes))| {
-                for (l, level) in scene.levels.iter().enumerate() {
-                    let (range, reach) = (self.ranges[l], self.reach(level));
-                    let keys = &mut keys[level.first..][..level.anchors()];
-                    for (place, key) in keys.iter_mut().enumerate() {
-                        if scene.takes_part(image, level, place) {
-                            *key = best(scene.point(l, place), range, reach, boxes);
-                        }
+        let mut keys = vec![0; scene.images * scene.per_image];
+        let work = keys.len().saturating_mul(1 + scene.boxes.len() / scene.images.max(1));
+        let of_images = keys.chunks_mut(scene.per_image.max(1)).zip(&boxes).enumerate();
+        map(work, of_images, |(image, (keys, boxes))| {
+            for (l, level) in scene.levels.iter().enumerate() {
+                let (range, reach) = (self.ranges[l], self.reach(level));
+                let keys = &mut keys[level.first..][..level.anchors()];
+                for (place, key) in keys.iter_mut().enumerate() {
+                    if scene.takes_part(image, level, place) {
+                        *key = best(scene.point(l, place), range, reach, boxes);
                     }
                 }
-            },
-        );
+            }
+        });
         Ok(Status { assignment: scene.finish(keys, targets), ..Status::default() })
     }
 

@@ -1,6 +1,6 @@
 //! FCOS' rule.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 

@@ -13,29 +13,34 @@ use crate::element::Element;
 use crate::math::{LossGrad, qfl_background, qfl_soft};
 use crate::vector::{self, Beta, Isa};
 
+/// The class logits of a level, but for themselves.
+#[derive(Clone, Copy)]
+pub struct OfClasses<'a> {
+    pub isa: Isa,
+    pub qfl: &'a QualityFocalLoss,
+    pub order: Order,
+    pub anchors: &'a Anchors,
+    pub elements: Elements<'a>,
+    /// What the gradients are multiplied by.
+    pub factor: f64,
+    pub look_for_inf: bool,
+}
+
 /// The class logits of a level, and what all blocks of it need.
 pub(super) struct Classes<'a, T> {
-    pub order: Order,
+    pub of: OfClasses<'a>,
     logits: &'a [T],
-    anchors: &'a Anchors,
-    elements: Elements<'a>,
     /// No weight is other than 1.
     plain: bool,
     /// f32 is enough.
     single: bool,
-    beta: f64,
-    /// α of focal loss.
-    alpha: Option<f64>,
-    /// What the gradients are multiplied by.
-    factor: f64,
-    look_for_inf: bool,
     /// The number of each labelled element and its target, in order. Scores are looked at tile by tile.
     labelled: Vec<(usize, f64)>,
 }
 
 /// What a call says of single elements.
 #[derive(Clone, Copy)]
-pub(super) struct Elements<'a> {
+pub struct Elements<'a> {
     /// `[anchors, C]`: targets.
     pub scores: Option<&'a [f32]>,
     /// `[anchors, C]`
@@ -71,7 +76,7 @@ fn range(weights: &[f32]) -> [f64; 2] {
 
 /// What a block gives: the sum of its losses, before normalisation.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Sum {
+pub struct Sum {
     pub loss: f64,
     pub not_finite: bool,
 }
@@ -88,17 +93,8 @@ struct Room<T> {
 }
 
 impl<'a, T: Element> Classes<'a, T> {
-    #[allow(clippy::too_many_arguments, reason = "what a level has, and what a call")]
-    pub fn new(
-        isa: Isa,
-        qfl: &QualityFocalLoss,
-        order: Order,
-        logits: &'a [T],
-        anchors: &'a Anchors,
-        elements: Elements<'a>,
-        factor: f64,
-        look_for_inf: bool,
-    ) -> Self {
+    pub fn new(of: OfClasses<'a>, logits: &'a [T]) -> Self {
+        let OfClasses { isa, qfl, order, anchors, elements, factor, .. } = of;
         let (beta, alpha) = (qfl.beta, qfl.alpha);
         let positions = order.extents[2];
         let number = |anchor, class| order.number([anchor / positions, class, anchor % positions]);
@@ -121,34 +117,22 @@ impl<'a, T: Element> Classes<'a, T> {
         let plain = elements.weights.or(elements.class_weights).is_none()
             && ranges == [[1.0, 1.0]]
             && anchors.weights.iter().all(|&weight| weight == 1.0);
-        Classes {
-            order,
-            logits,
-            anchors,
-            elements,
-            plain,
-            single,
-            beta,
-            alpha,
-            factor,
-            look_for_inf,
-            labelled,
-        }
+        Classes { of, logits, plain, single, labelled }
     }
 
-    pub fn run(&self, isa: Isa, block: &mut Block<T>) -> Sum {
+    pub fn run(&self, block: &mut Block<T>) -> Sum {
         let mut room = Room::new(self);
         let mut sum = Sum::default();
         for start in block.elements.clone().step_by(TILE) {
             let tile = start..block.elements.end.min(start + TILE);
             let Room { logits: gathered, grad: to_scatter, .. } = &mut room;
             let (mut gathered, mut to_scatter) = (std::mem::take(gathered), std::mem::take(to_scatter));
-            let together = self.order.contiguous(&tile);
+            let together = self.of.order.contiguous(&tile);
             let x = match together {
                 Some(place) => &self.logits[place..place + tile.len()],
                 None => {
                     let gathered = &mut gathered[..tile.len()];
-                    self.order.gather(tile.clone(), self.logits, gathered);
+                    self.of.order.gather(tile.clone(), self.logits, gathered);
                     gathered
                 }
             };
@@ -160,12 +144,12 @@ impl<'a, T: Element> Classes<'a, T> {
             if self.single {
                 self.write_weights(tile.clone(), &mut room.weights);
             }
-            sum.loss += self.tile(isa, tile.clone(), x, grad.as_deref_mut(), &mut room);
+            sum.loss += self.tile(tile.clone(), x, grad.as_deref_mut(), &mut room);
             if let Some(grad) = &grad {
-                sum.not_finite |= self.look_for_inf && T::any_not_finite(grad);
+                sum.not_finite |= self.of.look_for_inf && T::any_not_finite(grad);
             }
             if let (Some(part), None) = (block.part.as_deref_mut(), together) {
-                self.order.scatter(tile.clone(), &to_scatter[..tile.len()], part, block.start);
+                self.of.order.scatter(tile.clone(), &to_scatter[..tile.len()], part, block.start);
             }
             (room.logits, room.grad) = (gathered, to_scatter);
         }
@@ -177,11 +161,11 @@ impl<'a, T: Element> Classes<'a, T> {
         if self.plain {
             return; // They are 1 already.
         }
-        let (positions, fastest) = (self.order.extents[2], self.order.fastest());
-        for run in self.order.runs(tile.clone()) {
+        let (positions, fastest) = (self.of.order.extents[2], self.of.order.fastest());
+        for run in self.of.order.runs(tile.clone()) {
             let [image, class, position] = run.first;
             let weights = &mut weights[run.elements.start - tile.start..run.elements.end - tile.start];
-            let anchors = &self.anchors.weights[image * positions + position..];
+            let anchors = &self.of.anchors.weights[image * positions + position..];
             let write = |(to, from): (&mut W, &f32)| *to = W::from(*from);
             match fastest {
                 CHANNEL => weights.fill(W::from(anchors[0])),
@@ -189,12 +173,12 @@ impl<'a, T: Element> Classes<'a, T> {
                 _ => weights.iter_mut().zip(anchors).for_each(write),
             }
             let multiply = |(to, by): (&mut W, &f32)| *to *= W::from(*by);
-            match self.elements.class_weights {
+            match self.of.elements.class_weights {
                 Some(by) if fastest == CHANNEL => weights.iter_mut().zip(&by[class..]).for_each(multiply),
                 Some(by) => weights.iter_mut().for_each(|weight| *weight *= W::from(by[class])),
                 None => {}
             }
-            if let Some(by) = self.elements.weights {
+            if let Some(by) = self.of.elements.weights {
                 weights.iter_mut().zip(self.of_run(&run, by)).for_each(multiply);
             }
         }
@@ -202,9 +186,9 @@ impl<'a, T: Element> Classes<'a, T> {
 
     /// What the elements of a run have in a `[anchors, C]` tensor, from the first on.
     fn of_run<'v>(&self, run: &Run, values: &'v [f32]) -> impl Iterator<Item = &'v f32> + use<'v, T> {
-        let [_, classes, positions] = self.order.extents;
+        let [_, classes, positions] = self.of.order.extents;
         let [image, class, position] = run.first;
-        let step = match self.order.fastest() {
+        let step = match self.of.order.fastest() {
             CHANNEL => 1,
             IMAGE => positions * classes,
             _ => classes,
@@ -214,7 +198,7 @@ impl<'a, T: Element> Classes<'a, T> {
 
     /// The labelled elements of a tile.
     fn labelled(&self, tile: Range<usize>) -> Cow<'_, [(usize, f64)]> {
-        let Some(scores) = self.elements.scores else {
+        let Some(scores) = self.of.elements.scores else {
             let before = |end| self.labelled.partition_point(|&(element, _)| element < end);
             return Cow::Borrowed(&self.labelled[before(tile.start)..before(tile.end)]);
         };
@@ -222,13 +206,14 @@ impl<'a, T: Element> Classes<'a, T> {
             let of_elements = run.elements.clone().zip(self.of_run(&run, scores));
             of_elements.filter(|&(_, &score)| score > 0.0)
         };
-        let labelled = self.order.runs(tile).flat_map(of_run);
+        let labelled = self.of.order.runs(tile).flat_map(of_run);
         labelled.map(|(element, &score)| (element, f64::from(score).min(1.0))).collect()
     }
 
     /// The loss of a tile; writes its gradient.
-    fn tile(&self, isa: Isa, tile: Range<usize>, x: &[T], grad: Option<&mut [T]>, room: &mut Room<T>) -> f64 {
-        let count = tile.len();
+    fn tile(&self, tile: Range<usize>, x: &[T], grad: Option<&mut [T]>, room: &mut Room<T>) -> f64 {
+        let (count, OfClasses { isa, qfl, factor: scale, .. }) = (tile.len(), self.of);
+        let (beta, alpha) = (qfl.beta, qfl.alpha);
         let labelled = self.labelled(tile.clone());
         let labelled = &labelled[..];
         if !self.single {
@@ -247,20 +232,20 @@ impl<'a, T: Element> Classes<'a, T> {
             single = others;
         }
         let given = if self.plain { &[] } else { weights };
-        let background = of_target(self.alpha, 0.0);
-        let factor = (self.factor * background) as f32;
+        let background = of_target(alpha, 0.0);
+        let factor = (scale * background) as f32;
         let mut grad = grad;
         let to = grad.as_deref_mut();
-        let beta = if self.beta == 2.0 { None } else { Beta::new(isa, self.beta) };
-        let mut loss = background * vector::qfl_background(isa, beta, single, given, factor, to);
+        let other = if beta == 2.0 { None } else { Beta::new(isa, beta) };
+        let mut loss = background * vector::qfl_background(isa, other, single, given, factor, to);
         for &(element, quality) in labelled {
             let at = element - tile.start;
-            let weight = weighted(f64::from(weights[at]), self.alpha, quality);
+            let weight = weighted(f64::from(weights[at]), alpha, quality);
             if weight != 0.0 {
-                let of_label = qfl_soft(x[at].to_f64(), quality, self.beta);
+                let of_label = qfl_soft(x[at].to_f64(), quality, beta);
                 loss += of_label.loss * weight;
                 if let Some(grad) = &mut grad {
-                    grad[at] = T::from_f64(of_label.grad * weight * self.factor);
+                    grad[at] = T::from_f64(of_label.grad * weight * scale);
                 }
             }
         }
@@ -276,19 +261,20 @@ impl<'a, T: Element> Classes<'a, T> {
         mut grad: Option<&mut [T]>,
     ) -> f64 {
         let (first, mut weights) = (tile.start, vec![1.0; x.len()]);
+        let OfClasses { qfl: &QualityFocalLoss { beta, alpha, .. }, factor, .. } = self.of;
         self.write_weights::<f64>(tile, &mut weights);
         let (mut sum, mut labelled) = (0.0, labelled.iter().peekable());
         for (i, x) in x.iter().enumerate() {
             let quality = labelled.next_if(|&&(element, _)| element == first + i);
-            let weight = weighted(weights[i], self.alpha, quality.map_or(0.0, |&(_, quality)| quality));
+            let weight = weighted(weights[i], alpha, quality.map_or(0.0, |&(_, quality)| quality));
             let LossGrad { loss, grad: slope } = match quality {
                 _ if weight == 0.0 => LossGrad { loss: 0.0, grad: 0.0 },
-                Some(&(_, quality)) => qfl_soft(x.to_f64(), quality, self.beta),
-                None => qfl_background(x.to_f64(), self.beta),
+                Some(&(_, quality)) => qfl_soft(x.to_f64(), quality, beta),
+                None => qfl_background(x.to_f64(), beta),
             };
             sum += loss * weight;
             if let Some(grad) = &mut grad {
-                grad[i] = T::from_f64(slope * weight * self.factor);
+                grad[i] = T::from_f64(slope * weight * factor);
             }
         }
         sum

@@ -1,7 +1,7 @@
 //! The head loss on the CPU, in two phases: the targets and the positives, which give what to
 //! divide by; then the classification loss of all anchors, and the gradients.
 //!
-//! Both phases go over blocks on all threads of the current rayon pool. Which elements a block has
+//! Both phases go over blocks on the threads of a [`Pool`](crate::cpu::Pool). Which elements a block has
 //! depends on shapes and layouts alone, and sums are added up in the order of the blocks: so the
 //! result does not depend on the number of threads.
 
@@ -9,16 +9,33 @@ mod classes;
 mod order;
 mod positives;
 
-use rayon::prelude::*;
+use half::{bf16, f16};
 
-use self::classes::{Classes, Elements, Sum};
+use self::classes::{Classes, Elements, OfClasses, Sum};
 use self::order::{Block, CHANNEL, IMAGE, Order, POSITION, blocks};
-use self::positives::{Anchors, anchors, both};
-use super::{Gradients, HeadCall, LOSSES, Level, Normalisers};
-use crate::element::{Element, same_mut};
+use self::positives::{Anchors, Frame, Positive, Target, anchors, both};
+use super::{Gradients, HeadCall, LOSSES, Layout, Level, Normalisers};
+use crate::cpu::map;
+use crate::element::{Element, compiled, same_mut};
 use crate::memory::Host;
 use crate::status::Status;
 use crate::vector::Isa;
+
+compiled! {
+    /// The head loss on the CPU: what depends on the type of the class logits or on that of the box logits.
+    HeadOnCpu: Element for [f64, f32, f16, bf16] {
+        fn tops(frame: &Frame, cls: &[Self], layout: &Layout, targets: &[Target]) -> Vec<f64> = Frame::tops;
+        fn positives(
+            frame: &Frame,
+            boxes: &[Self],
+            layout: &Layout,
+            targets: Vec<Target>,
+            tops: &[f64],
+        ) -> Vec<Positive> = Frame::positives;
+        fn class_sum(classes: OfClasses, logits: &[Self], grad: Option<&mut [Self]>) -> Sum = class_sum;
+        fn box_sum(boxes: &OfBoxes, logits: &[Self], grad: &mut [Self]) -> Sum = box_sum;
+    }
+}
 
 /// Phase one: the anchors of each level.
 fn look<T: Element, U: Element>(call: &HeadCall<Host, T, U>) -> Vec<Anchors> {
@@ -93,29 +110,33 @@ fn run_level<T: Element, U: Element>(
     [of_cls, of_iou, of_dfl]: [f64; LOSSES],
     gradients: Option<&mut Gradients<Host, T, U>>,
 ) -> Sum {
-    let isa = Isa::detect();
     let (cls, boxes) = both(&level.logits);
     let order = |layout, channels| Order::new(layout, [call.batch, channels, level.positions()]);
-    let of_classes = order(level.cls_layout, call.classes);
-    let look_for_inf = call.found_inf.is_some();
     let elements = Elements {
         scores: level.targets.scores,
         weights: level.targets.element_weights,
         class_weights: call.class_weights,
     };
-    let qfl = &call.head.qfl;
-    let classes = Classes::new(isa, qfl, of_classes, cls, anchors, elements, of_cls, look_for_inf);
-    let Some(gradients) = gradients else {
-        return classes.sum(isa, None);
+    let of_classes = OfClasses {
+        isa: Isa::detect(),
+        qfl: &call.head.qfl,
+        order: order(level.cls_layout, call.classes),
+        anchors,
+        elements,
+        factor: of_cls,
+        look_for_inf: call.found_inf.is_some(),
     };
-    let of_boxes = Boxes {
+    let Some(gradients) = gradients else {
+        return T::class_sum(of_classes, cls, None);
+    };
+    let of_boxes = OfBoxes {
         order: order(level.box_layout, call.head.box_channels()),
-        logits: boxes,
         anchors,
         bins: call.head.bins(),
         factors: [of_iou, of_dfl],
     };
-    let (sum, boxes) = (classes.sum(isa, Some(gradients.cls())), of_boxes.sum(gradients.boxes()));
+    let sum = T::class_sum(of_classes, cls, Some(gradients.cls()));
+    let boxes = U::box_sum(&of_boxes, boxes, gradients.boxes());
     Sum { not_finite: sum.not_finite || boxes.not_finite, ..sum }
 }
 
@@ -137,42 +158,34 @@ impl<T: Element, U: Element> Gradients<'_, Host, T, U> {
     }
 }
 
-// In functions of one type each: a closure of `run_level` would be compiled for every pair of types.
-impl<T: Element> Classes<'_, T> {
-    /// Over all class logits; writes their gradients.
-    fn sum(&self, isa: Isa, buffer: Option<&mut [T]>) -> Sum {
-        in_blocks(&self.order, buffer, |block| self.run(isa, block))
-    }
-}
-impl<T: Element> Boxes<'_, T> {
-    /// Writes the gradients of all box logits.
-    fn sum(&self, buffer: &mut [T]) -> Sum {
-        in_blocks(&self.order, Some(buffer), |block| self.run(block))
-    }
+/// Over all class logits; writes their gradients.
+fn class_sum<T: Element>(classes: OfClasses, logits: &[T], grad: Option<&mut [T]>) -> Sum {
+    let classes = Classes::new(classes, logits);
+    in_blocks(&classes.of.order, grad, |block| classes.run(block))
 }
 
-/// Runs `run` over the blocks of a tensor, on all threads if there are several, and adds up.
+/// Writes the gradients of all box logits.
+fn box_sum<T: Element>(boxes: &OfBoxes, logits: &[T], grad: &mut [T]) -> Sum {
+    in_blocks(&boxes.order, Some(grad), |block| boxes.run(logits, block))
+}
+
+/// Runs `run` over the blocks of a tensor, on all threads if it is large, and adds up.
 fn in_blocks<T: Element>(
     order: &Order,
     buffer: Option<&mut [T]>,
     run: impl Fn(&mut Block<T>) -> Sum + Send + Sync,
 ) -> Sum {
-    let mut blocks = blocks(order, buffer);
-    let sums: Vec<Sum> = if blocks.len() < 2 {
-        blocks.iter_mut().map(run).collect()
-    } else {
-        blocks.par_iter_mut().map(run).collect()
-    };
+    let blocks = blocks(order, buffer).into_iter();
+    let sums = map(order.elements(), blocks, |mut block| run(&mut block));
     sums.iter().fold(Sum::default(), |total, sum| Sum {
         loss: total.loss + sum.loss,
         not_finite: total.not_finite || sum.not_finite,
     })
 }
 
-/// The gradient of a level's box logits.
-struct Boxes<'a, T> {
+/// The box logits of a level, but for themselves.
+pub struct OfBoxes<'a> {
     order: Order,
-    logits: &'a [T],
     anchors: &'a Anchors,
     /// Channels of a side.
     bins: usize,
@@ -180,8 +193,8 @@ struct Boxes<'a, T> {
     factors: [f64; 2],
 }
 
-impl<T: Element> Boxes<'_, T> {
-    fn run(&self, block: &mut Block<T>) -> Sum {
+impl OfBoxes<'_> {
+    fn run<T: Element>(&self, logits: &[T], block: &mut Block<T>) -> Sum {
         let (order, elements, start) = (&self.order, &block.elements, block.start);
         let Some(grad) = block.part.as_deref_mut() else { return Sum::default() };
         order.fill(elements.clone(), T::from_f64(0.0), grad, start);
@@ -200,7 +213,7 @@ impl<T: Element> Boxes<'_, T> {
                     let element = order.number([image, channel, positive.anchor % positions]);
                     if elements.contains(&element) {
                         let (place, side) = (order.place(element), &positive.sides[channel / self.bins]);
-                        let value = side.grad(channel % self.bins, self.logits[place].to_f64(), factors);
+                        let value = side.grad(channel % self.bins, logits[place].to_f64(), factors);
                         let stored = T::from_f64(value);
                         grad[place - start] = stored;
                         not_finite |= !stored.to_f64().is_finite();

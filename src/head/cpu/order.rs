@@ -13,7 +13,7 @@ pub(super) const POSITION: usize = 2;
 /// smallest stride fastest. In a layout without overlaps, which gradients have, a larger number is
 /// a later place: so consecutive numbers lie in a part of the buffer that is theirs alone.
 #[derive(Clone, Copy)]
-pub(super) struct Order {
+pub struct Order {
     pub layout: Layout,
     pub extents: [usize; 3],
     strides: [usize; 3],
@@ -24,7 +24,7 @@ pub(super) struct Order {
 }
 
 /// Elements along the fastest axis.
-pub(super) struct Run {
+pub struct Run {
     /// Their numbers.
     pub elements: Range<usize>,
     /// Image, channel and position of the first.

@@ -4,9 +4,8 @@
 //! What the targets say alone comes first, then what class logits, and then what box logits add: so
 //! little depends on their types, and nothing on both.
 
-use rayon::prelude::*;
-
 use crate::boxes::math::{IouLoss, distances_to_box, iou_loss};
+use crate::cpu::map;
 use crate::element::{Element, same};
 use crate::head::{BoxCoding, BoxWeight, HeadLoss, Layout, Level, Logits, Points, Targets};
 use crate::math::{Softmax, TwoHot, dfl, exp_below, softmax, two_hot};
@@ -16,7 +15,7 @@ use crate::status::Status;
 use crate::vector::{self, Isa};
 
 /// A positive whose targets can be used.
-pub(super) struct Positive {
+pub struct Positive {
     /// Its number among the anchors of the level.
     pub anchor: usize,
     pub class: usize,
@@ -33,7 +32,7 @@ pub(super) struct Positive {
 }
 
 /// A side of a positive's box.
-pub(super) struct Side {
+pub struct Side {
     /// Of the box loss, with respect to E.
     slope: f64,
     /// E.
@@ -79,7 +78,7 @@ impl Side {
 
 /// The anchors of a level.
 #[derive(Default)]
-pub(super) struct Anchors {
+pub struct Anchors {
     /// Of each in the classification loss; 0 masks it.
     pub weights: Vec<f32>,
     pub positives: Vec<Positive>,
@@ -100,7 +99,7 @@ impl Anchors {
 
 /// A level without its logits.
 #[derive(Clone, Copy)]
-struct Frame<'h, 'a> {
+pub struct Frame<'h, 'a> {
     head: &'h HeadLoss,
     targets: Targets<'a, Host>,
     points: Points<'a, Host>,
@@ -127,17 +126,17 @@ pub(super) fn anchors<T: Element, U: Element>(
     let (positions, width, stride) = (level.positions(), level.width, level.stride);
     let frame = Frame { head, targets, points, classes, positions, width, stride, first };
     let (cls, boxes) = both(&level.logits);
-    frame.anchors(batch, |targets| {
+    frame.anchors(batch, &|targets| {
         let tops = match head.box_weight {
-            BoxWeight::MaxScore => frame.tops(cls, &level.cls_layout, &targets),
+            BoxWeight::MaxScore => T::tops(&frame, cls, &level.cls_layout, &targets),
             BoxWeight::Quality | BoxWeight::Given => vec![],
         };
-        frame.positives(boxes, &level.box_layout, targets, &tops)
+        U::positives(&frame, boxes, &level.box_layout, targets, &tops)
     })
 }
 
 /// The targets of a positive, in units of the stride.
-struct Target {
+pub struct Target {
     anchor: usize,
     class: usize,
     point: [f64; 2],
@@ -152,17 +151,13 @@ struct Target {
 
 impl Frame<'_, '_> {
     /// All anchors, whose positives are what `finish` makes of their targets.
-    fn anchors(&self, batch: usize, finish: impl Fn(Vec<Target>) -> Vec<Positive> + Sync) -> Anchors {
+    fn anchors(&self, batch: usize, finish: &(dyn Fn(Vec<Target>) -> Vec<Positive> + Sync)) -> Anchors {
         let mut weights = vec![0.0; batch * self.positions];
         let look = |(chunk, weights): (usize, &mut [f32])| {
             let (targets, status) = self.look(chunk * CHUNK, weights);
             (finish(targets), status)
         };
-        let chunks: Vec<_> = if weights.len() <= CHUNK {
-            weights.chunks_mut(CHUNK).enumerate().map(look).collect()
-        } else {
-            weights.par_chunks_mut(CHUNK).enumerate().map(look).collect()
-        };
+        let chunks = map(8 * weights.len(), weights.chunks_mut(CHUNK).enumerate(), look);
         let mut anchors = Anchors { weights, ..Anchors::default() };
         for (positives, status) in chunks {
             anchors.positives.extend(positives);
@@ -244,7 +239,7 @@ impl Frame<'_, '_> {
     }
 
     /// The largest class logit of each positive; NaN if one is.
-    fn tops<T: Element>(&self, cls: &[T], layout: &Layout, targets: &[Target]) -> Vec<f64> {
+    pub fn tops<T: Element>(&self, cls: &[T], layout: &Layout, targets: &[Target]) -> Vec<f64> {
         let top = |target: &Target| {
             let (image, position) = (target.anchor / self.positions, target.anchor % self.positions);
             let logits = (0..self.classes).map(|c| cls[layout.place(image, c, position)].to_f64());
@@ -255,7 +250,7 @@ impl Frame<'_, '_> {
     }
 
     /// The positives; `tops` if they are weighted by their largest scores.
-    fn positives<U: Element>(
+    pub fn positives<U: Element>(
         &self,
         boxes: &[U],
         layout: &Layout,
