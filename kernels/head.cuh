@@ -30,15 +30,17 @@ struct Strides {
     u64 batch;
     u64 channel;
     u64 position;
+    u64 row_gap;              // what is between rows besides; wraps below 0
 };
 
 // A level of the pyramid. Field by field the same as `HeadLevel` in src/head/launch.rs.
 struct HeadLevel {
     const Scalar* cls;        // its first element; in phase one of the type that HeadArgs tells
     const void* boxes;        // its first element; channel = side * bins + bin
-    Scalar* grad_cls;         // in the same strides; null without a gradient
+    Scalar* grad_cls;         // in strides of its own; null without a gradient
     void* grad_boxes;
     Strides cls_strides, box_strides;
+    Strides grad_cls_strides, grad_box_strides;
     const void* labels;       // [batch, positions], i64 or i32
     const float* label_weights;  // [batch, positions], or null: ones
     const float* targets;     // [batch, positions, 4], x1, y1, x2, y2 in pixels
@@ -79,7 +81,8 @@ struct HeadArgs {
     float* qualities;         // [records], of positives
     float* box_weights;       // [records], of positives: v
     float* slopes;            // [records, 4], of positives: of the box loss with respect to the distances
-    float* losses;            // [levels, 3]
+    float* losses;            // [levels, 3], or null: the gradients alone
+    const float* upstream;    // [levels, 3]: gradients with respect to the losses; or null: ones
     const float* class_weights;  // [classes], or null: ones
     const float* grad_scale;  // device scalar; null: the host has multiplied the weights of the gradient
     float* found_inf;         // [1], or null: becomes 1 if a stored gradient is not finite
@@ -152,8 +155,10 @@ DEVICE float box_weight_of(const HeadLevel& level, u32 number) {
     return level.box_weights ? level.box_weights[number] : 1.0f;
 }
 
-DEVICE u64 place(const Strides& s, const Anchor& anchor, u32 channel) {
-    return anchor.image * s.batch + anchor.position * s.position + channel * s.channel;
+DEVICE u64 place(const HeadLevel& level, const Strides& s, const Anchor& anchor, u32 channel) {
+    u64 at = anchor.image * s.batch + anchor.position * s.position + channel * s.channel;
+    if (s.row_gap) at += anchor.position / level.width * s.row_gap;
+    return at;
 }
 
 // a / b, given 1 / b.
@@ -266,12 +271,12 @@ DEVICE double sum_of_blocks(const double* partials, u32 first, u32 end) {
     return block_sum<HEAD_BLOCK>(x);
 }
 
-// What the sums of the three losses, and their gradients, are multiplied by.
+// What the sums of the three losses of a level, and their gradients, are multiplied by.
 struct HeadFactors {
     double loss[3], grad[3];
 };
 
-DEVICE HeadFactors head_factors(const HeadArgs& a) {
+DEVICE HeadFactors head_factors(const HeadArgs& a, u32 level) {
     const double n = a.normalisers[0], sum = a.normalisers[1];
     const double w = sum > 1.0 ? sum : 1.0;  // 1 for NaN
     const double shifted = n + a.cls_epsilon;
@@ -282,5 +287,9 @@ DEVICE HeadFactors head_factors(const HeadArgs& a) {
     const double scale = a.grad_scale ? (double)*a.grad_scale : a.host_grad_scale;
 #pragma unroll
     for (u32 i = 0; i < 3; ++i) f.grad[i] = f.loss[i] * scale;
+    if (a.upstream) {
+#pragma unroll
+        for (u32 i = 0; i < 3; ++i) f.grad[i] *= (double)a.upstream[3 * level + i];
+    }
     return f;
 }

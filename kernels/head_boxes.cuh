@@ -27,22 +27,22 @@ DEVICE void head_boxes(const HeadArgs& a, const HeadLevel& level, u32 blocks, co
         }
         if (level.box_way == BOX_SCALARS) {
             if (threadIdx.x < count) {
-                const u64 to = place(level.box_strides, anchor_of(level, base + threadIdx.x), 0);
+                const u64 to = place(level, level.grad_box_strides, anchor_of(level, base + threadIdx.x), 0);
 #pragma unroll 1
                 for (u32 j = 0; j < 4 * a.bins; ++j)
-                    store_any(level.grad_boxes, to + j * level.box_strides.channel, a.box_storage, 0.0f);
+                    store_any(level.grad_boxes, to + j * level.grad_box_strides.channel, a.box_storage, 0.0f);
             }
         } else {
             // A warp has a bin of many anchors at once, or 32 anchors if they follow each other; otherwise 8 lanes
             // have one anchor.
             const bool dense = level.box_way == BOX_ANCHORS;
             const u32 lanes = by_position || dense ? 32 : SIDE_LANES, rows = dense ? 32 : 1;
-            const u64 first = place(level.box_strides, anchor_of(level, base), side * a.bins);
+            const u64 first = place(level, level.grad_box_strides, anchor_of(level, base), side * a.bins);
             const u32 end = by_position ? a.bins : count;
 #pragma unroll 1
             for (u32 r = threadIdx.x / lanes * rows; r < end; r += HEAD_BLOCK / lanes * rows) {
-                const u64 start = by_position ? first + r * level.box_strides.channel
-                                              : place(level.box_strides, anchor_of(level, base + r), 0);
+                const u64 start = by_position ? first + r * level.grad_box_strides.channel
+                                              : place(level, level.grad_box_strides, anchor_of(level, base + r), 0);
                 const u32 length = by_position ? count : min(rows, count - r) * 4 * a.bins;
                 char* to = (char*)level.grad_boxes + start * size_of(a.box_storage);
                 zero_scalars(to, length, a.box_storage, lane % lanes, lanes);
@@ -56,24 +56,24 @@ DEVICE void head_boxes(const HeadArgs& a, const HeadLevel& level, u32 blocks, co
             const u32 picked = queue[valid ? job / sides : 0];
             const Anchor anchor = anchor_of(level, base + picked);
             const u32 s = by_position ? side : job % 4;
-            const u64 start = place(level.box_strides, anchor, s * a.bins), step = level.box_strides.channel;
+            const u64 start = place(level, level.box_strides, anchor, s * a.bins), step = level.box_strides.channel;
+            const u64 to = place(level, level.grad_box_strides, anchor, s * a.bins);
             const u64 record = record_of(level, anchor);
             const double weight = a.box_weights[record];
             const double of_dfl = factors.grad[2] * weight, of_iou = factors.grad[1] * weight * (double)a.slopes[4 * record + s];
             if (whole_warp(a.box_coding != CODING_BINS)) {  // the slope is that of the logit
-                if (valid && sub == 0) finite &= store_any(level.grad_boxes, start, a.box_storage, (float)of_iou);
+                if (valid && sub == 0) finite &= store_any(level.grad_boxes, to, a.box_storage, (float)of_iou);
                 continue;
             }
             const Side distribution = side_of(a, level.boxes, start, step, sub);
             const TwoHotDouble target = two_hot_of(a, distance_of(level, anchor, s));
 #pragma unroll 1
             for (u32 j = valid ? sub : a.bins; j < a.bins; j += SIDE_LANES) {
-                const u64 element = start + j * step;
-                const double z = load_any(level.boxes, element, a.box_storage);
+                const double z = load_any(level.boxes, start + j * step, a.box_storage);
                 const double p = exp_negative(z - distribution.peak) * distribution.inverse_total;
                 const double share = j == target.left ? target.left_weight : j == target.left + 1 ? target.right_weight : 0.0;
                 const double grad = fma(of_dfl, p - share, of_iou * (p * ((double)j - distribution.distance)));
-                finite &= store_any(level.grad_boxes, element, a.box_storage, (float)grad);
+                finite &= store_any(level.grad_boxes, to + j * level.grad_box_strides.channel, a.box_storage, (float)grad);
             }
         }
         __syncthreads();

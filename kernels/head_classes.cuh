@@ -78,12 +78,12 @@ struct ByAny {
 
 // The gradients of a lane whose anchors are all masked.
 DEVICE void mask_vectors(const HeadLevel& level, const Anchor& anchor, const ClassShare& share, bool halves) {
-    Scalar* to = level.grad_cls + place(level.cls_strides, anchor, share.channel);
+    Scalar* to = level.grad_cls + place(level, level.grad_cls_strides, anchor, share.channel);
 #pragma unroll 1
     for (u32 i = 0; i < share.count; ++i) {
         if (halves) store_8_bytes(to, 0, 0);
         else store_words(to, {{0, 0, 0, 0}});
-        to += level.cls_strides.channel;
+        to += level.grad_cls_strides.channel;
     }
 }
 
@@ -160,9 +160,9 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     u64 times[UNROLL + 1];  // how far the pieces are, and what comes after them
 #pragma unroll
     for (u32 u = 0; u <= UNROLL; ++u) times[u] = u ? product_here(step, u * parts) : 0;
-    const u64 start = place(level.cls_strides, anchor, share.channel);
-    const char* from = (const char*)(level.cls + start);
-    char* to = GRADIENT ? (char*)(level.grad_cls + start) : nullptr;
+    const char* from = (const char*)(level.cls + place(level, level.cls_strides, anchor, share.channel));
+    // In the same steps.
+    char* to = GRADIENT ? (char*)(level.grad_cls + place(level, level.grad_cls_strides, anchor, share.channel)) : nullptr;
     const bool idle = share.idle;
     // Of the channels from the first on, by position; see the loop.
     const float* class_weights = BETA_2 ? nullptr : a.class_weights + share.channel;

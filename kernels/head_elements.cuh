@@ -66,7 +66,7 @@ struct ClassPieces {
 template <bool GRADIENT, bool BETA_2>
 DEVICE double single_element(const HeadArgs& a, const HeadLevel& level, const Anchor& anchor, u32 column, bool is_label,
                              float weight, float grad_factor, bool& finite) {
-    const u64 at = place(level.cls_strides, anchor, column);
+    Scalar* to = GRADIENT ? level.grad_cls + place(level, level.grad_cls_strides, anchor, column) : nullptr;
     float y = is_label ? a.qualities[record_of(level, anchor)] : 0.0f;
     if (!BETA_2) {
         const u64 element = (u64)anchor.number * a.classes + column;
@@ -75,14 +75,14 @@ DEVICE double single_element(const HeadArgs& a, const HeadLevel& level, const An
         if (a.class_weights) weight *= a.class_weights[column];
         weight *= weight == 0.0f ? 0.0f : fmaf(y, a.alpha[1], (1.0f - y) * a.alpha[0]);
         if (weight == 0.0f) {
-            if (GRADIENT) store(level.grad_cls + at, 0.0f);
+            if (GRADIENT) store(to, 0.0f);
             return 0.0;
         }
     }
-    const LossGrad element = soft<BETA_2>(load(level.cls + at), y, a.beta, grad_factor * weight);
+    const LossGrad element = soft<BETA_2>(load(level.cls + place(level, level.cls_strides, anchor, column)), y, a.beta, grad_factor * weight);
     if (GRADIENT) {
-        store(level.grad_cls + at, element.grad);
-        finite &= is_finite(level.grad_cls + at);
+        store(to, element.grad);
+        finite &= is_finite(to);
     }
     return (double)element.loss * (double)weight;
 }
@@ -123,6 +123,7 @@ DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
     const ClassShare share(a, level, tile, thread_anew());
     const ClassPieces pieces(a, level, share);
     const u64 distance = pieces.step * level.cls_strides.channel;
+    const u64 to_distance = pieces.step * level.grad_cls_strides.channel;
     float ones[PIECE_PARTS];
 #pragma unroll
     for (float& one : ones) one = 1.0f;
@@ -137,9 +138,8 @@ DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
         const bool masked = weight == 0.0f;
         const float scale = masked ? 0.0f : grad_factor * weight;
         const u32 label = pieces.label(code, share.channel);
-        const u64 start = place(level.cls_strides, anchor, share.channel);
-        const Scalar* from = level.cls + start;
-        Scalar* to = GRADIENT ? level.grad_cls + start : nullptr;
+        const Scalar* from = level.cls + place(level, level.cls_strides, anchor, share.channel);
+        Scalar* to = GRADIENT ? level.grad_cls + place(level, level.grad_cls_strides, anchor, share.channel) : nullptr;
 #pragma unroll 1
         for (u32 i = 0; i < pieces.channels; i += VECTOR) {
             u32 x[VECTOR];
@@ -160,8 +160,8 @@ DEVICE void class_anchors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
                 taken_apart(words, x);
 #pragma unroll
                 for (u32 j = 0; j < VECTOR; ++j)
-                    if (!idle && j < left) store_bits(to + distance * j, x[j]);
-                to += distance * VECTOR;
+                    if (!idle && j < left) store_bits(to + to_distance * j, x[j]);
+                to += to_distance * VECTOR;
             }
             from += distance * VECTOR;
         }

@@ -9,16 +9,17 @@ DEVICE void head_losses(const HeadArgs& a) {
     const HeadLevel& level = a.levels[l];
     ClassSums sums = {0.0, true};
     if (blockIdx.x < level.box_block) {
-        head_classes<GRADIENT, BETA_2>(a, level, (float)head_factors(a).grad[0], sums);
+        head_classes<GRADIENT, BETA_2>(a, level, (float)head_factors(a, l).grad[0], sums);
     } else if (GRADIENT) {
         const u32 end = l + 1 < a.level_count ? a.levels[l + 1].cls_block : gridDim.x;
-        head_boxes(a, level, end - level.box_block, head_factors(a), sums.finite);
+        head_boxes(a, level, end - level.box_block, head_factors(a, l), sums.finite);
     }
     if (GRADIENT && !sums.finite && a.found_inf) *a.found_inf = 1.0f;  // all who write it write the same
+    if (GRADIENT && !a.losses) return;
     const double sum = block_sum<HEAD_BLOCK>(sums.loss);
     if (threadIdx.x == 0) a.partials[blockIdx.x] = sum;
     if (!is_last_block(&a.tickets[1])) return;
-    const HeadFactors factors = head_factors(a);  // once more: few registers are free in between
+    const HeadFactors factors = head_factors(a, 0);  // once more: few registers are free in between
 #pragma unroll 1
     for (u32 i = 0; i < a.level_count; ++i) {
         const double total = sum_of_blocks(a.partials, a.levels[i].cls_block, a.levels[i].box_block);

@@ -76,7 +76,7 @@ DEVICE double number_of(u32 coding, double z) {
 DEVICE void find(const HeadArgs& a, const HeadLevel& level, const Anchor& anchor, u32 lane, Found& found) {
     float top = -__uint_as_float(0x7f800000);
     if (!a.weight_is_quality && !level.box_scores) {
-        const u64 first = place(level.cls_strides, anchor, 0);
+        const u64 first = place(level, level.cls_strides, anchor, 0);
 #pragma unroll 4
         for (u32 c = lane; c < a.classes; c += 32) {
             const float x = load_any(level.cls, first + c * level.cls_strides.channel, a.cls_storage);
@@ -84,7 +84,7 @@ DEVICE void find(const HeadArgs& a, const HeadLevel& level, const Anchor& anchor
         }
     }
     const u32 side = lane / SIDE_LANES, sub = lane % SIDE_LANES;
-    const u64 z = place(level.box_strides, anchor, side * a.bins), step = level.box_strides.channel;
+    const u64 z = place(level, level.box_strides, anchor, side * a.bins), step = level.box_strides.channel;
     double e, dfl = 0.0;
     if (whole_warp(a.box_coding == CODING_BINS)) {
         const Side s = side_of(a, level.boxes, z, step, sub);

@@ -238,6 +238,19 @@ pub enum Error {
         needed: u128,
     },
 
+    /// The rows of a layout are not those of its level.
+    #[error("level {level}: rows of {tensor} have {actual} positions, those of the level {expected}")]
+    RowWidth {
+        /// The level, counted from 0.
+        level: usize,
+        /// The buffer's name.
+        tensor: &'static str,
+        /// Positions in a row of the layout.
+        actual: usize,
+        /// Positions in a row of the level.
+        expected: usize,
+    },
+
     /// A layout cannot be used for gradients.
     #[error("level {level}: the layout of {tensor} cannot be written to: {reason}")]
     Layout {
@@ -371,15 +384,10 @@ pub enum Error {
     /// A handle of another thread's default stream.
     #[cfg(feature = "cuda")]
     #[error(
-        "the handle was made on {made_on:?} for that thread's own default stream, and {called_on:?} has another \
-         one; make a handle for it on this thread (Handle::on shares the kernels)"
+        "the handle was made on another thread, for that thread's own default stream; make one for this thread's \
+         (Handle::on shares the kernels)"
     )]
-    OtherThread {
-        /// The thread that the handle is for.
-        made_on: std::thread::ThreadId,
-        /// The thread of the call.
-        called_on: std::thread::ThreadId,
-    },
+    OtherThread,
 
     /// A buffer that is written lies over another one.
     #[cfg(feature = "cuda")]
@@ -430,9 +438,9 @@ pub enum ErrorKind {
     Shape,
     /// An option is outside its range, or options and inputs contradict each other.
     Option,
-    /// A workspace, or memory for one, has too little room.
+    /// A workspace has too little room.
     Capacity,
-    /// A buffer lies where it must not: over another one, or on another device.
+    /// A buffer lies where it must not: over another one, on another device, or out of line; or is too short.
     Memory,
     /// The call is right, but not now or not here: while a stream is captured, on another thread.
     State,
@@ -459,6 +467,7 @@ impl Error {
             | Error::LevelTensors { .. }
             | Error::LevelLength { .. }
             | Error::Reach { .. }
+            | Error::RowWidth { .. }
             | Error::Layout { .. } => ErrorKind::Shape,
             Error::NoStride { .. }
             | Error::NoCenterness { .. }
@@ -472,15 +481,13 @@ impl Error {
             #[cfg(feature = "cuda")]
             Error::GflHandles => ErrorKind::Option,
             #[cfg(feature = "cuda")]
-            Error::SmallWorkspace { .. } | Error::HeadWorkspace { .. } | Error::CallersMemory { .. } => {
-                ErrorKind::Capacity
+            Error::SmallWorkspace { .. } | Error::HeadWorkspace { .. } => ErrorKind::Capacity,
+            #[cfg(feature = "cuda")]
+            Error::Overlap { .. } | Error::OtherContext { .. } | Error::CallersMemory { .. } => {
+                ErrorKind::Memory
             }
             #[cfg(feature = "cuda")]
-            Error::Overlap { .. } | Error::OtherContext { .. } => ErrorKind::Memory,
-            #[cfg(feature = "cuda")]
-            Error::NotPrepared { .. } | Error::Capturing { .. } | Error::OtherThread { .. } => {
-                ErrorKind::State
-            }
+            Error::NotPrepared { .. } | Error::Capturing { .. } | Error::OtherThread => ErrorKind::State,
             #[cfg(feature = "cuda")]
             Error::NoDriver { .. }
             | Error::StubDriver { .. }

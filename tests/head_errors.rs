@@ -296,14 +296,14 @@ fn places() {
         usize::MAX as u128 + 96
     ));
     // Logits may share places, as broadcast ones do; their gradients may not.
-    let same = "cannot be written to: some of its elements are in the same place";
+    let same = "cannot be written to: some of its elements may be in the same place";
     Attempt::of(|level| level.cls_layout.channel = 0)
-        .says(&format!("level 1: the layout of cls_logits {same}"));
+        .says(&format!("level 1: the layout of cls_logits' gradient {same}"));
     Attempt::of(|level| level.box_layout.position = 6).says(
         "level 1: box_logits has 192 elements, Layout { offset: 0, batch: 96, channel: 6, position: 6 } needs 217",
     );
     Attempt::of(|level| level.box_layout.channel = 5)
-        .says(&format!("level 1: the layout of box_logits {same}"));
+        .says(&format!("level 1: the layout of box_logits' gradient {same}"));
     let mut losses = [0.0f32; 3];
     let mut broadcast = level();
     broadcast.cls_layout.channel = 0;
@@ -311,7 +311,7 @@ fn places() {
 
     let reach = |call: &mut Attempt| call.lengths = [35, 192, 228];
     Attempt::new(vec![level()]).with(reach).says(
-        "level 0: cls_logits has 35 elements, Layout { offset: 0, batch: 18, channel: 6, position: 1 } needs 36",
+        "level 0: cls_logits' gradient has 35 elements, Layout { offset: 0, batch: 18, channel: 6, position: 1 } needs 36",
     );
     let of = |change: fn(&mut HostLevel)| {
         let mut level = joint();
@@ -319,13 +319,13 @@ fn places() {
         Attempt::new(vec![level]).with(|call| call.joint = true)
     };
     of(|_| ()).with(|call| call.joint = false).says(
-        "level 0: cls_logits has 36 elements, Layout { offset: 96, batch: 114, channel: 6, position: 1 } needs 228",
+        "level 0: cls_logits' gradient has 36 elements, Layout { offset: 96, batch: 114, channel: 6, position: 1 } needs 228",
     );
     Attempt::new(vec![level()])
         .with(|call| call.joint = true)
         .says("level 0: the layout of gradients cannot be written to: they must be joint if the logits are");
-    let channels = "level 0: the layout of cls_logits cannot be written to: \
-                    the two outputs of a joint tensor must be different channels of it";
+    let channels = "level 0: the layout of box_logits' gradient cannot be written to: \
+                    some of its elements may be in places of another gradient";
     of(|level| level.cls_layout = level.box_layout.from_channel(15)).says(channels);
     of(|level| (level.cls_layout, level.box_layout) = (level.box_layout, level.box_layout.from_channel(2)))
         .says(channels);

@@ -66,7 +66,7 @@ fn has_logits(unit: &str) -> bool {
 }
 
 /// Each unit, and how many kernels it has.
-const UNITS: [(&str, usize); 15] = [
+const UNITS: [(&str, usize); 16] = [
     ("assign", 2),
     ("boxes", 2),
     ("decode", 2),
@@ -86,7 +86,7 @@ const UNITS: [(&str, usize); 15] = [
 ];
 
 /// Each operation, the structure that its kernels take, and its size.
-fn families() -> [(&'static str, &'static str, usize); 8] {
+fn families() -> [(&'static str, &'static str, usize); 9] {
     [
         ("assign", "AssignArgs", size_of::<AssignArgs>()),
         ("boxes", "BoxesArgs", size_of::<BoxesArgs>()),

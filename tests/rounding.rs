@@ -228,7 +228,9 @@ fn head_scene(sizes: &[(usize, usize)], classes: usize, beta: f64) -> Scene {
         class_weights: None,
         narrow: false,
         grad_scale: 1.0,
+        upstream: None,
         normalisers: None,
+        gradient_form: None,
     }
 }
 

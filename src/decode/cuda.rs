@@ -26,7 +26,7 @@ pub fn forward_cuda<T: StorageElement>(
     boxes: &mut impl DevicePtrMut<f32>,
 ) -> Result<()> {
     let bins = check(coding, batch, levels, ("boxes", boxes.len()), None)?;
-    let (stream, mut prepared) = (handle.stream(), Prepared::default());
+    let (stream, mut prepared) = (handle.stream(), Prepared::on(handle)?);
     let mut args = args(coding, bins, batch, levels)?;
     args.boxes = prepared.write("boxes", Some(boxes), stream)?;
     read_levels(&mut args, levels, handle, &mut prepared)?;
@@ -50,7 +50,7 @@ pub fn backward_cuda<T: StorageElement>(
     grads: &mut [&mut dyn DevicePtrMut<T>],
 ) -> Result<()> {
     let bins = check(coding, batch, levels, ("upstream", upstream.len()), Some(grads))?;
-    let (stream, mut prepared) = (handle.stream(), Prepared::default());
+    let (stream, mut prepared) = (handle.stream(), Prepared::on(handle)?);
     let mut args = args(coding, bins, batch, levels)?;
     args.upstream = prepared.read("upstream", Some(upstream), stream)?;
     read_levels(&mut args, levels, handle, &mut prepared)?;

@@ -165,7 +165,13 @@ fn check_level<M: Memory, T: Element>(
             }
         }
     }
-    let shape = Shape { tensor: "box_logits", layout: level.layout, batch, channels, positions };
+    if let Some(rows) = level.layout.pitch(positions) {
+        let rule =
+            "the width times the step from one position to the next: rows follow each other in decoding";
+        return Err(Error::InvalidOption { option: "the step of rows", value: rows.step as f64, rule });
+    }
+    let (layout, width) = (level.layout, level.width);
+    let shape = Shape { tensor: "box_logits", layout, batch, channels, width, positions };
     shape.check_reach(index, M::len(&level.logits))?;
     if let Some(grad) = grad {
         shape.check_reach(index, grad)?;

@@ -2,16 +2,16 @@
 
 use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 
-use super::check::{BufferSizes, CallSizes, LevelSizes};
 use super::launch::{
     HeadArgs, HeadLevel, MAX_ANCHORS, Strides, head_units, launch_head_losses, launch_head_positives,
 };
 use super::workspace::HeadWorkspace;
-use super::{BoxWeight, Gradients, HeadCall, HeadLoss, HeadMemory, Level, Logits, Points};
+use super::{BoxWeight, Gradients, HeadCall, HeadLoss, HeadMemory, Layout, Layouts, Level, Logits, Points};
 use crate::call::check_options;
 use crate::cuda::args::DeviceAddress;
-use crate::cuda::{Device, Handle, Pass, Prepared, Scalar, StatusBlock, Storage, StorageElement, Units};
-use crate::element::is_one_type;
+use crate::cuda::{
+    Device, Handle, LabelBuffer, Pass, Prepared, Scalar, StatusBlock, Storage, StorageElement, Units,
+};
 use crate::error::{Error, Result};
 use crate::reduction::Reduction;
 
@@ -105,6 +105,14 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         self
     }
 
+    /// Gradients with respect to the losses, `[levels, 3]`, which multiply those of the logits, as
+    /// [`grad_scale`](Self::grad_scale) does. The default is all ones: the gradient of the sum of
+    /// all losses.
+    pub fn upstream(mut self, upstream: &'a impl DevicePtr<f32>) -> Self {
+        self.upstream = Some(upstream);
+        self
+    }
+
     /// A flag, `[1]`, that is set to 1 if a stored gradient is inf or NaN, and is otherwise left
     /// as it is.
     pub fn found_inf(mut self, found_inf: &'a mut impl DevicePtrMut<f32>) -> Self {
@@ -119,8 +127,8 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
     }
 
     /// Phase two alone: what to divide by is in the workspace already, where
-    /// [`normalisers`](Self::normalisers) of the same inputs has left it, and perhaps an all-reduce
-    /// has averaged it since. The status is phase one's.
+    /// [`normalisers`](Self::normalisers) or [`forward`](Self::forward) of the same inputs has left
+    /// it, and perhaps an all-reduce has averaged it since. The status is phase one's.
     pub fn normalised(mut self) -> Self {
         self.normalisers = true;
         self
@@ -132,7 +140,7 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn normalisers(self) -> Result<()> {
-        self.run(None, None)
+        self.run(false, None, None)
     }
 
     /// Enqueues the losses, `[levels, 3]`: classification, box and distribution loss of each
@@ -143,7 +151,7 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
     /// small, a buffer is in another context, an option is outside its range, or the driver
     /// refuses a launch.
     pub fn forward(self, losses: &mut impl DevicePtrMut<f32>) -> Result<()> {
-        self.run(Some(losses), None)
+        self.run(true, Some(losses), None)
     }
 
     /// Enqueues the losses and the gradients of both outputs, with `gradients` in the order of the
@@ -156,11 +164,41 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         losses: &mut impl DevicePtrMut<f32>,
         gradients: &mut [Gradients<'_, Device, T, U>],
     ) -> Result<()> {
-        self.run(Some(losses), Some(gradients))
+        self.run(true, Some(losses), Some(gradients))
+    }
+
+    /// Enqueues the gradients alone, those of [`forward_backward`](Self::forward_backward) to the bit.
+    /// After a forward pass on the same inputs [`normalised`](Self::normalised) makes it one launch,
+    /// which looks at no anchor twice: the workspace has kept what there is to know of them.
+    ///
+    /// ```no_run
+    /// # use gfocal::{HeadLoss, cuda::{Device, Handle}, head::{Gradients, HeadWorkspace, Level}};
+    /// # use gfocal::cudarc::driver::CudaSlice;
+    /// # fn step(
+    /// #     head: HeadLoss,
+    /// #     handle: &Handle,
+    /// #     workspace: &mut HeadWorkspace,
+    /// #     levels: &[Level<Device, f32>],
+    /// #     losses: &mut CudaSlice<f32>,
+    /// #     upstream: &CudaSlice<f32>,
+    /// #     gradients: &mut [Gradients<Device, f32>],
+    /// # ) -> gfocal::Result<()> {
+    /// head.cuda(handle, workspace, 16, 80, levels).forward(losses)?;
+    /// // Later, when the gradients with respect to the losses have come:
+    /// head.cuda(handle, workspace, 16, 80, levels).normalised().upstream(upstream).backward(gradients)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`forward_backward`](Self::forward_backward).
+    pub fn backward(self, gradients: &mut [Gradients<'_, Device, T, U>]) -> Result<()> {
+        self.run(true, None, Some(gradients))
     }
 
     fn run(
         mut self,
+        phase_two: bool,
         losses: Option<&mut dyn DevicePtrMut<f32>>,
         gradients: Option<&mut [Gradients<'_, Device, T, U>]>,
     ) -> Result<()> {
@@ -168,9 +206,10 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         let anchors = self.levels.iter().map(|level| self.batch * level.positions()).sum();
         self.workspace.check(self.batch, anchors)?;
 
+        let layouts: Vec<Layouts> = (0..self.levels.len()).map(|i| self.layouts_of_gradients(i)).collect();
         let (handle, normalised) = (self.backend, self.normalisers);
         let pass = gradients.as_ref().map_or(Pass::Forward, |_| Pass::ForwardBackward);
-        let (stream, phase_two) = (handle.stream(), losses.is_some());
+        let stream = handle.stream();
         let mut prepared = Prepared::on(handle)?;
         let mut args = self.args();
         let (status, found_inf) = (self.status.as_deref_mut(), self.found_inf.as_deref_mut());
@@ -182,6 +221,7 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
         let status = status.map(|status| status.buffer_mut() as &mut dyn DevicePtrMut<u64>);
         args.status = prepared.write("status", status, stream)?;
         args.losses = prepared.write("losses", losses, stream)?;
+        args.upstream = prepared.read("upstream", self.upstream, stream)?;
         args.class_weights = prepared.read("class_weights", self.class_weights, stream)?;
         let HeadWorkspace { memory, normalisers, layout, .. } = self.workspace;
         let normalisers = prepared.write("workspace", Some(normalisers), stream)?;
@@ -219,9 +259,10 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
                 to.points_of_batch = (points.len() != 2 * level.positions()).into();
             }
         }
-        for ((gradients, level), to) in gradients.into_iter().flatten().zip(self.levels).zip(&mut args.levels)
-        {
+        let mut buffers = (0, 0);
+        for (i, gradients) in gradients.into_iter().flatten().enumerate() {
             let (cls, boxes) = match gradients {
+                Gradients::Shared => buffers,
                 Gradients::Separate { cls, boxes } => (
                     prepared.write_of_level("cls_logits' gradient", &mut **cls, stream)?,
                     prepared.write_of_level("box_logits' gradient", &mut **boxes, stream)?,
@@ -231,8 +272,13 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
                     (both, both)
                 }
             };
-            (to.grad_cls, to.grad_boxes) =
-                (at::<T>(cls, level.cls_layout.offset), at::<U>(boxes, level.box_layout.offset));
+            buffers = (cls, boxes);
+            let (level, to) = (&self.levels[i], &mut args.levels[i]);
+            let of_gradients = layouts[i];
+            to.grad_cls = at::<T>(cls, of_gradients.cls.offset);
+            to.grad_boxes = at::<U>(boxes, of_gradients.boxes.offset);
+            to.grad_cls_strides = strides(of_gradients.cls, level.positions());
+            to.grad_box_strides = strides(of_gradients.boxes, level.positions());
         }
         prepared.check_overlaps()?;
 
@@ -273,24 +319,12 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
     }
 
     fn check(&self, losses: Option<usize>, gradients: Option<&[Gradients<Device, T, U>]>) -> Result<()> {
-        let sizes: Vec<_> = (self.levels.iter().enumerate())
-            .map(|(i, level)| level_sizes(level, gradients.and_then(|gradients| gradients.get(i))))
-            .collect();
         let (host, device) = match self.grad_scale {
             Scalar::Host(scale) => (Some(scale), None),
             Scalar::Device(scale) => (None, Some(scale.len())),
         };
         check_options(&Reduction::<f64>::Sum, false, host)?;
-        let call = CallSizes {
-            batch: self.batch,
-            classes: self.classes,
-            one_type: is_one_type::<T, U>(),
-            class_weights: self.class_weights.map(DeviceSlice::len),
-            losses,
-            gradients: gradients.map(<[_]>::len),
-            found_inf: self.found_inf.as_deref().map_or(1, DeviceSlice::len),
-        };
-        self.head.check(&call, &sizes)?;
+        self.check_sizes(LabelBuffer::len, losses, gradients)?;
         if let Some(actual) = device.filter(|&len| len != 1) {
             return Err(Error::LevelTensors { tensor: "grad_scale", actual, expected: 1 });
         }
@@ -312,16 +346,19 @@ fn at<T>(base: DeviceAddress, offset: usize) -> DeviceAddress {
     base + (offset * size_of::<T>()) as u64
 }
 
+fn strides(layout: Layout, positions: usize) -> Strides {
+    let Layout { batch, channel, position, .. } = layout;
+    // Rows that overlap, or go before each other, have a gap below 0.
+    let gap = layout.pitch(positions).map_or(0, |rows| rows.step.wrapping_sub(rows.width * position));
+    Strides { batch: batch as u64, channel: channel as u64, position: position as u64, row_gap: gap as u64 }
+}
+
 /// The parameters of a level that are not addresses.
 fn level_args<T: StorageElement, U: StorageElement>(level: &Level<Device, T, U>) -> HeadLevel {
-    let strides = |layout: super::Layout| Strides {
-        batch: layout.batch as u64,
-        channel: layout.channel as u64,
-        position: layout.position as u64,
-    };
+    let positions = level.positions();
     HeadLevel {
-        cls_strides: strides(level.cls_layout),
-        box_strides: strides(level.box_layout),
+        cls_strides: strides(level.cls_layout, positions),
+        box_strides: strides(level.box_layout, positions),
         stride: level.stride,
         inverse_stride: 1.0 / level.stride,
         grid_offset: match level.points {
@@ -331,41 +368,5 @@ fn level_args<T: StorageElement, U: StorageElement>(level: &Level<Device, T, U>)
         positions: level.positions() as u32,
         width: level.width as u32,
         ..HeadLevel::default()
-    }
-}
-
-fn level_sizes<T: StorageElement, U: StorageElement>(
-    level: &Level<Device, T, U>,
-    gradients: Option<&Gradients<Device, T, U>>,
-) -> LevelSizes {
-    let targets = &level.targets;
-    LevelSizes {
-        height: level.height,
-        width: level.width,
-        stride: level.stride,
-        points: match level.points {
-            Points::Grid { offset } => Ok(offset),
-            Points::Explicit(points) => Err(points.len()),
-        },
-        logits: match level.logits {
-            Logits::Separate { cls, boxes } => BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() },
-            Logits::Joint(both) => BufferSizes::Joint(both.len()),
-        },
-        cls_layout: level.cls_layout,
-        box_layout: level.box_layout,
-        labels: targets.labels.len(),
-        label_weights: targets.label_weights.map(DeviceSlice::len),
-        boxes: targets.boxes.len(),
-        quality: targets.quality.map(DeviceSlice::len),
-        box_weights: targets.box_weights.map(DeviceSlice::len),
-        box_scores: targets.box_scores.map(DeviceSlice::len),
-        scores: targets.scores.map(DeviceSlice::len),
-        element_weights: targets.element_weights.map(DeviceSlice::len),
-        gradients: gradients.map(|gradients| match gradients {
-            Gradients::Separate { cls, boxes } => {
-                BufferSizes::Separate { cls: cls.len(), boxes: boxes.len() }
-            }
-            Gradients::Joint(both) => BufferSizes::Joint(both.len()),
-        }),
     }
 }

@@ -18,15 +18,17 @@ use plan::HEAD_BLOCK;
 
 /// Where the elements of a `[batch, channels, positions]` tensor are, in elements. Twin of
 /// `Strides` in kernels/head.cuh.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Strides {
     /// From one image to the next.
     pub batch: u64,
     /// From one channel to the next.
     pub channel: u64,
-    /// From one position to the next.
+    /// From one position to the next, in a row.
     pub position: u64,
+    /// What is between rows besides: from one row to the next, less width · position; wraps below 0.
+    pub row_gap: u64,
 }
 
 /// A level of the pyramid. Twin of `HeadLevel` in kernels/head.cuh.
@@ -37,14 +39,18 @@ pub struct HeadLevel {
     pub cls: DeviceAddress,
     /// The first element of the box logits, of the type [`HeadArgs::box_storage`]; channel = side * bins + bin.
     pub boxes: DeviceAddress,
-    /// As `cls`, in the same strides; null for [`Pass::Forward`]. Not overlapping the logits.
+    /// As `cls`, in strides of its own; null for [`Pass::Forward`]. Not overlapping the logits.
     pub grad_cls: DeviceAddress,
-    /// As `boxes`, in the same strides; null for [`Pass::Forward`]. Not overlapping the logits.
+    /// As `boxes`, in strides of its own; null for [`Pass::Forward`]. Not overlapping the logits.
     pub grad_boxes: DeviceAddress,
-    /// Of the class logits and their gradient.
+    /// Of the class logits.
     pub cls_strides: Strides,
-    /// Of the box logits and their gradient.
+    /// Of the box logits.
     pub box_strides: Strides,
+    /// Of the gradient of the class logits.
+    pub grad_cls_strides: Strides,
+    /// Of the gradient of the box logits.
+    pub grad_box_strides: Strides,
     /// `[batch, positions]` i64 or i32.
     pub labels: DeviceAddress,
     /// `[batch, positions]` f32, or null: ones.
@@ -132,8 +138,10 @@ pub struct HeadArgs {
     pub box_weights: DeviceAddress,
     /// `[records, 4]` f32, 16-byte aligned.
     pub slopes: DeviceAddress,
-    /// `[levels, 3]` f32.
+    /// `[levels, 3]` f32, or null with [`Pass::ForwardBackward`]: the gradients alone.
     pub losses: DeviceAddress,
+    /// `[levels, 3]` f32: gradients with respect to the losses; or null: ones.
+    pub upstream: DeviceAddress,
     /// `[classes]` f32, or null: ones.
     pub class_weights: DeviceAddress,
     /// `[1]` f32, or null: `host_grad_scale` is it.

@@ -54,8 +54,9 @@ impl<M: Memory, T: Element, U: Element> Clone for Logits<'_, M, T, U> {
 }
 impl<M: Memory, T: Element, U: Element> Copy for Logits<'_, M, T, U> {}
 
-/// Where a level's gradients go: in the layouts of its logits, and joint if they are. All
-/// gradients are written, those of negatives as zeros; other elements of the buffers are not.
+/// Where a level's gradients go: in the layouts of its logits, and joint if they are, unless
+/// [`HeadCall::gradient_layouts`](super::HeadCall::gradient_layouts) says otherwise. All gradients
+/// are written, those of negatives as zeros; other elements of the buffers are not.
 pub enum Gradients<'a, M: Memory, T: Element, U: Element = T> {
     /// Two tensors.
     Separate {
@@ -66,6 +67,18 @@ pub enum Gradients<'a, M: Memory, T: Element, U: Element = T> {
     },
     /// One tensor.
     Joint(M::SliceMut<'a, T>),
+    /// In the buffers of the level before, in other places: of tensors that hold several levels, as
+    /// `[B, Σ H·W, C]`, where those of one level lie between those of another.
+    Shared,
+}
+
+/// Where both outputs of a level are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layouts {
+    /// Of the classes.
+    pub cls: Layout,
+    /// Of the boxes.
+    pub boxes: Layout,
 }
 
 /// Where the anchor points of a level are.

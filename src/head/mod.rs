@@ -106,11 +106,11 @@ mod level;
 mod workspace;
 
 pub use call::{HeadCall, HeadMemory, Normalisers};
-pub use level::{Gradients, Level, Logits, Points, Targets};
+pub use level::{Gradients, Layouts, Level, Logits, Points, Targets};
 #[cfg(feature = "cuda")]
 pub use workspace::HeadWorkspace;
 
-pub use crate::layout::Layout;
+pub use crate::layout::{Layout, Rows};
 
 use crate::boxes::IouKind;
 use crate::error::{Error, Result, check_option};

@@ -45,6 +45,8 @@ mod graph;
 mod handles;
 #[path = "../head.rs"]
 mod head;
+#[path = "../head_backward.rs"]
+mod head_backward;
 #[path = "../head_classes.rs"]
 mod head_classes;
 #[path = "../head_cuda.rs"]
@@ -57,6 +59,8 @@ mod head_golden;
 mod head_gradcheck;
 #[path = "../head_graph.rs"]
 mod head_graph;
+#[path = "../head_layouts.rs"]
+mod head_layouts;
 #[path = "../head_options.rs"]
 mod head_options;
 #[path = "../large.rs"]

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::ops::{MulAssign, Range};
 
-use super::order::{Block, CHANNEL, IMAGE, Order, Run};
+use super::order::{Block, Order, Run};
 use super::positives::Anchors;
 use crate::QualityFocalLoss;
 use crate::cpu::fits_single;
@@ -18,7 +18,8 @@ use crate::vector::{self, Beta, Isa};
 pub struct OfClasses<'a> {
     pub isa: Isa,
     pub qfl: &'a QualityFocalLoss,
-    pub order: Order,
+    /// Of the logits, and of the gradient: elements have the same numbers in both.
+    pub orders: [Order; 2],
     pub anchors: &'a Anchors,
     pub elements: Elements<'a>,
     /// What the gradients are multiplied by.
@@ -94,10 +95,12 @@ struct Room<T> {
 
 impl<'a, T: Element> Classes<'a, T> {
     pub fn new(of: OfClasses<'a>, logits: &'a [T]) -> Self {
-        let OfClasses { isa, qfl, order, anchors, elements, factor, .. } = of;
+        let OfClasses { isa, qfl, orders, anchors, elements, factor, .. } = of;
         let (beta, alpha) = (qfl.beta, qfl.alpha);
-        let positions = order.extents[2];
-        let number = |anchor, class| order.number([anchor / positions, class, anchor % positions]);
+        let (order, positions) = (&orders[1], orders[1].extents()[2]);
+        let number = |anchor, class| {
+            order.number(order.coordinates_of([anchor / positions, class, anchor % positions]))
+        };
         let of_positives = anchors.positives.iter().filter(|_| elements.scores.is_none());
         let mut labelled: Vec<_> = of_positives
             .map(|positive| (number(positive.anchor, positive.class), positive.quality))
@@ -127,12 +130,13 @@ impl<'a, T: Element> Classes<'a, T> {
             let tile = start..block.elements.end.min(start + TILE);
             let Room { logits: gathered, grad: to_scatter, .. } = &mut room;
             let (mut gathered, mut to_scatter) = (std::mem::take(gathered), std::mem::take(to_scatter));
-            let together = self.of.order.contiguous(&tile);
-            let x = match together {
+            let [of_logits, of_gradient] = &self.of.orders;
+            let together = of_gradient.contiguous(&tile);
+            let x = match of_logits.contiguous(&tile) {
                 Some(place) => &self.logits[place..place + tile.len()],
                 None => {
                     let gathered = &mut gathered[..tile.len()];
-                    self.of.order.gather(tile.clone(), self.logits, gathered);
+                    of_logits.gather(tile.clone(), self.logits, gathered);
                     gathered
                 }
             };
@@ -149,7 +153,7 @@ impl<'a, T: Element> Classes<'a, T> {
                 sum.not_finite |= self.of.look_for_inf && T::any_not_finite(grad);
             }
             if let (Some(part), None) = (block.part.as_deref_mut(), together) {
-                self.of.order.scatter(tile.clone(), &to_scatter[..tile.len()], part, block.start);
+                of_gradient.scatter(tile.clone(), &to_scatter[..tile.len()], part, block.start);
             }
             (room.logits, room.grad) = (gathered, to_scatter);
         }
@@ -161,20 +165,21 @@ impl<'a, T: Element> Classes<'a, T> {
         if self.plain {
             return; // They are 1 already.
         }
-        let (positions, fastest) = (self.of.order.extents[2], self.of.order.fastest());
-        for run in self.of.order.runs(tile.clone()) {
+        let ([_, order], [further, next_class]) = (&self.of.orders, self.of.orders[1].step());
+        let positions = order.extents()[2];
+        for run in order.runs(tile.clone()) {
             let [image, class, position] = run.first;
             let weights = &mut weights[run.elements.start - tile.start..run.elements.end - tile.start];
             let anchors = &self.of.anchors.weights[image * positions + position..];
             let write = |(to, from): (&mut W, &f32)| *to = W::from(*from);
-            match fastest {
-                CHANNEL => weights.fill(W::from(anchors[0])),
-                IMAGE => weights.iter_mut().zip(anchors.iter().step_by(positions)).for_each(write),
-                _ => weights.iter_mut().zip(anchors).for_each(write),
+            match further {
+                0 => weights.fill(W::from(anchors[0])),
+                1 => weights.iter_mut().zip(anchors).for_each(write),
+                _ => weights.iter_mut().zip(anchors.iter().step_by(further)).for_each(write),
             }
             let multiply = |(to, by): (&mut W, &f32)| *to *= W::from(*by);
             match self.of.elements.class_weights {
-                Some(by) if fastest == CHANNEL => weights.iter_mut().zip(&by[class..]).for_each(multiply),
+                Some(by) if next_class == 1 => weights.iter_mut().zip(&by[class..]).for_each(multiply),
                 Some(by) => weights.iter_mut().for_each(|weight| *weight *= W::from(by[class])),
                 None => {}
             }
@@ -186,13 +191,10 @@ impl<'a, T: Element> Classes<'a, T> {
 
     /// What the elements of a run have in a `[anchors, C]` tensor, from the first on.
     fn of_run<'v>(&self, run: &Run, values: &'v [f32]) -> impl Iterator<Item = &'v f32> + use<'v, T> {
-        let [_, classes, positions] = self.of.order.extents;
+        let order = &self.of.orders[1];
+        let ([_, classes, positions], [further, next_class]) = (order.extents(), order.step());
         let [image, class, position] = run.first;
-        let step = match self.of.order.fastest() {
-            CHANNEL => 1,
-            IMAGE => positions * classes,
-            _ => classes,
-        };
+        let step = further * classes + next_class;
         values[(image * positions + position) * classes + class..].iter().step_by(step)
     }
 
@@ -206,7 +208,7 @@ impl<'a, T: Element> Classes<'a, T> {
             let of_elements = run.elements.clone().zip(self.of_run(&run, scores));
             of_elements.filter(|&(_, &score)| score > 0.0)
         };
-        let labelled = self.of.order.runs(tile).flat_map(of_run);
+        let labelled = self.of.orders[1].runs(tile).flat_map(of_run);
         labelled.map(|(element, &score)| (element, f64::from(score).min(1.0))).collect()
     }
 

@@ -12,9 +12,9 @@ mod positives;
 use half::{bf16, f16};
 
 use self::classes::{Classes, Elements, OfClasses, Sum};
-use self::order::{Block, CHANNEL, IMAGE, Order, POSITION, blocks};
+use self::order::{Block, CHANNEL, IMAGE, Order, blocks};
 use self::positives::{Anchors, Frame, Positive, Target, anchors, both};
-use super::{Gradients, HeadCall, LOSSES, Layout, Level, Normalisers};
+use super::{Gradients, HeadCall, LOSSES, Layout, Layouts, Level, Normalisers};
 use crate::cpu::map;
 use crate::element::{Element, compiled, same_mut};
 use crate::memory::Host;
@@ -67,11 +67,11 @@ pub(super) fn normalisers<T: Element, U: Element>(call: &HeadCall<Host, T, U>) -
     of_anchors(call, &look(call))
 }
 
-/// Both phases; the losses are `[levels, 3]`.
+/// Both phases; the losses are `[levels, 3]`, and so are upstream gradients.
 pub(super) fn run<T: Element, U: Element>(
     mut call: HeadCall<Host, T, U>,
-    losses: &mut [T::Loss],
-    gradients: Option<&mut [Gradients<Host, T, U>]>,
+    losses: Option<&mut [T::Loss]>,
+    mut gradients: Option<&mut [Gradients<Host, T, U>]>,
 ) -> Status {
     let anchors = look(&call);
     let Normalisers { positives, box_weights } =
@@ -80,15 +80,21 @@ pub(super) fn run<T: Element, U: Element>(
     let by = head.normaliser.rule().factors(positives, box_weights);
     let weights = [head.qfl.loss_weight, head.iou_weight, head.dfl.loss_weight];
     let factors = [0, 1, 2].map(|i| weights[i] * by[i]);
-    let grad_factors = factors.map(|factor| factor * call.grad_scale);
 
-    let mut gradients = gradients.map(|gradients| gradients.iter_mut());
+    let mut losses = losses.map(|losses| losses.chunks_exact_mut(LOSSES));
+    let mut owner = 0; // of the buffers that a level's gradients are in
     let (mut status, mut not_finite) = (Status::default(), false);
-    for ((level, anchors), losses) in call.levels.iter().zip(&anchors).zip(losses.chunks_exact_mut(LOSSES)) {
-        let gradients = gradients.as_mut().and_then(Iterator::next);
+    for (i, (level, anchors)) in call.levels.iter().zip(&anchors).enumerate() {
+        let upstream = |of: usize| call.upstream.map_or(1.0, |upstream| upstream[LOSSES * i + of].to_f64());
+        let grad_factors = [0, 1, 2].map(|of| factors[of] * call.grad_scale * upstream(of));
+        let gradients = gradients.as_deref_mut().map(|gradients| {
+            owner = if matches!(gradients[i], Gradients::Shared) { owner } else { i };
+            (call.layouts_of_gradients(i), &mut gradients[owner])
+        });
         let sum = run_level(&call, level, anchors, grad_factors, gradients);
         let [_, iou, dfl] = anchors.sums();
-        for ((to, sum), factor) in losses.iter_mut().zip([sum.loss, iou, dfl]).zip(factors) {
+        let losses = losses.as_mut().and_then(Iterator::next).into_iter().flatten();
+        for ((to, sum), factor) in losses.zip([sum.loss, iou, dfl]).zip(factors) {
             *to = T::Loss::from_f64(sum * factor);
         }
         status.append(&anchors.status);
@@ -108,10 +114,17 @@ fn run_level<T: Element, U: Element>(
     level: &Level<Host, T, U>,
     anchors: &Anchors,
     [of_cls, of_iou, of_dfl]: [f64; LOSSES],
-    gradients: Option<&mut Gradients<Host, T, U>>,
+    gradients: Option<(Layouts, &mut Gradients<Host, T, U>)>,
 ) -> Sum {
     let (cls, boxes) = both(&level.logits);
-    let order = |layout, channels| Order::new(layout, [call.batch, channels, level.positions()]);
+    // Elements are in the order of the gradient's places, if there is one.
+    let orders = |logits: Layout, gradient: Option<Layout>, channels| {
+        let (extents, gradient) = ([call.batch, channels, level.positions()], gradient.unwrap_or(logits));
+        let rows = gradient.pitch(extents[2]).or(logits.pitch(extents[2]));
+        let order = Order::new(gradient, extents, rows.map(|rows| rows.width));
+        [order.of(logits), order]
+    };
+    let layouts = gradients.as_ref().map(|&(layouts, _)| layouts);
     let elements = Elements {
         scores: level.targets.scores,
         weights: level.targets.element_weights,
@@ -120,17 +133,17 @@ fn run_level<T: Element, U: Element>(
     let of_classes = OfClasses {
         isa: Isa::detect(),
         qfl: &call.head.qfl,
-        order: order(level.cls_layout, call.classes),
+        orders: orders(level.cls_layout, layouts.map(|layouts| layouts.cls), call.classes),
         anchors,
         elements,
         factor: of_cls,
         look_for_inf: call.found_inf.is_some(),
     };
-    let Some(gradients) = gradients else {
+    let Some((layouts, gradients)) = gradients else {
         return T::class_sum(of_classes, cls, None);
     };
     let of_boxes = OfBoxes {
-        order: order(level.box_layout, call.head.box_channels()),
+        orders: orders(level.box_layout, Some(layouts.boxes), call.head.box_channels()),
         anchors,
         bins: call.head.bins(),
         factors: [of_iou, of_dfl],
@@ -146,6 +159,7 @@ impl<T: Element, U: Element> Gradients<'_, Host, T, U> {
         match self {
             Gradients::Separate { cls, .. } => cls,
             Gradients::Joint(both) => both,
+            Gradients::Shared => unreachable!("the buffers are another level's"),
         }
     }
 
@@ -154,6 +168,7 @@ impl<T: Element, U: Element> Gradients<'_, Host, T, U> {
         match self {
             Gradients::Separate { boxes, .. } => boxes,
             Gradients::Joint(both) => same_mut(both).expect("joint gradients are of one type"),
+            Gradients::Shared => unreachable!("the buffers are another level's"),
         }
     }
 }
@@ -161,12 +176,12 @@ impl<T: Element, U: Element> Gradients<'_, Host, T, U> {
 /// Over all class logits; writes their gradients.
 fn class_sum<T: Element>(classes: OfClasses, logits: &[T], grad: Option<&mut [T]>) -> Sum {
     let classes = Classes::new(classes, logits);
-    in_blocks(&classes.of.order, grad, |block| classes.run(block))
+    in_blocks(&classes.of.orders[1], grad, |block| classes.run(block))
 }
 
 /// Writes the gradients of all box logits.
 fn box_sum<T: Element>(boxes: &OfBoxes, logits: &[T], grad: &mut [T]) -> Sum {
-    in_blocks(&boxes.order, Some(grad), |block| boxes.run(logits, block))
+    in_blocks(&boxes.orders[1], Some(grad), |block| boxes.run(logits, block))
 }
 
 /// Runs `run` over the blocks of a tensor, on all threads if it is large, and adds up.
@@ -185,7 +200,8 @@ fn in_blocks<T: Element>(
 
 /// The box logits of a level, but for themselves.
 pub struct OfBoxes<'a> {
-    order: Order,
+    /// Of the logits, and of the gradient: elements have the same numbers in both.
+    orders: [Order; 2],
     anchors: &'a Anchors,
     /// Channels of a side.
     bins: usize,
@@ -195,27 +211,27 @@ pub struct OfBoxes<'a> {
 
 impl OfBoxes<'_> {
     fn run<T: Element>(&self, logits: &[T], block: &mut Block<T>) -> Sum {
-        let (order, elements, start) = (&self.order, &block.elements, block.start);
+        let ([of_logits, order], elements, start) = (&self.orders, &block.elements, block.start);
         let Some(grad) = block.part.as_deref_mut() else { return Sum::default() };
         order.fill(elements.clone(), T::from_f64(0.0), grad, start);
 
         let bounds = order.bounds(elements);
-        let (images, positions) = (&bounds[IMAGE], order.extents[POSITION]);
+        let (among, positions) = (order.positions(&bounds), order.extents()[2]);
         let positives = &self.anchors.positives;
         let before = |anchor| positives.partition_point(|positive| positive.anchor < anchor);
         let mut not_finite = false;
-        for image in images.clone() {
-            let of_image = [bounds[POSITION].start, bounds[POSITION].end].map(|at| image * positions + at);
+        for image in bounds[IMAGE].clone() {
+            let of_image = [among.start, among.end].map(|at| image * positions + at);
             for positive in &positives[before(of_image[0])..before(of_image[1])] {
                 let Some(of_box) = positive.box_factor else { continue };
                 let factors = self.factors.map(|factor| factor * of_box);
                 for channel in bounds[CHANNEL].clone() {
-                    let element = order.number([image, channel, positive.anchor % positions]);
-                    if elements.contains(&element) {
-                        let (place, side) = (order.place(element), &positive.sides[channel / self.bins]);
-                        let value = side.grad(channel % self.bins, logits[place].to_f64(), factors);
-                        let stored = T::from_f64(value);
-                        grad[place - start] = stored;
+                    let at = order.coordinates_of([image, channel, positive.anchor % positions]);
+                    if elements.contains(&order.number(at)) {
+                        let side = &positive.sides[channel / self.bins];
+                        let z = logits[of_logits.place_of(at)].to_f64();
+                        let stored = T::from_f64(side.grad(channel % self.bins, z, factors));
+                        grad[order.place_of(at) - start] = stored;
                         not_finite |= !stored.to_f64().is_finite();
                     }
                 }

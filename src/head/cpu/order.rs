@@ -4,21 +4,22 @@ use std::ops::Range;
 
 use crate::head::Layout;
 
-/// An axis of a `[batch, channels, positions]` tensor.
+/// An axis of a `[images, channels, rows, columns]` tensor. Rows that follow each other are one row.
 pub(super) const IMAGE: usize = 0;
 pub(super) const CHANNEL: usize = 1;
-pub(super) const POSITION: usize = 2;
+pub(super) const ROW: usize = 2;
+const COLUMN: usize = 3;
 
 /// A `[batch, channels, positions]` tensor whose elements are numbered with the axis of the
 /// smallest stride fastest. In a layout without overlaps, which gradients have, a larger number is
 /// a later place: so consecutive numbers lie in a part of the buffer that is theirs alone.
 #[derive(Clone, Copy)]
 pub struct Order {
-    pub layout: Layout,
-    pub extents: [usize; 3],
-    strides: [usize; 3],
+    offset: usize,
+    extents: [usize; 4],
+    strides: [usize; 4],
     /// The axes, slowest first.
-    axes: [usize; 3],
+    axes: [usize; 4],
     /// So many elements, from each multiple of it on, lie side by side.
     stretch: usize,
 }
@@ -39,58 +40,93 @@ struct Steps {
 }
 
 impl Order {
-    pub fn new(layout: Layout, extents: [usize; 3]) -> Order {
-        let strides = [layout.batch, layout.channel, layout.position];
-        let mut axes = [IMAGE, CHANNEL, POSITION];
+    /// `width`: that of rows which do not follow each other.
+    pub fn new(layout: Layout, [images, channels, positions]: [usize; 3], width: Option<usize>) -> Order {
+        let width = width.unwrap_or(positions);
+        let rows = positions.checked_div(width).unwrap_or(1);
+        let extents = [images, channels, rows, width];
+        let mut order =
+            Order { offset: 0, extents, strides: [0; 4], axes: [0, 1, 2, 3], stretch: 1 }.of(layout);
         // Axes of one element have no part in it, whatever their strides.
-        axes.sort_by_key(|&axis| (extents[axis] > 1, std::cmp::Reverse(strides[axis])));
+        order.axes.sort_by_key(|&axis| (extents[axis] > 1, std::cmp::Reverse(order.strides[axis])));
+        order.of(layout)
+    }
+
+    /// The same elements with the same numbers in another layout.
+    pub fn of(self, layout: Layout) -> Order {
+        let Layout { offset, batch, channel, position, rows } = layout;
+        let row = rows.map_or(self.extents[COLUMN].wrapping_mul(position), |rows| rows.step);
+        let strides = [batch, channel, row, position];
         let mut stretch = 1;
-        for axis in axes.into_iter().rev() {
-            if extents[axis] > 1 && strides[axis] != stretch {
+        for axis in self.axes.into_iter().rev() {
+            if self.extents[axis] > 1 && strides[axis] != stretch {
                 break;
             }
-            stretch *= extents[axis].max(1);
+            stretch *= self.extents[axis].max(1);
         }
-        Order { layout, extents, strides, axes, stretch }
+        Order { offset, strides, stretch, ..self }
+    }
+
+    /// Images, channels, positions.
+    pub fn extents(&self) -> [usize; 3] {
+        let [images, channels, rows, columns] = self.extents;
+        [images, channels, rows * columns]
     }
 
     pub fn elements(&self) -> usize {
         self.extents.iter().product()
     }
 
-    /// The axis that is fastest.
-    pub fn fastest(&self) -> usize {
-        self.axes[2]
+    fn fastest(&self) -> usize {
+        self.axes[3]
     }
 
-    /// Image, channel and position of an element.
-    fn coordinates(&self, element: usize) -> [usize; 3] {
-        let [slow, middle, fast] = self.axes;
-        let rest = element / self.extents[fast];
-        let mut coordinates = [0; 3];
-        coordinates[fast] = element % self.extents[fast];
-        coordinates[middle] = rest % self.extents[middle];
-        coordinates[slow] = rest / self.extents[middle];
+    /// How many positions, and how many channels, further the next element of a run is.
+    pub fn step(&self) -> [usize; 2] {
+        match self.fastest() {
+            IMAGE => [self.extents()[2], 0],
+            CHANNEL => [0, 1],
+            ROW => [self.extents[COLUMN], 0],
+            _ => [1, 0],
+        }
+    }
+
+    /// Image, channel, row and column of an element.
+    fn coordinates(&self, element: usize) -> [usize; 4] {
+        let (mut coordinates, mut rest) = ([0; 4], element);
+        for axis in self.axes.into_iter().rev() {
+            coordinates[axis] = rest % self.extents[axis];
+            rest /= self.extents[axis];
+        }
         coordinates
     }
 
+    /// The same of an image, a channel and a position.
+    pub fn coordinates_of(&self, [image, channel, position]: [usize; 3]) -> [usize; 4] {
+        let width = self.extents[COLUMN];
+        [image, channel, position / width, position % width]
+    }
+
     /// The number of an element.
-    pub fn number(&self, coordinates: [usize; 3]) -> usize {
-        let [slow, middle, fast] = self.axes;
-        (coordinates[slow] * self.extents[middle] + coordinates[middle]) * self.extents[fast]
-            + coordinates[fast]
+    pub fn number(&self, coordinates: [usize; 4]) -> usize {
+        self.axes.into_iter().fold(0, |number, axis| number * self.extents[axis] + coordinates[axis])
     }
 
     /// Where in the buffer an element is.
-    pub fn place(&self, element: usize) -> usize {
-        let [image, channel, position] = self.coordinates(element);
-        self.layout.place(image, channel, position)
+    fn place(&self, element: usize) -> usize {
+        self.place_of(self.coordinates(element))
+    }
+
+    pub fn place_of(&self, coordinates: [usize; 4]) -> usize {
+        self.offset + coordinates.iter().zip(self.strides).map(|(at, stride)| at * stride).sum::<usize>()
     }
 
     /// Elements cut into runs.
     pub fn runs(&self, elements: Range<usize>) -> impl Iterator<Item = Run> {
-        pieces(elements, self.extents[self.fastest()])
-            .map(|elements| Run { first: self.coordinates(elements.start), elements })
+        pieces(elements, self.extents[self.fastest()]).map(|elements| {
+            let [image, channel, row, column] = self.coordinates(elements.start);
+            Run { first: [image, channel, row * self.extents[COLUMN] + column], elements }
+        })
     }
 
     fn steps(&self, elements: Range<usize>) -> impl Iterator<Item = Steps> {
@@ -152,8 +188,14 @@ impl Order {
         }
     }
 
-    /// Images, channels and positions among which those of the elements are.
-    pub fn bounds(&self, elements: &Range<usize>) -> [Range<usize>; 3] {
+    /// Positions among which are those of these rows and columns.
+    pub fn positions(&self, bounds: &[Range<usize>; 4]) -> Range<usize> {
+        let (width, rows, columns) = (self.extents[COLUMN], &bounds[ROW], &bounds[COLUMN]);
+        rows.start * width + columns.start..(rows.end - 1) * width + columns.end
+    }
+
+    /// Images, channels, rows and columns among which those of the elements are.
+    pub fn bounds(&self, elements: &Range<usize>) -> [Range<usize>; 4] {
         let (first, last) = (self.coordinates(elements.start), self.coordinates(elements.end - 1));
         let mut bounds = self.extents.map(|extent| 0..extent);
         for axis in self.axes {
@@ -207,9 +249,36 @@ pub(super) fn blocks<'a, T>(order: &Order, buffer: Option<&'a mut [T]>) -> Vec<B
 mod tests {
     use super::*;
 
-    /// Every layout of a few extents, dense and with gaps.
+    /// Every layout of a few extents, dense and with gaps; then with rows apart.
     fn orders() -> Vec<Order> {
         let mut orders = Vec::new();
+        for [images, channels, rows, width] in [[2, 3, 5, 4], [1, 2, 3, 7], [3, 1, 40, 300]] {
+            for step in [0, 1, 5] {
+                let extents = [images, channels, rows * width];
+                let row = |position| width * position + step;
+                let nchw = Layout {
+                    offset: 3,
+                    batch: channels * rows * row(1),
+                    channel: rows * row(1),
+                    position: 1,
+                    rows: None,
+                };
+                let last = Layout { batch: rows * row(channels), channel: 1, position: channels, ..nchw };
+                let columns_first = Layout {
+                    batch: channels * (step + 1) * rows * width,
+                    channel: (step + 1) * rows * width,
+                    position: rows * (step + 1),
+                    ..nchw
+                };
+                for layout in [
+                    nchw.with_rows(width, row(1)),
+                    last.with_rows(width, row(channels)),
+                    columns_first.with_rows(width, step + 1),
+                ] {
+                    orders.push(Order::new(layout, extents, Some(width)));
+                }
+            }
+        }
         for extents in [[2, 3, 5], [1, 3, 4], [2, 1, 7], [3, 2, 1], [1, 1, 1], [2, 300, 70]] {
             for [a, b, c] in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
                 for gap in [0, 1] {
@@ -218,7 +287,8 @@ mod tests {
                     strides[b] = strides[c] * extents[c] + gap;
                     strides[a] = strides[b] * extents[b] + gap;
                     let [batch, channel, position] = strides;
-                    orders.push(Order::new(Layout { offset: 2, batch, channel, position }, extents));
+                    let layout = Layout { offset: 2, batch, channel, position, rows: None };
+                    orders.push(Order::new(layout, extents, None));
                 }
             }
         }
@@ -265,7 +335,7 @@ mod tests {
                 for run in order.runs(range) {
                     for element in run.elements {
                         let at = order.coordinates(element);
-                        assert!((0..3).all(|axis| bounds[axis].contains(&at[axis])));
+                        assert!((0..4).all(|axis| bounds[axis].contains(&at[axis])));
                     }
                 }
             }

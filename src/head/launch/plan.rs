@@ -79,9 +79,13 @@ impl HeadArgs {
             let anchors = u64::from(batch) * u64::from(level.positions);
             let cls = Access {
                 storage,
-                strides: level.cls_strides,
+                strides: [
+                    level.cls_strides,
+                    if backward { level.grad_cls_strides } else { level.cls_strides },
+                ],
                 addresses: level.cls | if backward { level.grad_cls } else { 0 },
                 extents: [batch, classes, level.positions],
+                width: level.width,
             };
             let pace = level.plan_classes(&cls, beta_is_2);
             paces.push(pace);
@@ -90,9 +94,10 @@ impl HeadArgs {
 
             let boxes = Access {
                 storage,
-                strides: level.box_strides,
+                strides: [level.grad_box_strides; 2],
                 addresses: 0,
                 extents: [batch, 4 * bins, level.positions],
+                width: level.width,
             };
             let way = boxes.box_way();
             level.box_way = way as u32;
@@ -182,17 +187,28 @@ impl HeadLevel {
 /// How the elements of a tensor can be reached.
 struct Access {
     storage: Storage,
-    strides: Strides,
+    /// Of what is read, and of what is written.
+    strides: [Strides; 2],
     /// All that must be aligned, joined by or.
     addresses: DeviceAddress,
     /// Images, channels, positions.
     extents: [u32; 3],
+    /// Of a row of positions.
+    width: u32,
 }
 
 impl Access {
     /// Lanes go along the channels of an anchor.
     fn by_channel(&self) -> bool {
-        self.strides.channel == 1 && (self.strides.position != 1 || self.extents[2] == 1)
+        let Strides { channel, position, .. } = self.strides[0];
+        channel == 1 && (position != 1 || self.extents[2] == 1)
+    }
+
+    /// A lane goes as far in what is written as in what is read.
+    fn in_step(&self) -> bool {
+        let step = |strides: &Strides| if self.by_channel() { strides.position } else { strides.channel };
+        let [read, written] = &self.strides;
+        self.extents[if self.by_channel() { 2 } else { 1 }] <= 1 || step(read) == step(written)
     }
 
     /// Accesses of so many scalars are aligned, and none reaches beyond an image or an anchor. The
@@ -200,19 +216,29 @@ impl Access {
     fn whole(&self, scalars: usize) -> bool {
         let size = 16 / self.storage.vector() as u64;
         let [images, channels, positions] = self.extents;
-        let Strides { batch, channel, position } = self.strides;
         let multiple = |number: u64| number.is_multiple_of(scalars as u64);
         let steps = |extent: u32, stride: u64| extent <= 1 || multiple(stride);
         let short = |extent: u32, stride: u64| extent <= 1 || stride <= u64::from(u32::MAX) / size;
-        let inner = if self.by_channel() {
-            multiple(channels.into()) && steps(positions, position) && short(positions, position)
-        } else {
-            position == 1
-                && multiple(positions.into())
-                && steps(channels, channel)
-                && short(channels, channel)
+        let is_whole = |strides: &Strides| {
+            let &Strides { batch, channel, position, row_gap } = strides;
+            let inner = if self.by_channel() {
+                channel == 1
+                    && row_gap == 0
+                    && multiple(channels.into())
+                    && steps(positions, position)
+                    && short(positions, position)
+            } else {
+                position == 1
+                    && multiple(positions.into())
+                    && (row_gap == 0 || (multiple(self.width.into()) && multiple(row_gap)))
+                    && steps(channels, channel)
+                    && short(channels, channel)
+            };
+            inner && steps(images, batch)
         };
-        inner && steps(images, batch) && self.addresses.is_multiple_of(scalars as u64 * size)
+        self.in_step()
+            && self.strides.iter().all(is_whole)
+            && self.addresses.is_multiple_of(scalars as u64 * size)
     }
 
     fn class_way(&self) -> ClassWay {
@@ -229,16 +255,24 @@ impl Access {
         match self.by_channel() {
             true if self.is_dense() => BoxWay::Anchors,
             true => BoxWay::Channels,
-            false if self.strides.position == 1 || self.extents[2] == 1 => BoxWay::Positions,
+            false if self.extents[2] == 1 || self.is_row() => BoxWay::Positions,
             false => BoxWay::Scalars,
         }
+    }
+
+    /// Nothing is between two positions.
+    fn is_row(&self) -> bool {
+        let Strides { position, row_gap, .. } = self.strides[0];
+        position == 1 && row_gap == 0
     }
 
     /// By channel, nothing is between two anchors.
     fn is_dense(&self) -> bool {
         let [images, channels, positions] = self.extents.map(u64::from);
-        (positions <= 1 || self.strides.position == channels)
-            && (images <= 1 || self.strides.batch == channels * positions)
+        let Strides { batch, position, row_gap, .. } = self.strides[0];
+        row_gap == 0
+            && (positions <= 1 || position == channels)
+            && (images <= 1 || batch == channels * positions)
     }
 }
 
@@ -253,7 +287,7 @@ mod tests {
     fn args(batch: u32, classes: u32, positions: &[u32], by_channel: bool, beta: f32) -> HeadArgs {
         let strides = |channels: u32, positions: u32| {
             let (channel, position) = if by_channel { (1, channels.into()) } else { (positions.into(), 1) };
-            Strides { batch: u64::from(channels) * u64::from(positions), channel, position }
+            Strides { batch: u64::from(channels) * u64::from(positions), channel, position, row_gap: 0 }
         };
         let mut levels = [HeadLevel::default(); MAX_LEVELS];
         for (level, &positions) in levels.iter_mut().zip(positions) {
@@ -261,7 +295,9 @@ mod tests {
                 cls: 1 << 20,
                 grad_cls: 1 << 40,
                 cls_strides: strides(classes, positions),
+                grad_cls_strides: strides(classes, positions),
                 box_strides: strides(4 * 17, positions),
+                grad_box_strides: strides(4 * 17, positions),
                 positions,
                 ..HeadLevel::default()
             };
@@ -290,6 +326,18 @@ mod tests {
         assert_eq!(ways(Storage::Bf16, &args(2, 80, &COCO, true, 2.0)), [channels; 5]);
         // 20 classes are no whole vectors of 8; and all must be aligned.
         assert_eq!(ways(Storage::F16, &args(2, 20, &COCO, true, 2.0)), [scalars; 5]);
+        // Vectors go from channel to channel alike; rows apart must be whole vectors, and begin with one.
+        let with = |change: fn(&mut HeadLevel)| {
+            let mut args = nchw;
+            args.levels.iter_mut().for_each(change);
+            ways(Storage::F32, &args)[..2].to_vec()
+        };
+        assert_eq!(with(|level| level.grad_cls_strides.batch += 64), [positions; 2]);
+        assert_eq!(with(|level| level.grad_cls_strides.batch += 1), [scalars; 2]);
+        assert_eq!(with(|level| level.grad_cls_strides.channel += 4), [scalars; 2]);
+        assert_eq!(with(|level| (level.width, level.cls_strides.row_gap) = (100, 28)), [positions; 2]);
+        assert_eq!(with(|level| (level.width, level.cls_strides.row_gap) = (100, 30)), [scalars; 2]);
+        assert_eq!(with(|level| (level.width, level.cls_strides.row_gap) = (50, 28)), [scalars; 2]);
         let mut moved = nchw;
         moved.levels.iter_mut().for_each(|level| level.grad_cls += 8);
         assert_eq!(ways(Storage::F16, &moved)[..2], [halves, halves]);

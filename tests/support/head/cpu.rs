@@ -78,12 +78,27 @@ pub fn run<T: Stored>(scene: &Scene, form: Form, pass: Pass) -> Result<Outcome<T
 
 pub fn run_mixed<T: Stored, U: Stored>(scene: &Scene, form: Form, pass: Pass) -> Result<Mixed<T, U>> {
     let head = scene.settings.head()?;
-    let mut losses = vec![T::Loss::from_f64(f64::NAN); 3 * scene.levels.len()];
-    let mut grads: Vec<Buffers<T, U>> =
-        scene.levels.iter().map(|level| Buffers::filled(scene, level, form, GRAD_BEFORE)).collect();
+    let losses = if pass == Pass::Backward { 0 } else { 3 * scene.levels.len() };
+    let mut losses = vec![T::Loss::from_f64(f64::NAN); losses];
+    let upstream: Option<Vec<_>> =
+        scene.upstream.as_ref().map(|upstream| upstream.iter().map(|&x| T::Loss::from_f64(x)).collect());
+    let mut grads: Vec<Buffers<T, U>> = scene
+        .levels
+        .iter()
+        .map(|level| Buffers::filled(scene, level, scene.gradients(form), GRAD_BEFORE))
+        .collect();
+    let layouts = scene.gradient_layouts();
     let mut flag = [FLAG_BEFORE];
     let status = with_levels(scene, form, |levels| {
         let call = call(&head, scene, levels).grad_scale(scene.grad_scale).found_inf(&mut flag);
+        let call = match &layouts {
+            Some(layouts) => call.gradient_layouts(layouts),
+            None => call,
+        };
+        let call = match &upstream {
+            Some(upstream) => call.upstream(upstream),
+            None => call,
+        };
         let call = match scene.normalisers {
             Some(normalisers) => call.normalised_by(normalisers),
             None => call,
@@ -100,7 +115,10 @@ pub fn run_mixed<T: Stored, U: Stored>(scene: &Scene, form: Form, pass: Pass) ->
                 }
             })
             .collect();
-        call.forward_backward(&mut losses, &mut gradients)
+        match pass {
+            Pass::Backward => call.backward(&mut gradients),
+            _ => call.forward_backward(&mut losses, &mut gradients),
+        }
     })?;
     let grads = if pass == Pass::Forward { vec![] } else { grads };
     let grads = grads.iter().map(|grads| grads.read(GRAD_BEFORE)).collect();

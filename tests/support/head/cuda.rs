@@ -75,6 +75,7 @@ pub struct OnCuda<T, U = T> {
     levels: Vec<OfLevel<T, U>>,
     grads: Vec<Pair<T, U>>,
     class_weights: Option<Buffer<f32>>,
+    upstream: Option<Buffer<f32>>,
     losses: Buffer<f32>,
     found_inf: Buffer<f32>,
     grad_scale: Buffer<f32>,
@@ -181,9 +182,14 @@ impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
             form,
             levels: scene.levels.iter().map(|level| upload(gpu, scene, level, form, offset)).collect(),
             grads: (scene.levels.iter())
-                .map(|level| Pair::new(gpu, &Buffers::filled(scene, level, form, GRAD_BEFORE), offset))
+                .map(|level| {
+                    Pair::new(gpu, &Buffers::filled(scene, level, scene.gradients(form), GRAD_BEFORE), offset)
+                })
                 .collect(),
             class_weights: scene.class_weights.as_ref().map(|weights| Buffer::new(gpu, weights, offset)),
+            upstream: (scene.upstream.as_ref()).map(|upstream| {
+                Buffer::new(gpu, &upstream.iter().map(|&x| x as f32).collect::<Vec<_>>(), offset)
+            }),
             losses: Buffer::poisoned(gpu, 3 * scene.levels.len(), offset),
             found_inf: Buffer::new(gpu, &[FLAG_BEFORE], 0),
             grad_scale: Buffer::new(gpu, &[scene.grad_scale as f32], 0),
@@ -203,7 +209,7 @@ impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
     pub fn refill(&mut self, gpu: &Gpu, scene: &Scene) {
         for ((level, to), to_grads) in scene.levels.iter().zip(&mut self.levels).zip(&mut self.grads) {
             to.logits.write(gpu, &Buffers::logits(scene, level, self.form));
-            to_grads.write(gpu, &Buffers::filled(scene, level, self.form, GRAD_BEFORE));
+            to_grads.write(gpu, &Buffers::filled(scene, level, scene.gradients(self.form), GRAD_BEFORE));
             to.labels.write(gpu, &level.labels);
             if scene.narrow {
                 to.narrow.write(gpu, &narrowed(&level.labels));
@@ -238,6 +244,8 @@ impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
     ) -> Result<()> {
         let views: Vec<Views<T, U>> = self.levels.iter().map(Views::new).collect();
         let class_weights = self.class_weights.as_ref().map(Buffer::view);
+        let upstream = self.upstream.as_ref().map(Buffer::view);
+        let layouts = scene.gradient_layouts();
         let levels: Vec<Level<Device, T, U>> = scene
             .levels
             .iter()
@@ -250,6 +258,12 @@ impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
         let mut call = head.cuda(&gpu.handle, &mut self.workspace, scene.batch, scene.classes, &levels);
         if let Some(weights) = &class_weights {
             call = call.class_weights(weights);
+        }
+        if let Some(layouts) = &layouts {
+            call = call.gradient_layouts(layouts);
+        }
+        if let Some(upstream) = &upstream {
+            call = call.upstream(upstream);
         }
         if !self.bare {
             call = call.status(&mut self.status).found_inf(&mut found_inf);
@@ -269,13 +283,16 @@ impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
             .map(|Pair(cls, boxes)| (cls.view_mut(), boxes.as_mut().map(Buffer::view_mut)))
             .collect();
         let mut gradients: Vec<Gradients<Device, T, U>> = views.iter_mut().map(gradients_of).collect();
-        call.forward_backward(&mut losses, &mut gradients)
+        match pass {
+            Pass::Backward => call.backward(&mut gradients),
+            _ => call.forward_backward(&mut losses, &mut gradients),
+        }
     }
 
     /// What the call gave, once the stream has come to it.
     pub fn mixed_outcome(&self, gpu: &Gpu, scene: &Scene, pass: Pass) -> Mixed<T, U> {
         let read = |(level, Pair(cls, boxes)): (&LevelScene, &Pair<T, U>)| {
-            let mut grads = Buffers::<T, U>::filled(scene, level, self.form, GRAD_BEFORE);
+            let mut grads = Buffers::<T, U>::filled(scene, level, scene.gradients(self.form), GRAD_BEFORE);
             grads.cls = cls.read(gpu);
             grads.boxes = boxes.as_ref().map(|boxes| boxes.read(gpu));
             grads.read(GRAD_BEFORE)
@@ -283,7 +300,7 @@ impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
         let levels = scene.levels.iter().zip(&self.grads);
         let status: Status = self.status.read(&gpu.stream).expect("the stream's work ends well");
         Mixed {
-            losses: self.losses.read(gpu),
+            losses: if pass == Pass::Backward { vec![] } else { self.losses.read(gpu) },
             grads: if pass == Pass::Forward { vec![] } else { levels.map(read).collect() },
             status,
             found_inf: self.found_inf.read(gpu)[0],

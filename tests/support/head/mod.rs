@@ -8,10 +8,11 @@ pub mod reference;
 pub mod scenes;
 
 use gfocal::boxes::IouKind;
-use gfocal::head::{BoxCoding, BoxWeight, HeadLoss, Layout, Normaliser, Normalisers, QualitySource};
+use gfocal::head::{BoxCoding, BoxWeight, HeadLoss, Layout, Layouts, Normaliser, Normalisers, QualitySource};
 use gfocal::{Background, DistributionFocalLoss, QualityFocalLoss, Status};
 
 use super::case::Pass;
+use super::random::Random;
 use super::tolerance::{Number, Stored, check_elements, check_reduced};
 pub use reference::expect;
 
@@ -179,12 +180,48 @@ pub struct Scene {
     /// Whether to give the labels as i32.
     pub narrow: bool,
     pub grad_scale: f64,
+    /// `[levels, 3]`: numbers that f32 has.
+    pub upstream: Option<Vec<f64>>,
     pub normalisers: Option<Normalisers>,
+    /// Where the gradients are, if not where the logits are.
+    pub gradient_form: Option<Form>,
 }
 
 impl Scene {
     pub fn box_channels(&self) -> usize {
         4 * if self.settings.numbers.is_some() { 1 } else { self.settings.bins }
+    }
+
+    /// With gradients with respect to the losses, one of them 0.
+    pub fn with_upstream(mut self, random: &mut Random) -> Scene {
+        let mut upstream: Vec<f64> = random.many(3 * self.levels.len(), -2.0, 2.0);
+        upstream.iter_mut().for_each(|x| *x = f64::from(*x as f32));
+        let zero = random.index(upstream.len());
+        upstream[zero] = 0.0;
+        self.upstream = Some(upstream);
+        self
+    }
+
+    /// Where the gradients are, with logits in this form.
+    pub fn gradients(&self, form: Form) -> Form {
+        self.gradient_form.unwrap_or(form)
+    }
+
+    /// Layouts of the gradients, if they are not those of the logits.
+    pub fn gradient_layouts(&self) -> Option<Vec<Layouts>> {
+        let form = self.gradient_form?;
+        let of_level = |level: &LevelScene| {
+            let channels = [self.classes, self.box_channels()];
+            let Placement { cls, boxes, .. } = form.place(self.batch, channels, [level.height, level.width]);
+            Layouts { cls, boxes }
+        };
+        Some(self.levels.iter().map(of_level).collect())
+    }
+
+    /// What the gradients of the three losses of a level are multiplied by.
+    pub fn grad_scales(&self, level: usize) -> [f64; 3] {
+        let upstream = |which| self.upstream.as_ref().map_or(1.0, |upstream| upstream[3 * level + which]);
+        [0, 1, 2].map(|which| self.grad_scale * upstream(which))
     }
 
     /// The scene on the logits that storage as `T` leaves.
@@ -247,11 +284,19 @@ pub enum Form {
     JointLast,
     /// Nothing is next to anything, and images are the fastest axis.
     Scattered,
+    /// Rows of a larger `[B, C, H', W']` tensor, at multiples of 8.
+    Crop,
+    /// Rows of a larger `[B, H', W', C]` tensor.
+    CropLast,
+    /// Row by row down the columns of a `[B, C, W, H']` tensor.
+    Columns,
 }
 
 impl Form {
     pub const ALL: [Form; 5] =
         [Form::Nchw, Form::ChannelsLast, Form::Joint, Form::JointLast, Form::Scattered];
+    /// Those with rows that do not follow each other.
+    pub const ROWS: [Form; 3] = [Form::Crop, Form::CropLast, Form::Columns];
 }
 
 /// Where the tensors of a level are.
@@ -264,8 +309,8 @@ pub struct Placement {
 }
 
 impl Form {
-    pub fn place(self, batch: usize, channels: [usize; 2], positions: usize) -> Placement {
-        let [classes, boxes] = channels;
+    pub fn place(self, batch: usize, channels: [usize; 2], [height, width]: [usize; 2]) -> Placement {
+        let ([classes, boxes], positions) = (channels, height * width);
         let all = classes + boxes + 5;
         match self {
             Form::Nchw | Form::ChannelsLast => {
@@ -292,8 +337,31 @@ impl Form {
                     batch: 2,
                     channel: 2 * batch + 1,
                     position: channels * (2 * batch + 1),
+                    rows: None,
                 };
                 let length = |channels| 2 + channels * (2 * batch + 1) * positions;
+                Placement { cls: layout(classes), boxes: layout(boxes), lengths: Err(channels.map(length)) }
+            }
+            Form::Crop | Form::CropLast | Form::Columns => {
+                let layout = |channels| match self {
+                    Form::Crop => {
+                        let pitch = width.next_multiple_of(8) + 8;
+                        let whole = Layout::nchw(channels, (height + 1) * pitch);
+                        Layout { offset: 8, ..whole }.with_rows(width, pitch)
+                    }
+                    Form::CropLast => {
+                        let whole = Layout::channels_last(channels, (height + 1) * (width + 3));
+                        Layout { offset: channels, ..whole }.with_rows(width, (width + 3) * channels)
+                    }
+                    _ => {
+                        let whole = Layout::nchw(channels, (height + 1) * width);
+                        Layout { position: height + 1, ..whole }.with_rows(width, 1)
+                    }
+                };
+                let length = |channels| {
+                    let Layout { offset, batch: image, .. } = layout(channels);
+                    offset + batch * image
+                };
                 Placement { cls: layout(classes), boxes: layout(boxes), lengths: Err(channels.map(length)) }
             }
         }
@@ -306,7 +374,12 @@ pub fn places(layout: &Layout, batch: usize, channels: usize, positions: usize) 
     for image in 0..batch {
         for channel in 0..channels {
             let first = layout.offset + image * layout.batch + channel * layout.channel;
-            places.extend((0..positions).map(|position| first + position * layout.position));
+            places.extend((0..positions).map(|position| match layout.rows {
+                Some(rows) => {
+                    first + position / rows.width * rows.step + position % rows.width * layout.position
+                }
+                None => first + position * layout.position,
+            }));
         }
     }
     places
@@ -327,7 +400,7 @@ impl<T: Stored, U: Stored> Buffers<T, U> {
     /// With nothing but `value` in them.
     pub fn filled(scene: &Scene, level: &LevelScene, form: Form, value: f64) -> Buffers<T, U> {
         let channels = [scene.classes, scene.box_channels()];
-        let placement = form.place(scene.batch, channels, level.positions());
+        let placement = form.place(scene.batch, channels, [level.height, level.width]);
         let places_of = |layout, channels| places(layout, scene.batch, channels, level.positions());
         let (cls, boxes) = match placement.lengths {
             Ok(both) => (both, None),
@@ -433,7 +506,8 @@ pub fn check_mixed<T: Stored, U: Stored>(
     want: &reference::Expected,
 ) {
     let what = format!("{what} in {} and {}, {pass:?}", T::NAME, U::NAME);
-    assert_eq!(got.losses.len(), want.losses.len(), "{what}: losses");
+    let losses = if pass == Pass::Backward { 0 } else { want.losses.len() };
+    assert_eq!(got.losses.len(), losses, "{what}: losses");
     for (index, (&got, want)) in got.losses.iter().zip(&want.losses).enumerate() {
         if let Some(want) = want {
             check_reduced(&format!("{what}, loss {index}"), got, want);

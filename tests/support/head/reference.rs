@@ -255,7 +255,8 @@ pub fn expect(scene: &Scene) -> Expected {
     let known = !by.box_weights.is_nan();
 
     let (mut losses, mut grads) = (Vec::new(), Vec::new());
-    for ((level, positives), weights) in scene.levels.iter().zip(&positives).zip(&weights) {
+    for (i, ((level, positives), weights)) in scene.levels.iter().zip(&positives).zip(&weights).enumerate() {
+        let [of_cls_loss, of_box_loss, of_dfl_loss] = scene.grad_scales(i);
         let positions = level.positions();
         let mut sum = Want::ZERO;
         let mut add = |loss: f64, weight: f64, factor: f64, cancels: bool| {
@@ -293,7 +294,7 @@ pub fn expect(scene: &Scene) -> Expected {
                 let (loss, grad) = if y.is_nan() { (f64::NAN, f64::NAN) } else { qfl(x, y, settings.beta) };
                 add(loss, weight, factors[0], y > 0.0);
                 let promised = known_cls || grad.is_nan();
-                *want = promised.then(|| Want::new(grad, weight * factors[0] * scene.grad_scale, y > 0.0));
+                *want = promised.then(|| Want::new(grad, weight * factors[0] * of_cls_loss, y > 0.0));
             }
         }
         losses.push((known_cls || sum.value.is_nan()).then_some(sum));
@@ -312,13 +313,13 @@ pub fn expect(scene: &Scene) -> Expected {
             for (channel, grad) in positive.grads.iter().enumerate() {
                 let at = (positive.image * scene.box_channels() + channel) * positions + positive.position;
                 of_boxes[at] = grad.map(|[of_iou, of_dfl]| {
-                    let scale = scene.grad_scale * weight;
-                    let [iou, dfl] = [of_iou * factors[1], of_dfl * factors[2]].map(|grad| grad * scale);
+                    let [of_box_loss, of_dfl_loss] = [of_box_loss * factors[1], of_dfl_loss * factors[2]];
+                    let [iou, dfl] = [of_iou * of_box_loss * weight, of_dfl * of_dfl_loss * weight];
                     Want {
                         value: iou + dfl,
                         magnitude: iou.abs() + dfl.abs(),
                         // A distance is rounded as a coordinate is, to so much of the largest.
-                        scale: (factors[1] * scale).abs().max((factors[2] * scale).abs()),
+                        scale: (of_box_loss * weight).abs().max((of_dfl_loss * weight).abs()),
                         cancels: true,
                     }
                 });

@@ -66,7 +66,9 @@ pub fn golden(name: &'static str) -> Golden {
         class_weights: None,
         narrow: false,
         grad_scale: 1.0,
+        upstream: None,
         normalisers: None,
+        gradient_form: None,
     };
     Golden { name, scene, losses, grads, positives: number(&case["num_pos"]), centres }
 }
@@ -121,7 +123,9 @@ pub fn report(name: &str) -> Report {
         class_weights: None,
         narrow: false,
         grad_scale: 1.0,
+        upstream: None,
         normalisers: None,
+        gradient_form: None,
     };
     Report { scene, loss: number(&file.expect["loss"]), losses, grads }
 }
@@ -202,7 +206,9 @@ impl Recipe {
             levels,
             narrow: random.chance(0.5),
             grad_scale: [1.0, 1.0, 1024.0, -0.5][random.index(4)],
+            upstream: None,
             normalisers: None,
+            gradient_form: None,
         }
     }
 
