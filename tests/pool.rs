@@ -9,8 +9,8 @@ use std::{fs, thread};
 use gfocal::assign::{AnchorGrid, Fcos, GroundTruth, LevelTargets};
 use gfocal::boxes::BoxLoss;
 use gfocal::cpu::Pool;
-use gfocal::head::{Gradients, HeadLoss, Layout, Level, Logits, Points, Targets};
-use gfocal::{DistributionFocalLoss, Host, QualityFocalLoss, f16};
+use gfocal::head::{BoxCoding, Gradients, HeadLoss, Layout, Level, Logits, Points, Targets};
+use gfocal::{DistributionFocalLoss, Host, QualityFocalLoss, decode, f16, integral};
 use rayon::prelude::*;
 
 /// The bits of what all operations give of so many rows.
@@ -41,6 +41,12 @@ fn everything(rows: usize) -> Vec<u64> {
     keep(&losses);
     keep(&slopes);
 
+    let (mut expectations, mut slopes) = (vec![0.0f32; 2 * rows], vec![0.0f32; 16 * rows]);
+    integral::forward(&x, [2 * rows, 8], &mut expectations).expect("a legal call");
+    integral::backward(&x, [2 * rows, 8], &x[..2 * rows], &mut slopes).expect("a legal call");
+    keep(&expectations);
+    keep(&slopes);
+
     let (head, grid) =
         (HeadLoss::mmdetection().with_bins(2).expect("two bins"), AnchorGrid::new(1, rows, 8.0));
     let level: Level<Host, f32> = Level {
@@ -54,6 +60,11 @@ fn everything(rows: usize) -> Vec<u64> {
         targets: Targets::<Host>::new(labels[..].into(), &boxes),
     };
     let (mut losses, mut of_boxes) = ([0.0f32; 3], vec![0.0f32; 8 * rows]);
+    let (two, raw, mut decoded) = (BoxCoding::Bins(2), [decode::Level::from(&level)], vec![0.0f32; 4 * rows]);
+    decode::forward(two, 1, &raw, &mut decoded).expect("a legal call");
+    decode::backward(two, 1, &raw, &x[..4 * rows], &mut [&mut of_boxes]).expect("a legal call");
+    keep(&decoded);
+    keep(&of_boxes);
     let gradients: Gradients<Host, f32> = Gradients::Separate { cls: &mut grad, boxes: &mut of_boxes };
     let call = head.cpu(1, 8, std::slice::from_ref(&level));
     call.forward_backward(&mut losses, &mut [gradients]).expect("a legal call");
