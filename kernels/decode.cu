@@ -59,10 +59,10 @@ struct SideLogits {
     u64 start, step;
     u32 bins, lane, lanes;
 
-    // Calls body(j, z_j) for the bins of this lane.
-    template <class Body>
+    // Calls body(j, z_j) for the bins of this lane. So many are on their way at a time: in the first pass from memory.
+    template <int AT_ONCE, class Body>
     DEVICE void each(Body body) const {
-#pragma unroll 4
+#pragma unroll AT_ONCE
         for (u32 j = lane; j < bins; j += lanes) body(j, load_any(logits, start + j * step, TYPE));
     }
 };
@@ -80,12 +80,12 @@ template <u32 TYPE>
 DEVICE Expectation expectation(const SideLogits<TYPE>& side, bool exact) {
     const int lanes = (int)side.lanes;
     float peak = -__uint_as_float(INFINITE), total = 0.0f, moment = 0.0f, nearest = 0.0f;
-    side.each([&](u32, float z) {
+    side.template each<4>([&](u32, float z) {
         total = fmaf(z, 0.0f, total);  // poison
         peak = fmaxf(peak, z);
     });
     peak = lanes_max(peak, lanes);
-    side.each([&](u32 j, float z) {
+    side.template each<2>([&](u32 j, float z) {
         const float e = exp_below(z, peak);
         total += e;
         moment = fmaf((float)j, e, moment);
@@ -95,7 +95,7 @@ DEVICE Expectation expectation(const SideLogits<TYPE>& side, bool exact) {
     if (exact) {
         nearest = rintf(rest);
         moment = 0.0f;
-        side.each([&](u32 j, float z) { moment = fmaf((float)j - nearest, exp_below(z, peak), moment); });
+        side.template each<2>([&](u32 j, float z) { moment = fmaf((float)j - nearest, exp_below(z, peak), moment); });
         rest = lanes_sum(moment, lanes) * share;
     }
     return {peak, share, nearest, rest};
@@ -131,7 +131,8 @@ DEVICE void decode_as(const DecodeArgs& a) {
         }
         const u32 lanes = level.lanes;
 #pragma unroll 1
-        for (u32 k = threadIdx.x / lanes; k < DECODE_BLOCK; k += DECODE_BLOCK / lanes) {
+        for (u32 round = 0; round < lanes; ++round) {
+            const u32 k = round * (DECODE_BLOCK / lanes) + threadIdx.x / lanes;
             // One side of many anchors, or all of a few.
             const u32 side = lanes == 1 ? k / TILE : k % 4, at = lanes == 1 ? k % TILE : k / 4;
             const bool valid = at < count;
@@ -147,7 +148,7 @@ DEVICE void decode_as(const DecodeArgs& a) {
                 distance = e.nearest + e.rest;
                 if (GRADIENT && valid) {
                     const float scale = way * sides[4 * at + side] * e.share;
-                    logits.each([&](u32 j, float z) {
+                    logits.template each<2>([&](u32 j, float z) {
                         const float slope = exp_below(z, e.peak) * scale * (((float)j - e.nearest) - e.rest);
                         finite &= store_any(level.grad, start + j * level.channel, TYPE, slope);
                     });

@@ -49,6 +49,9 @@ struct Family {
     main_loop: MainLoop,
     /// How many blocks a launch puts on each multiprocessor at most.
     blocks_launched: u32,
+    /// What a thread reads lies apart, so that there is nothing to load 128 bits of.
+    #[serde(default)]
+    reads_apart: bool,
     /// Anywhere in the kernel.
     #[serde(default)]
     forbidden: Vec<Opcode>,
@@ -251,13 +254,14 @@ impl Budgets {
                 100.0 * rules.min_occupancy
             ));
         }
-        if assembled.kernel.count(is_wide_load) == 0 {
+        let budgets = self.of(assembled.name());
+        let reads_apart = budgets.iter().any(|budget| budget.family.reads_apart);
+        if assembled.kernel.count(is_wide_load) == 0 && !reads_apart {
             faults.push("no 128-bit load from global memory".to_owned());
         }
         let opcodes = || assembled.kernel.code.iter().map(|instruction| instruction.opcode.as_str());
         faults.extend(forbidden(&rules.forbidden, opcodes, "is forbidden"));
         // Where loops have budgets, no loop over vectors goes without.
-        let budgets = self.of(assembled.name());
         let loads: Vec<usize> =
             budgets.iter().filter_map(|budget| Some(budget.bounds.of_loop.as_ref()?.loads)).collect();
         if !loads.is_empty() {
