@@ -221,3 +221,61 @@ fn the_defined_values_where_sigma_is_y() {
         }
     }
 }
+
+/// What is beside f64 logits is f64: the derivatives by numbers that f32 does not hold, to 1e-9.
+#[test]
+fn what_is_beside_f64_logits_is_f64() {
+    let third = 1.0 / 3.0;
+    let (logits, rows) = ([-1.3, 0.4, 2.1, -0.7, 0.2, 1.1, -0.1, 0.9], 2);
+    let (quality, weight, upstream) = ([0.1 + third, 0.7 * third], [third, 2.0 * third], [0.1, 1.7 * third]);
+    let (by_class, by_element) = ([third, 0.1, 0.7, 1.1], [0.9 * third; 8]);
+    assert!(
+        [third, 0.1, 1.7 * third].iter().all(|x| (f64::from(*x as f32) - x).abs() > 1e-9 * x),
+        "f32 would do"
+    );
+    let near = |what: &str, got: f64, want: f64| {
+        let error = (got - want).abs();
+        assert!(error <= 1e-9 * want.abs(), "{what}: {got:e} is not {want:e}");
+    };
+
+    let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
+    let sigma = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let qfl_of = |x: f64, y: f64| {
+        let (d, ce) = (sigma(x) - y, softplus(x) - x * y);
+        d * (d * d + 2.0 * sigma(x) * (1.0 - sigma(x)) * ce)
+    };
+    let (qfl, labels) = (gfocal::QualityFocalLoss::default(), [1i64, 3]);
+    let (mut sparse, mut dense, mut losses) = ([0.0f64; 8], [0.0f64; 8], [0.0f64; 2]);
+    let call = qfl.cpu(&logits, [rows, 4], &labels, &quality).reduction(Reduction::None);
+    let call = call.weight(&weight).upstream(&upstream).class_weights(&by_class).element_weights(&by_element);
+    call.forward_backward(&mut losses, &mut sparse).expect("a legal call");
+    let target: Vec<f64> = (0..8).map(|i| third * sigma(f64::from(i))).collect();
+    let call = qfl.cpu_dense(&logits, [rows, 4], &target).reduction(Reduction::Sum);
+    call.backward(&mut dense).expect("a legal call");
+    for (i, &x) in logits.iter().enumerate() {
+        let (row, class) = (i / 4, i % 4);
+        let y = if labels[row] == class as i64 { quality[row] } else { 0.0 };
+        let by = weight[row] * upstream[row] * by_class[class] * by_element[i];
+        near("labelled", sparse[i], by * qfl_of(x, y));
+        near("dense", dense[i], qfl_of(x, target[i]));
+    }
+
+    let total = |row: usize| logits[4 * row..][..4].iter().map(|z| z.exp()).sum::<f64>();
+    let distance = [1.0 + third, 3.0 - 0.1 * third];
+    let (mut sides, mut slopes) = ([0.0f64; 8], [0.0f64; 8]);
+    let dfl = gfocal::DistributionFocalLoss::new(0.2 * third).expect("an eps");
+    let call = dfl.cpu(&logits, [rows, 4], &distance).reduction(Reduction::None);
+    let call = call.weight(&weight).upstream(&upstream);
+    call.forward_backward(&mut losses, &mut sides).expect("a legal call");
+    gfocal::integral::backward(&logits, [rows, 4], &upstream, &mut slopes).expect("a legal call");
+    for (i, &z) in logits.iter().enumerate() {
+        let (row, bin) = (i / 4, i % 4);
+        let p = z.exp() / total(row);
+        let t = distance[row].min(3.0 - 0.2 * third); // the second is clamped
+        let share = (1.0 - (t - bin as f64).abs()).max(0.0);
+        near("DFL", sides[i], weight[row] * upstream[row] * (p - share));
+        let of_row = logits[4 * row..][..4].iter().enumerate();
+        let expectation = of_row.map(|(j, z)| j as f64 * z.exp()).sum::<f64>() / total(row);
+        near("the integral", slopes[i], upstream[row] * p * (bin as f64 - expectation));
+    }
+}

@@ -35,7 +35,8 @@ const QFL_EXAMPLES: &str = "\
 The file holds logits [N, C] (F32, F16, BF16 or F64) and either labels [N] (I64 or I32) with
 quality [N], or target [N, C]; and, if wanted, weight [N], which is 0 for rows to be left out,
 class_weights [C] and element_weights [N, C], which are 0 for elements to be left out. All but logits
-and labels may be F32, F64, F16 or BF16; they are used as F32. If there is no tensor logits but one
+and labels may be F32, F64, F16 or BF16; they are used as F32, and as F64
+beside F64 logits. If there is no tensor logits but one
 qfl.logits, the names are taken with that prefix. With --activated it is probs instead of logits.
 Other tensors are not read, and a note names them.
 
@@ -47,7 +48,8 @@ Examples:
 const DFL_EXAMPLES: &str = "\
 The file holds logits [N, K] (F32, F16, BF16 or F64), a row for each side of a box, and target [N]
 in units of bins; and, if wanted, weight [N], which is 0 for rows to be left out. Target and weight
-may be F32, F64, F16 or BF16; they are used as F32. If there is no tensor logits but one
+may be F32, F64, F16 or BF16; they are used as F32, and as F64
+beside F64 logits. If there is no tensor logits but one
 dfl.logits, the names are taken with that prefix. Other tensors are not read, and a note names them.
 
 Examples:

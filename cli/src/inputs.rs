@@ -4,7 +4,7 @@ use std::path::Path;
 
 use gfocal::cuda::{Pass, Storage, Units};
 use gfocal::qfl::Class;
-use gfocal::{QualityFocalLoss, Status};
+use gfocal::{Element, QualityFocalLoss, Status};
 
 use crate::error::{Error, Result};
 use crate::file::{Input, Tensors};
@@ -60,15 +60,25 @@ impl Labels {
 pub struct QflTargets {
     pub rows: QflRows,
     /// `[C]`.
-    pub class_weights: Option<Vec<f32>>,
+    pub class_weights: Option<Beside>,
     /// `[N, C]`.
-    pub element_weights: Option<Vec<f32>>,
+    pub element_weights: Option<Beside>,
 }
 
 /// What the rows are to become.
 pub enum QflRows {
-    Sparse { labels: Labels, quality: Vec<f32> },
-    Dense { target: Vec<f32> },
+    Sparse { labels: Labels, quality: Beside },
+    Dense { target: Beside },
+}
+
+/// Numbers that go with logits, in the type that the library takes beside them: f64 beside f64, else f32.
+pub struct Beside(Vec<f64>);
+
+impl Beside {
+    /// In that type.
+    pub fn numbers<W: Element>(&self) -> Vec<W> {
+        self.0.iter().map(|&number| W::from_f64(number)).collect()
+    }
 }
 
 /// Logits and what goes with them; `T` is the loss's own targets.
@@ -76,14 +86,14 @@ pub struct Inputs<T> {
     pub logits: Floats,
     pub shape: [usize; 2],
     pub targets: T,
-    pub weight: Option<Vec<f32>>,
+    pub weight: Option<Beside>,
 }
 
 /// The inputs of QFL.
 pub type QflInputs = Inputs<QflTargets>;
 
 /// The inputs of DFL.
-pub type DflInputs = Inputs<Vec<f32>>;
+pub type DflInputs = Inputs<Beside>;
 
 impl QflInputs {
     /// `logits`: the name of the input, which may hold probabilities.
@@ -125,7 +135,7 @@ impl QflInputs {
                 labels.iter().filter(|&&label| is_positive(label.into())).count()
             }
             QflRows::Dense { target } => {
-                target.chunks(classes.max(1)).filter(|row| row.iter().any(|&y| y > 0.0)).count()
+                target.0.chunks(classes.max(1)).filter(|row| row.iter().any(|&y| y > 0.0)).count()
             }
         }
     }
@@ -181,14 +191,14 @@ impl DflInputs {
     /// Rows whose weight is not 0: each is a side of a positive's box.
     pub fn positives(&self) -> usize {
         match &self.weight {
-            Some(weight) => weight.iter().filter(|&&weight| weight != 0.0).count(),
+            Some(weight) => weight.0.iter().filter(|&&weight| weight != 0.0).count(),
             None => self.shape[0],
         }
     }
 
     /// What could not be used, in words.
     pub fn status(&self, status: Status) -> StatusReport {
-        let nan = |row: &usize| self.targets[*row].is_nan() && self.is_used(*row);
+        let nan = |row: &usize| self.targets.0[*row].is_nan() && self.is_used(*row);
         let (count, nans) = (status.out_of_range_targets as usize, (0..self.shape[0]).filter(nan).count());
         let troubles = [
             Trouble {
@@ -211,13 +221,13 @@ impl DflInputs {
 
     /// Whether a row has not the weight 0.
     fn is_used(&self, row: usize) -> bool {
-        self.weight.as_ref().is_none_or(|weight| weight[row] != 0.0)
+        self.weight.as_ref().is_none_or(|weight| weight.0[row] != 0.0)
     }
 
     /// The sum of the weights, which are 1 if there are none.
     pub fn weight_sum(&self) -> f64 {
         match &self.weight {
-            Some(weight) => weight.iter().fold(0.0, |sum, &weight| sum + f64::from(weight)),
+            Some(weight) => weight.0.iter().fold(0.0, |sum, weight| sum + weight),
             None => self.shape[0] as f64,
         }
     }
@@ -268,23 +278,24 @@ impl<'a> Reader<'a> {
         Ok(labels)
     }
 
-    fn per_row(&self, name: &str) -> Result<Vec<f32>> {
+    fn per_row(&self, name: &str) -> Result<Beside> {
         self.floats(name, &self.shape[..1])
     }
 
-    fn like_logits(&self, name: &str) -> Result<Vec<f32>> {
+    fn like_logits(&self, name: &str) -> Result<Beside> {
         self.floats(name, &self.shape)
     }
 
-    fn optional(&self, name: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
+    fn optional(&self, name: &str, expected: &[usize]) -> Result<Option<Beside>> {
         if self.has(name) { self.floats(name, expected).map(Some) } else { Ok(None) }
     }
 
-    fn floats(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+    fn floats(&self, name: &str, expected: &[usize]) -> Result<Beside> {
         let name = format!("{}{name}", self.prefix);
         let (shape, numbers) = self.tensors.floats(&name)?;
         self.check(name, shape, expected)?;
-        Ok(numbers.into_f32())
+        let beside = if self.logits.dtype() == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
+        Ok(Beside(numbers.to(beside).iter().collect()))
     }
 
     fn check(&self, tensor: String, found: Vec<usize>, expected: &[usize]) -> Result<()> {

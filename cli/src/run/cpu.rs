@@ -4,31 +4,32 @@ use gfocal::{Call, DistributionFocalLoss, Element, Host, Operation, QualityFocal
 
 use super::{Outcome, Scaling, losses};
 use crate::floats::Float;
-use crate::inputs::{DflInputs, Inputs, Labels, QflInputs, QflRows, QflTargets};
+use crate::inputs::{Beside, DflInputs, Inputs, Labels, QflInputs, QflRows, QflTargets};
 
 pub fn qfl<T>(loss: &QualityFocalLoss, logits: &[T], inputs: &QflInputs, scaling: Scaling) -> Result<Outcome>
 where
     T: Float + Element<Loss: Float>,
 {
     let shape = inputs.shape;
-    run(logits, inputs, scaling, |losses, grad| {
-        let QflTargets { rows, class_weights, element_weights } = &inputs.targets;
+    let QflTargets { rows, class_weights, element_weights } = &inputs.targets;
+    let targets: Vec<T::Loss> = match rows {
+        QflRows::Sparse { quality: beside, .. } | QflRows::Dense { target: beside } => beside.numbers(),
+    };
+    let [class_weights, element_weights] =
+        [class_weights, element_weights].map(|weights| weights.as_ref().map(Beside::numbers));
+    run(logits, inputs, scaling, |weight, losses, grad| {
         let mut call = match rows {
-            QflRows::Sparse { labels: Labels::I64(labels), quality } => {
-                loss.cpu(logits, shape, labels, quality)
-            }
-            QflRows::Sparse { labels: Labels::I32(labels), quality } => {
-                loss.cpu(logits, shape, labels, quality)
-            }
-            QflRows::Dense { target } => loss.cpu_dense(logits, shape, target),
+            QflRows::Sparse { labels: Labels::I64(labels), .. } => loss.cpu(logits, shape, labels, &targets),
+            QflRows::Sparse { labels: Labels::I32(labels), .. } => loss.cpu(logits, shape, labels, &targets),
+            QflRows::Dense { .. } => loss.cpu_dense(logits, shape, &targets),
         };
-        if let Some(weights) = class_weights {
+        if let Some(weights) = &class_weights {
             call = call.class_weights(weights);
         }
-        if let Some(weights) = element_weights {
+        if let Some(weights) = &element_weights {
             call = call.element_weights(weights);
         }
-        with_options(call, inputs, scaling).forward_backward(losses, grad)
+        with_options(call, weight, scaling).forward_backward(losses, grad)
     })
 }
 
@@ -41,19 +42,20 @@ pub fn dfl<T>(
 where
     T: Float + Element<Loss: Float>,
 {
-    run(logits, inputs, scaling, |losses, grad| {
-        let call = loss.cpu(logits, inputs.shape, &inputs.targets);
-        with_options(call, inputs, scaling).forward_backward(losses, grad)
+    let targets = inputs.targets.numbers();
+    run(logits, inputs, scaling, |weight, losses, grad| {
+        let call = loss.cpu(logits, inputs.shape, &targets);
+        with_options(call, weight, scaling).forward_backward(losses, grad)
     })
 }
 
-fn with_options<'a, Op: Operation, T: Element, G>(
+fn with_options<'a, Op: Operation, T: Element>(
     call: Call<'a, Op, Host, T>,
-    inputs: &'a Inputs<G>,
+    weight: Option<&'a [T::Loss]>,
     scaling: Scaling,
 ) -> Call<'a, Op, Host, T> {
     let call = call.reduction(scaling.reduction).grad_scale(scaling.grad_scale);
-    match &inputs.weight {
+    match weight {
         Some(weight) => call.weight(weight),
         None => call,
     }
@@ -63,13 +65,14 @@ fn run<T, G>(
     logits: &[T],
     inputs: &Inputs<G>,
     scaling: Scaling,
-    call: impl FnOnce(&mut [T::Loss], &mut [T]) -> Result<Status>,
+    call: impl FnOnce(Option<&[T::Loss]>, &mut [T::Loss], &mut [T]) -> Result<Status>,
 ) -> Result<Outcome>
 where
     T: Float + Element<Loss: Float>,
 {
     let mut loss = vec![T::Loss::from_f64(0.0); losses(inputs, logits, scaling)];
     let mut grad = vec![T::from_f64(0.0); logits.len()];
-    let status = call(&mut loss, &mut grad)?;
+    let weight = inputs.weight.as_ref().map(Beside::numbers);
+    let status = call(weight.as_deref(), &mut loss, &mut grad)?;
     Ok(Outcome { loss: Float::floats(loss), grad: Float::floats(grad), exact_grad: None, status })
 }
