@@ -16,7 +16,7 @@ const LENGTHS: [usize; 6] = [0, 1, 5, 33, 4097, 300_001];
 fn on_cuda<T: OnDevice>(gpu: &Gpu, grad: &[T], offset: usize, by: f32) -> (Vec<T>, f32) {
     let (mut grad, by) = (Buffer::new(gpu, grad, offset), Buffer::new(gpu, &[by], 0));
     let mut flag = Buffer::new(gpu, &[0f32], 0);
-    let launches = u64::from(grad.view().len() > 0);
+    let launches = u64::from(!grad.view().is_empty());
     let call = || cuda::scale(&gpu.handle, &mut grad.view_mut(), &by.view(), Some(&mut flag.view_mut()));
     gpu.enqueued(launches, call).expect("a legal call");
     (grad.read(gpu), flag.read(gpu)[0])
