@@ -233,7 +233,7 @@ pub enum Error {
         /// Its length, in elements.
         actual: usize,
         /// Where its elements are said to be.
-        layout: Layout,
+        layout: Box<Layout>,
         /// The length that would be enough.
         needed: u128,
     },

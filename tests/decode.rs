@@ -108,7 +108,7 @@ impl Scene {
 
     /// Layout and places of a level's logits, and the length of their buffer.
     fn place(&self, level: &OfLevel, form: Form) -> (Layout, Vec<usize>, usize) {
-        let placement = form.place(self.batch, [3, self.channels()], level.positions());
+        let placement = form.place(self.batch, [3, self.channels()], [level.height, level.width]);
         let len = placement.lengths.unwrap_or_else(|[_, boxes]| boxes);
         (placement.boxes, places(&placement.boxes, self.batch, self.channels(), level.positions()), len)
     }

@@ -331,7 +331,7 @@ impl Shape {
         if needed <= len as u128 {
             return Ok(());
         }
-        Err(Error::Reach { level, tensor, actual: len, layout: self.layout, needed })
+        Err(Error::Reach { level, tensor, actual: len, layout: Box::new(self.layout), needed })
     }
 
     /// Whether no two elements are in the same place, which gradients must not be. Called after
