@@ -108,7 +108,7 @@ impl Scene {
 
     /// Layout and places of a level's logits, and the length of their buffer.
     fn place(&self, level: &OfLevel, form: Form) -> (Layout, Vec<usize>, usize) {
-        let placement = form.place(self.batch, [3, self.channels()], [level.height, level.width]);
+        let placement = form.place(self.batch, [3, self.channels()], level.size);
         let len = placement.lengths.unwrap_or_else(|[_, boxes]| boxes);
         (placement.boxes, places(&placement.boxes, self.batch, self.channels(), level.positions()), len)
     }
@@ -491,9 +491,16 @@ fn wrong_calls() {
             48,
         ),
         (
-            "level 0: the layout of box_logits cannot be written to: some of its elements are in the same place",
+            "level 0: the layout of box_logits cannot be written to: some of its elements may be in the same place",
             two,
             vec![Level { layout: overlapping, ..level }],
+            48,
+        ),
+        (
+            "the step of rows is 7, it must be the width times the step from one position to the next: rows follow each \
+             other in decoding",
+            two,
+            vec![Level { layout: level.layout.with_rows(level.width, 7), ..level }],
             48,
         ),
     ];

@@ -90,14 +90,22 @@ impl Step<'_> {
         let box_channels = head.box_channels() as u64;
         for (to, from) in args.levels.iter_mut().zip(self.levels) {
             let positions = u64::from(from.side * from.side);
-            let nchw = |channels| Strides { batch: channels * positions, channel: positions, position: 1 };
+            let nchw = |channels| Strides {
+                batch: channels * positions,
+                channel: positions,
+                position: 1,
+                row_gap: 0,
+            };
+            let (cls_strides, box_strides) = (nchw(self.classes.into()), nchw(box_channels));
             *to = HeadLevel {
                 cls: from.cls,
                 boxes: from.boxes,
                 grad_cls: from.grad_cls,
                 grad_boxes: from.grad_boxes,
-                cls_strides: nchw(self.classes.into()),
-                box_strides: nchw(box_channels),
+                cls_strides,
+                box_strides,
+                grad_cls_strides: cls_strides,
+                grad_box_strides: box_strides,
                 labels: from.labels,
                 labels_are_i64: 1,
                 label_weights: from.label_weights,
