@@ -454,7 +454,7 @@ fn wrong_calls() {
     let (two, none) = (BoxCoding::Bins(2), BoxCoding::Exp);
     let overlapping = Layout { channel: 1, position: 1, ..level.layout };
     type Wrong<'a> = (&'a str, BoxCoding, Vec<Level<'a, Host, f32>>, usize);
-    let cases: [Wrong; 11] = [
+    let cases: [Wrong; 12] = [
         ("0 levels, there must be 1 to 8", two, vec![], 48),
         ("9 levels, there must be 1 to 8", two, vec![level; 9], 48),
         ("bins is 1, it must be from 2 to 1024", BoxCoding::Bins(1), vec![level], 48),
