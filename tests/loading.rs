@@ -75,5 +75,5 @@ fn what_is_prepared_is_loaded_once() {
         assert_eq!(loaded(&handle), ["qfl_any_beta bf16", "boxes f32"]);
     }
     handle.prepare(Units::all(&[Storage::F16])).expect("they load");
-    assert_eq!(loaded(&handle).len(), 13 + 1 + 2);
+    assert_eq!(loaded(&handle).len(), 13 + 1 + 3);
 }

@@ -394,7 +394,7 @@ fn constants_are_twins() {
             }
         }
     }
-    assert_eq!(checked, 12);
+    assert_eq!(checked, 13);
     let device = constants(&read("kernels/assign.cuh"));
     let host =
         ["mod.rs", "atss/mod.rs", "anchors.rs"].map(|file| read(&format!("src/assign/{file}"))).concat();

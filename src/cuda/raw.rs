@@ -28,6 +28,7 @@
 //! what it writes against the safe API's results, bit by bit.
 //!
 //! ```no_run
+//! # #![allow(dead_code)]
 #![doc = include_str!("raw/example.rs")]
 //! ```
 

@@ -172,6 +172,7 @@ impl<'a, T: StorageElement, U: StorageElement> HeadCall<'a, '_, Device, T, U> {
     /// which looks at no anchor twice: the workspace has kept what there is to know of them.
     ///
     /// ```no_run
+    /// # #![allow(dead_code)]
     /// # use gfocal::{HeadLoss, cuda::{Device, Handle}, head::{Gradients, HeadWorkspace, Level}};
     /// # use gfocal::cudarc::driver::CudaSlice;
     /// # fn step(

@@ -32,6 +32,8 @@ pub struct Options {
     pub reduction: Reduction,
     pub grad_scale: f64,
     pub elements: Elements,
+    /// Whether the logits are f64, and so what is beside them.
+    pub beside_f64: bool,
 }
 
 /// What QFL alone has.
@@ -53,6 +55,7 @@ impl Default for Options {
             reduction: Reduction::Sum,
             grad_scale: 1.0,
             elements: Elements::default(),
+            beside_f64: false,
         }
     }
 }
@@ -162,7 +165,8 @@ impl Case {
     /// The case on the logits that storage as `T` leaves.
     pub fn stored_as<T: Stored>(&self) -> Case {
         let logits = self.logits.iter().map(|&x| T::from_f64(x).to_f64()).collect();
-        Case { logits, ..self.clone() }
+        let stored = Case { logits, ..self.clone() };
+        stored.with(|options| options.beside_f64 = T::NAME == "f64")
     }
 
     pub fn logits_as<T: Stored>(&self) -> Vec<T> {

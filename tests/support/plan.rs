@@ -208,6 +208,7 @@ impl Plan {
             },
         };
         let options = Options {
+            beside_f64: false,
             loss_weight: [1.0, 0.25, 2.0, 0.3][random.index(4)],
             weight: weighted.then(|| {
                 let choices = [0.0, 0.0, -0.0, 1.0, 1.0, 1.0, -0.5, 1e-3];

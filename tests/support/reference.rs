@@ -111,13 +111,14 @@ impl Case {
                 (Some(self.qfl_row(n, x, &y, *beta)), None)
             }
             Loss::Dfl { target_eps, target } => {
-                // Targets are f32, so the end of the range is too.
-                let (t, last) = (target[n], ((columns - 1) as f64 - target_eps) as f32);
+                // The end of the range is of the targets' type.
+                let (t, last) = (f64::from(target[n]), (columns - 1) as f64 - target_eps);
+                let last = if self.options.beside_f64 { last } else { f64::from(last as f32) };
                 if t.is_nan() {
                     return (None, Some(Fault::Range));
                 }
                 let fault = (!(0.0..=last).contains(&t)).then_some(Fault::Range);
-                (Some(dfl_row(x, t.clamp(0.0, last).into())), fault)
+                (Some(dfl_row(x, t.clamp(0.0, last))), fault)
             }
         }
     }
