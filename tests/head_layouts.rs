@@ -78,9 +78,11 @@ fn rows_and_gradients_anywhere_on_the_cpu() {
 
 fn on_cuda<T: OnDevice>(gpu: &Gpu, what: &str, scene: &Scene, form: Form) {
     let want = expect(&scene.stored_as::<T>());
-    for pass in [Pass::Forward, Pass::ForwardBackward] {
-        let got = cuda::run_mixed::<T, T>(gpu, scene, form, 0, pass).expect("a legal call");
-        check_mixed(what, pass, &got, &want);
+    for offset in [0, 1] {
+        for pass in [Pass::Forward, Pass::ForwardBackward] {
+            let got = cuda::run_mixed::<T, T>(gpu, scene, form, offset, pass).expect("a legal call");
+            check_mixed(what, pass, &got, &want);
+        }
     }
 }
 
@@ -88,11 +90,13 @@ fn on_cuda<T: OnDevice>(gpu: &Gpu, what: &str, scene: &Scene, form: Form) {
 fn rows_and_gradients_anywhere_on_cuda() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(1302);
-    for (number, (form, gradient_form)) in PAIRS.into_iter().enumerate() {
-        let scene = Scene { gradient_form, ..scene(number, &mut random) };
-        let what = format!("{form:?}, gradients in {gradient_form:?}");
+    // Every pair at every beta.
+    for (number, (form, gradient_form)) in PAIRS.into_iter().cycle().take(3 * PAIRS.len()).enumerate() {
+        let scene = Scene { gradient_form, ..scene(number + number / PAIRS.len(), &mut random) };
+        let what = format!("{number}: {form:?}, gradients in {gradient_form:?}");
         on_cuda::<f32>(&gpu, &what, &scene, form);
         on_cuda::<f16>(&gpu, &what, &scene, form);
+        on_cuda::<bf16>(&gpu, &what, &scene, form);
     }
 }
 
