@@ -74,6 +74,55 @@ impl AssignmentStatus {
 }
 
 impl Status {
+    /// How many words [`to_words`](Self::to_words) gives.
+    pub const WORDS: usize = 9;
+
+    /// The words that a status on a device is made of, zeros if nothing was wrong: for bindings to other languages,
+    /// which have room for words alone.
+    ///
+    /// ```
+    /// use gfocal::Status;
+    ///
+    /// let status = Status { bad_labels: 2, first_bad_row: Some(7), ..Status::default() };
+    /// assert_eq!(status.to_words()[0], 2);
+    /// assert_eq!(Status::from_words(status.to_words()), status);
+    /// ```
+    pub fn to_words(&self) -> [u64; Self::WORDS] {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let not = |first: Option<u64>| first.map_or(0, |first| !first);
+        let AssignmentStatus { bad_boxes, bad_labels, bad_images, unassigned } = self.assignment;
+        [
+            pair(self.bad_labels, self.bad_qualities),
+            pair(self.out_of_range_targets, 0),
+            not(self.first_bad_row),
+            pair(bad_boxes.count, bad_labels.count),
+            pair(bad_images.count, unassigned.count),
+            not(bad_boxes.first),
+            not(bad_labels.first),
+            not(bad_images.first),
+            not(unassigned.first),
+        ]
+    }
+
+    /// What such words say.
+    pub fn from_words(words: [u64; Self::WORDS]) -> Status {
+        let count = |i: usize| (words[i / 2] >> (32 * (i % 2))) as u32;
+        let first = |i: usize| (words[i] != 0).then_some(!words[i]);
+        let counted = |i: usize| Counted { count: count(6 + i), first: first(5 + i) };
+        Status {
+            bad_labels: count(0),
+            bad_qualities: count(1),
+            out_of_range_targets: count(2),
+            first_bad_row: first(2),
+            assignment: AssignmentStatus {
+                bad_boxes: counted(0),
+                bad_labels: counted(1),
+                bad_images: counted(2),
+                unassigned: counted(3),
+            },
+        }
+    }
+
     /// Whether nothing was wrong.
     pub fn is_ok(&self) -> bool {
         *self == Status::default()

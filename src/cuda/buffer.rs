@@ -5,15 +5,14 @@ use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUdeviceptr, CUstreamCaptureStatus};
+use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{
     CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, SyncOnDrop, ValidAsZeroBits,
-    result,
 };
 
 use super::args::DeviceAddress;
-use super::check;
 use super::current::Current;
+use super::{check, is_captured};
 use crate::error::{Error, Result};
 
 /// Device memory that somebody else owns, as a framework's allocator does: a buffer for every call of
@@ -117,13 +116,10 @@ enum Whose<T> {
 impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
     /// Zeros, allocated now: not while the stream is captured, where memory would belong to the graph.
     pub(crate) fn zeros(what: &'static str, stream: &Arc<CudaStream>, len: usize) -> Result<Buffer<T>> {
-        let _current = Current::make(stream.context())?;
-        // SAFETY: a stream of cudarc's lives as long as its value.
-        let status =
-            check("cuStreamIsCapturing", unsafe { result::stream::is_capturing(stream.cu_stream()) })?;
-        if status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+        if is_captured(stream)? {
             return Err(Error::Capturing { what });
         }
+        let _current = Current::make(stream.context())?;
         check("cuMemAllocAsync", stream.alloc_zeros(len))
             .map(|slice| Buffer(Whose::Own(ManuallyDrop::new(slice))))
     }

@@ -8,8 +8,8 @@ use std::error::Error as _;
 use std::ffi::{CStr, c_int};
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUdevice_attribute;
-use cudarc::driver::{CudaContext, DriverError};
+use cudarc::driver::sys::{CUdevice_attribute, CUstreamCaptureStatus};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
 use super::current::Current;
 use crate::error::{Error, Result};
@@ -147,6 +147,17 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
     let count = device_count()?;
     let _current = Current::keep();
     (0..count).map(|ordinal| DeviceInfo::of(&*context(ordinal)?)).collect()
+}
+
+/// Whether what is enqueued on a stream becomes a part of a graph, instead of running.
+///
+/// # Errors
+/// If the driver refuses to tell, as when a capture has been broken.
+pub fn is_captured(stream: &CudaStream) -> Result<bool> {
+    let _current = Current::make(stream.context())?;
+    // SAFETY: a stream of cudarc's lives as long as its value.
+    let status = check("cuStreamIsCapturing", unsafe { result::stream::is_capturing(stream.cu_stream()) })?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
 /// Turns an error of cudarc's into [`Error::Driver`], which names the `call` and carries the

@@ -82,7 +82,7 @@ pub use args::Pass;
 pub(crate) use buffer::Parts;
 pub use buffer::{Borrowed, Buffer};
 pub use call::{Device, LabelBuffer, Scalar};
-pub use driver::{DeviceInfo, check, context, devices, driver_version};
+pub use driver::{DeviceInfo, check, context, devices, driver_version, is_captured};
 pub use handle::Handle;
 pub use kernels::{Kernels, images_for};
 pub use launch::{Storage, StorageElement};

@@ -10,10 +10,11 @@ use super::buffer::{Borrowed, Buffer, Parts};
 use super::check;
 use super::current::Current;
 use crate::error::Result;
-use crate::status::{AssignmentStatus, Counted, Status};
+use crate::status::Status;
 
 const STATUS: &str = "a status block";
-const WORDS: usize = size_of::<StatusWords>() / size_of::<u64>();
+const WORDS: usize = Status::WORDS;
+const _: () = assert!(size_of::<StatusWords>() == 8 * WORDS);
 
 /// A [`Status`] in device memory, for [`Call::status`](crate::Call::status), for a head and for the
 /// assignment of its targets. Calls add to it, and
@@ -59,21 +60,8 @@ impl StatusBlock {
     pub fn read(&self, stream: &Arc<CudaStream>) -> Result<Status> {
         let _current = Current::keep();
         let words = check("cuMemcpyDtoHAsync", stream.clone_dtoh(&self.words))?;
-        let count = |i: usize| (words[i / 2] >> (32 * (i % 2))) as u32; // CUDA is little-endian
-        let first = |i: usize| (words[i] != 0).then_some(!words[i]);
-        let counted = |i: usize| Counted { count: count(6 + i), first: first(5 + i) };
-        Ok(Status {
-            bad_labels: count(0),
-            bad_qualities: count(1),
-            out_of_range_targets: count(2),
-            first_bad_row: first(2),
-            assignment: AssignmentStatus {
-                bad_boxes: counted(0),
-                bad_labels: counted(1),
-                bad_images: counted(2),
-                unassigned: counted(3),
-            },
-        })
+        // CUDA is little-endian.
+        Ok(Status::from_words(words.try_into().expect("a block has as many words")))
     }
 
     pub(crate) fn buffer_mut(&mut self) -> &mut Buffer<u64> {

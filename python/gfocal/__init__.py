@@ -1,0 +1,22 @@
+"""Generalized Focal Loss for PyTorch: fused losses of dense object detectors, on CPU and CUDA tensors."""
+
+from __future__ import annotations
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise ImportError("gfocal works on PyTorch's tensors; install it: pip install 'gfocal[torch]'") from error
+
+from ._native import CudaError, ShapeError, __version__, set_num_threads
+from ._qfl import QualityFocalLoss, quality_focal_loss
+from ._status import Status
+
+__all__ = [
+    "CudaError",
+    "QualityFocalLoss",
+    "ShapeError",
+    "Status",
+    "__version__",
+    "quality_focal_loss",
+    "set_num_threads",
+]

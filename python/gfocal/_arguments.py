@@ -1,0 +1,58 @@
+"""Arguments that are tensors, as the native calls take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def loss_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What losses, and what is beside logits of a type, come in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def logits(name: str, value: Any) -> Tensor:
+    """What has a gradient; row after row."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    return value if value.is_contiguous() else value.contiguous()
+
+
+def beside(name: str, value: Any, pred: Tensor) -> Tensor:
+    """A tensor of numbers beside logits, which has no gradient."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    if value.requires_grad:
+        raise ValueError(f"{name} requires a gradient, which gfocal does not compute; detach it")
+    dtype = loss_dtype(pred.dtype)
+    if value.dtype is not dtype:
+        if value.is_complex():
+            raise TypeError(f"{name} is {value.dtype}, it must be of real numbers")
+        value = value.to(dtype)
+    return value if value.is_contiguous() else value.contiguous()
+
+
+def optional(name: str, value: Any, pred: Tensor) -> Tensor | None:
+    return None if value is None else beside(name, value, pred)
+
+
+def whole_numbers(name: str, value: Any) -> Tensor:
+    """Labels, or numbers of images."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    if value.dtype is not torch.int64 and value.dtype is not torch.int32:
+        if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
+            raise TypeError(f"{name} is {value.dtype}, it must be torch.int64 or torch.int32")
+        value = value.long()
+    return value if value.is_contiguous() else value.contiguous()
+
+
+def average(value: Any, pred: Tensor) -> tuple[Tensor | None, float | None]:
+    """An average factor: a tensor, which nobody waits for, or a number."""
+    if value is None:
+        return None, None
+    if isinstance(value, Tensor):
+        return beside("avg_factor", value, pred), None
+    return None, float(value)

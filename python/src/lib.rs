@@ -1,0 +1,37 @@
+//! The native module of the Python package: it takes tensors of PyTorch, NumPy and whatever speaks DLPack, and calls
+//! gfocal on them. What a user sees is python/gfocal.
+
+mod cuda;
+mod dlpack;
+mod error;
+mod pool;
+mod qfl;
+mod rows;
+mod scale;
+mod status;
+mod tensor;
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = false)]
+mod _native {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::cuda::set_allocator;
+    #[pymodule_export]
+    use crate::error::{CudaError, ShapeError};
+    #[pymodule_export]
+    use crate::pool::set_num_threads;
+    #[pymodule_export]
+    use crate::qfl::Qfl;
+    #[pymodule_export]
+    use crate::scale::scale;
+    #[pymodule_export]
+    use crate::status::read_status;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,197 @@
+//! Quality Focal Loss.
+
+use gfocal::cuda::StorageElement;
+use gfocal::{Background, Label, QualityFocalLoss};
+use pyo3::prelude::*;
+
+use crate::cuda::On;
+use crate::error::{Outcome, value};
+use crate::pool::enqueue;
+use crate::rows::{Number, Outputs, Reduce, Rows};
+use crate::tensor::{DType, Device, Item, Real, Tensor, for_cuda_floats, for_floats};
+
+/// The loss with its options, which are checked when it is made.
+#[pyclass(frozen, module = "gfocal._native")]
+pub struct Qfl(QualityFocalLoss);
+
+pub fn background(name: &str) -> Outcome<Background> {
+    match name {
+        "last" => Ok(Background::Last),
+        "first" => Ok(Background::First),
+        _ => Err(value(format!("background is {name:?}, it must be \"last\" or \"first\""))),
+    }
+}
+
+/// What a call has besides its rows.
+struct Inputs {
+    /// Without, `target` is dense.
+    labels: Option<Tensor>,
+    target: Tensor,
+    class_weights: Option<Tensor>,
+    element_weights: Option<Tensor>,
+}
+
+impl Inputs {
+    fn check(&self, rows: &Rows) -> Outcome {
+        let [count, classes] = rows.shape;
+        let because = format!("pred [{count}, {classes}]");
+        match &self.labels {
+            Some(labels) => {
+                labels.expect(&[count], &because)?;
+                self.target.expect(&[count], &because)?;
+            }
+            None => self.target.expect(&rows.shape, &because)?,
+        }
+        if let Some(weights) = &self.class_weights {
+            weights.expect(&[classes], &because)?;
+        }
+        if let Some(weights) = &self.element_weights {
+            weights.expect(&rows.shape, &because)?;
+        }
+        let others = [&self.labels, &self.class_weights, &self.element_weights].into_iter().flatten();
+        rows.check(&others.chain([&self.target]).collect::<Vec<_>>())
+    }
+}
+
+impl Qfl {
+    fn cpu<T: Real>(&self, py: Python<'_>, rows: &mut Rows, inputs: &Inputs) -> Outcome {
+        let shape = rows.shape;
+        Rows::run_cpu::<_, T>(py, rows, |pred| {
+            let (pred, target) = (pred.slice::<T>()?, inputs.target.slice::<T::Loss>()?);
+            let mut call = match &inputs.labels {
+                Some(labels) if labels.dtype == DType::I32 => {
+                    self.0.cpu(pred, shape, labels.slice::<i32>()?, target)
+                }
+                Some(labels) => self.0.cpu(pred, shape, labels.slice::<i64>()?, target),
+                None => self.0.cpu_dense(pred, shape, target),
+            };
+            if let Some(weights) = &inputs.class_weights {
+                call = call.class_weights(weights.slice()?);
+            }
+            if let Some(weights) = &inputs.element_weights {
+                call = call.element_weights(weights.slice()?);
+            }
+            Ok(call)
+        })
+    }
+
+    fn cuda<T: StorageElement + Item>(
+        &self,
+        py: Python<'_>,
+        on: &On,
+        rows: &Rows,
+        inputs: &Inputs,
+    ) -> Outcome {
+        match &inputs.labels {
+            Some(labels) if labels.dtype == DType::I32 => self.cuda_by::<T, i32>(py, on, rows, inputs),
+            _ => self.cuda_by::<T, i64>(py, on, rows, inputs),
+        }
+    }
+
+    fn cuda_by<T: StorageElement + Item, L: Label + Item>(
+        &self,
+        py: Python<'_>,
+        on: &On,
+        rows: &Rows,
+        inputs: &Inputs,
+    ) -> Outcome {
+        let stream = &on.stream;
+        let mut buffers = rows.buffers::<T>(on)?;
+        let read = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.borrowed(stream)).transpose();
+        let (pred, target) = (rows.pred.borrowed::<T>(stream)?, inputs.target.borrowed(stream)?);
+        let labels = inputs.labels.as_ref().map(|labels| labels.borrowed::<L>(stream)).transpose()?;
+        let (of_classes, of_elements) = (read(&inputs.class_weights)?, read(&inputs.element_weights)?);
+        enqueue(py, || {
+            let mut call = match &labels {
+                Some(labels) => self.0.cuda(&on.handle, &pred, rows.shape, labels, &target),
+                None => self.0.cuda_dense(&on.handle, &pred, rows.shape, &target),
+            };
+            if let Some(weights) = &of_classes {
+                call = call.class_weights(weights);
+            }
+            if let Some(weights) = &of_elements {
+                call = call.element_weights(weights);
+            }
+            buffers.enqueue(call)
+        })
+    }
+}
+
+#[pymethods]
+impl Qfl {
+    #[new]
+    #[pyo3(signature = (beta, loss_weight, alpha, activated, background, ignore_label))]
+    fn new(
+        beta: f64,
+        loss_weight: f64,
+        alpha: Option<f64>,
+        activated: bool,
+        background: &str,
+        ignore_label: Option<i64>,
+    ) -> Outcome<Qfl> {
+        let mut qfl = QualityFocalLoss::new(beta)?.with_loss_weight(loss_weight)?.with_activated(activated);
+        qfl = qfl.with_background(self::background(background)?);
+        if let Some(alpha) = alpha {
+            qfl = qfl.with_alpha(alpha)?;
+        }
+        Ok(Qfl(ignore_label.map_or(qfl, |label| qfl.with_ignore_label(label))))
+    }
+
+    #[pyo3(signature = (
+        pred, labels, target, *, weight=None, class_weights=None, element_weights=None, upstream=None,
+        grad_scale=None, reduction="mean", avg_factor=None, policy="eps", minimum=1.0, loss=None, grad=None,
+        found_inf=None, status=None, stream=None,
+    ))]
+    fn run(
+        &self,
+        py: Python<'_>,
+        pred: &Bound<'_, PyAny>,
+        labels: Option<&Bound<'_, PyAny>>,
+        target: &Bound<'_, PyAny>,
+        weight: Option<&Bound<'_, PyAny>>,
+        class_weights: Option<&Bound<'_, PyAny>>,
+        element_weights: Option<&Bound<'_, PyAny>>,
+        upstream: Option<&Bound<'_, PyAny>>,
+        grad_scale: Option<&Bound<'_, PyAny>>,
+        reduction: &str,
+        avg_factor: Option<&Bound<'_, PyAny>>,
+        policy: &str,
+        minimum: f64,
+        loss: Option<&Bound<'_, PyAny>>,
+        grad: Option<&Bound<'_, PyAny>>,
+        found_inf: Option<&Bound<'_, PyAny>>,
+        status: Option<&Bound<'_, PyAny>>,
+        stream: Option<usize>,
+    ) -> Outcome {
+        let pred = Tensor::on_stream("pred", pred, stream)?;
+        let inputs = Inputs {
+            labels: Tensor::optional("labels", labels)?,
+            target: Tensor::of(if labels.is_some() { "score" } else { "target" }, target)?,
+            class_weights: Tensor::optional("class_weights", class_weights)?,
+            element_weights: Tensor::optional("element_weights", element_weights)?,
+        };
+        let mut rows = Rows {
+            shape: pred.matrix("[N, classes]")?,
+            pred,
+            weight: Tensor::optional("weight", weight)?,
+            upstream: Tensor::optional("upstream", upstream)?,
+            grad_scale: Number::optional("grad_scale", grad_scale)?,
+            reduce: Reduce::new(reduction, avg_factor, policy, minimum)?,
+            out: Outputs {
+                loss: Tensor::optional("loss", loss)?,
+                grad: Tensor::optional("grad", grad)?,
+                found_inf: Tensor::optional("found_inf", found_inf)?,
+                status: Tensor::optional("status", status)?,
+            },
+            stream,
+        };
+        inputs.check(&rows)?;
+        match rows.pred.device {
+            Device::Cpu => for_floats!(rows.pred, T => self.cpu::<T>(py, &mut rows, &inputs)),
+            Device::Cuda(device) => {
+                let on = rows.on(py, device)?;
+                for_cuda_floats!(rows.pred, T => self.cuda::<T>(py, &on, &rows, &inputs))
+            }
+        }
+    }
+}

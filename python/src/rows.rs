@@ -1,0 +1,314 @@
+//! What the losses of rows have in common: reductions, scales, and where results go.
+
+use gfocal::cuda::{Borrowed, Device as Cuda, Scalar, StatusBlock, StorageElement};
+use gfocal::{AvgPolicy, Call, Host, Operation, Reduction, Status};
+use pyo3::prelude::*;
+
+use crate::cuda::{On, Stream, on};
+use crate::error::{Outcome, shape, type_error, value};
+use crate::pool::run;
+use crate::status::{status_block, write_status};
+use crate::tensor::{DType, Device, Item, Real, Tensor, check_overlaps};
+
+/// A number, which may be on the device.
+pub enum Number {
+    Host(f64),
+    Device(Tensor),
+}
+
+impl Number {
+    /// A float, or a tensor with one element; one on the CPU is read now.
+    pub fn of(name: &'static str, object: &Bound<'_, PyAny>) -> Outcome<Number> {
+        if let Ok(number) = object.extract::<f64>()
+            && !object.hasattr("__dlpack__")?
+        {
+            return Ok(Number::Host(number));
+        }
+        let tensor = Tensor::of(name, object)?;
+        if tensor.len() != 1 {
+            return Err(shape(format!("{name} has shape {:?}, it must have one element", tensor.shape())));
+        }
+        if tensor.device != Device::Cpu {
+            tensor.expect_dtype(DType::F32, &"a number on CUDA")?;
+            return Ok(Number::Device(tensor));
+        }
+        Ok(Number::Host(match tensor.dtype {
+            DType::F64 => tensor.slice::<f64>()?[0],
+            DType::F32 => tensor.slice::<f32>()?[0].into(),
+            DType::F16 => tensor.slice::<gfocal::f16>()?[0].to_f64(),
+            DType::Bf16 => tensor.slice::<gfocal::bf16>()?[0].to_f64(),
+            DType::I64 => tensor.slice::<i64>()?[0] as f64,
+            DType::I32 => tensor.slice::<i32>()?[0].into(),
+            DType::U8 => return Err(type_error(format!("{name} is uint8, it must be a float or an int"))),
+        }))
+    }
+
+    pub fn optional(name: &'static str, object: Option<&Bound<'_, PyAny>>) -> Outcome<Option<Number>> {
+        object.map(|object| Number::of(name, object)).transpose()
+    }
+
+    /// One that is on the device.
+    pub fn tensor(&self) -> Option<&Tensor> {
+        match self {
+            Number::Host(_) => None,
+            Number::Device(tensor) => Some(tensor),
+        }
+    }
+
+    /// For a call on the CPU.
+    pub fn host(&self, name: &str) -> Outcome<f64> {
+        match self {
+            Number::Host(number) => Ok(*number),
+            Number::Device(tensor) => {
+                let on = tensor.device;
+                Err(value(format!("{name} is on {on}, pred on the CPU; move it there, or give a number")))
+            }
+        }
+    }
+
+    /// For a call on CUDA: the number, or its buffer.
+    pub fn on_device(&self, stream: &Stream) -> Outcome<Result<f64, Borrowed<f32>>> {
+        match self {
+            Number::Host(number) => Ok(Ok(*number)),
+            Number::Device(tensor) => Ok(Err(tensor.borrowed(stream)?)),
+        }
+    }
+}
+
+fn scalar(number: &Result<f64, Borrowed<f32>>) -> Scalar<'_> {
+    match number {
+        Ok(number) => Scalar::Host(*number),
+        Err(buffer) => Scalar::Device(buffer),
+    }
+}
+
+/// How the losses of rows are reduced, by Python's words.
+pub struct Reduce {
+    kind: Kind,
+    avg_factor: Option<Number>,
+    policy: AvgPolicy,
+}
+
+enum Kind {
+    None,
+    Sum,
+    Mean,
+}
+
+impl Reduce {
+    pub fn new(
+        reduction: &str,
+        avg_factor: Option<&Bound<'_, PyAny>>,
+        policy: &str,
+        minimum: f64,
+    ) -> Outcome<Reduce> {
+        let kind = match reduction {
+            "none" => Kind::None,
+            "sum" => Kind::Sum,
+            "mean" => Kind::Mean,
+            _ => {
+                return Err(value(format!(
+                    "reduction is {reduction:?}, it must be \"none\", \"sum\" or \"mean\""
+                )));
+            }
+        };
+        let policy = match policy {
+            "eps" => AvgPolicy::Eps,
+            "exact" => AvgPolicy::Exact,
+            "at_least" => AvgPolicy::AtLeast(minimum),
+            _ => {
+                return Err(value(format!(
+                    "policy is {policy:?}, it must be \"eps\", \"exact\" or \"at_least\""
+                )));
+            }
+        };
+        let avg_factor = Number::optional("avg_factor", avg_factor)?;
+        if avg_factor.is_some() && matches!(kind, Kind::Sum) {
+            return Err(value("avg_factor can not be used with reduction=\"sum\"".to_owned()));
+        }
+        Ok(Reduce { kind, avg_factor, policy })
+    }
+
+    fn per_row(&self) -> bool {
+        matches!(self.kind, Kind::None)
+    }
+
+    /// `avg_factor` is read for a mean alone, as in mmdetection.
+    fn with<S>(&self, avg_factor: impl FnOnce(&Number) -> Outcome<S>) -> Outcome<Reduction<S>> {
+        Ok(match (&self.kind, &self.avg_factor) {
+            (Kind::None, _) => Reduction::None,
+            (Kind::Sum, _) => Reduction::Sum,
+            (Kind::Mean, None) => Reduction::Mean,
+            (Kind::Mean, Some(number)) => {
+                Reduction::MeanBy { avg_factor: avg_factor(number)?, policy: self.policy }
+            }
+        })
+    }
+}
+
+/// Where results go: at least one of them.
+pub struct Outputs {
+    pub loss: Option<Tensor>,
+    pub grad: Option<Tensor>,
+    pub found_inf: Option<Tensor>,
+    pub status: Option<Tensor>,
+}
+
+/// A call of a loss of rows.
+pub struct Rows {
+    pub pred: Tensor,
+    pub shape: [usize; 2],
+    pub weight: Option<Tensor>,
+    pub upstream: Option<Tensor>,
+    pub grad_scale: Option<Number>,
+    pub reduce: Reduce,
+    pub out: Outputs,
+    /// Of CUDA, where the tensors' library does not tell.
+    pub stream: Option<usize>,
+}
+
+impl Rows {
+    /// Checks shapes and places against `pred`'s; `others` are what the operation alone has, one element a row
+    /// or as many as `pred`.
+    pub fn check(&self, others: &[&Tensor]) -> Outcome {
+        let [rows, columns] = self.shape;
+        let because = format!("pred [{rows}, {columns}]");
+        let device = self.pred.device;
+        for tensor in [&self.weight, &self.upstream].into_iter().flatten() {
+            tensor.expect(&[rows], &because)?;
+        }
+        if let Some(loss) = &self.out.loss {
+            let expected: &[usize] = if self.reduce.per_row() { &[rows] } else { &[] };
+            if loss.shape() != [1] || self.reduce.per_row() {
+                loss.expect(expected, &because)?;
+            }
+        }
+        if let Some(grad) = &self.out.grad {
+            grad.expect(&self.shape, &because)?;
+            grad.expect_dtype(self.pred.dtype, &because)?;
+        }
+        if self.out.loss.is_none() && self.out.grad.is_none() {
+            return Err(value("neither loss nor grad is given: there is nowhere to write to".to_owned()));
+        }
+        let numbers = [&self.grad_scale, &self.reduce.avg_factor].into_iter().flatten();
+        let numbers = numbers.filter_map(Number::tensor);
+        let read = [&self.weight, &self.upstream].into_iter().flatten().chain(others.iter().copied());
+        let read: Vec<_> = read.chain(numbers).chain([&self.pred]).collect();
+        let out = &self.out;
+        let written = [&out.loss, &out.grad, &out.found_inf, &out.status].into_iter().flatten();
+        for tensor in read.iter().copied().chain(written.clone()) {
+            tensor.expect_device(device, "pred")?;
+        }
+        check_overlaps(written, read)
+    }
+
+    /// Runs what `call` makes on the CPU.
+    pub fn run_cpu<'a, Op: Operation + Sync, T: Real<Loss: Item>>(
+        py: Python<'_>,
+        rows: &'a mut Rows,
+        call: impl FnOnce(&'a Tensor) -> Outcome<Call<'a, Op, Host, T>> + Send,
+    ) -> Outcome
+    where
+        Op: 'a,
+    {
+        let Rows { pred, shape, weight, upstream, grad_scale, reduce, out, .. } = rows;
+        let Outputs { loss, grad, found_inf, status } = out;
+        let reduction = reduce.with(|number| number.host("avg_factor"))?;
+        let grad_scale = grad_scale.as_ref().map_or(Ok(1.0), |number| number.host("grad_scale"))?;
+        let elements = shape[0].saturating_mul(shape[1]);
+        let counted = run(py, elements, move || {
+            let mut call = call(pred)?.reduction(reduction).grad_scale(grad_scale);
+            if let Some(weight) = weight {
+                call = call.weight(weight.slice()?);
+            }
+            if let Some(upstream) = upstream {
+                call = call.upstream(upstream.slice()?);
+            }
+            if let Some(found_inf) = found_inf {
+                call = call.found_inf(found_inf.slice_mut()?);
+            }
+            let loss = loss.as_mut().map(Tensor::slice_mut).transpose()?;
+            let grad = grad.as_mut().map(Tensor::slice_mut).transpose()?;
+            Ok(match (loss, grad) {
+                (Some(loss), Some(grad)) => call.forward_backward(loss, grad)?,
+                (Some(loss), None) => call.forward(loss)?,
+                (None, Some(grad)) => call.backward(grad)?,
+                (None, None) => Status::default(),
+            })
+        })?;
+        status.as_mut().map_or(Ok(()), |status| write_status(&counted, status))
+    }
+
+    /// What the call runs on, on CUDA.
+    pub fn on(&self, py: Python<'_>, device: i32) -> Outcome<On> {
+        let stream = match self.stream {
+            Some(stream) => stream,
+            None => self.pred.current_stream(py)?.unwrap_or(0),
+        };
+        on(py, device, stream)
+    }
+
+    /// Its buffers on CUDA.
+    pub fn buffers<T: StorageElement + Item>(&self, on: &On) -> Outcome<Buffers<T>> {
+        let stream = &on.stream;
+        let read = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.borrowed(stream)).transpose();
+        let write = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.borrowed_mut(stream)).transpose();
+        let status = self.out.status.as_ref().map(|status| status_block(status, stream)).transpose()?;
+        Ok(Buffers {
+            weight: read(&self.weight)?,
+            upstream: read(&self.upstream)?,
+            reduction: self.reduce.with(|number| number.on_device(stream))?,
+            grad_scale: self.grad_scale.as_ref().map_or(Ok(Ok(1.0)), |number| number.on_device(stream))?,
+            loss: write(&self.out.loss)?,
+            grad: self.out.grad.as_ref().map(|grad| grad.borrowed_mut(stream)).transpose()?,
+            found_inf: write(&self.out.found_inf)?,
+            status,
+        })
+    }
+}
+
+/// What [`Rows`] holds, on CUDA.
+pub struct Buffers<T> {
+    weight: Option<Borrowed<f32>>,
+    upstream: Option<Borrowed<f32>>,
+    reduction: Reduction<Result<f64, Borrowed<f32>>>,
+    grad_scale: Result<f64, Borrowed<f32>>,
+    loss: Option<Borrowed<f32>>,
+    grad: Option<Borrowed<T>>,
+    found_inf: Option<Borrowed<f32>>,
+    status: Option<StatusBlock>,
+}
+
+impl<T: StorageElement + Item> Buffers<T> {
+    /// Enqueues a call.
+    pub fn enqueue<'a, Op: Operation>(&'a mut self, mut call: Call<'a, Op, Cuda, T>) -> Outcome {
+        let Buffers { weight, upstream, reduction, grad_scale, loss, grad, found_inf, status } = self;
+        call = call.grad_scale(scalar(grad_scale)).reduction(match reduction {
+            Reduction::None => Reduction::None,
+            Reduction::Sum => Reduction::Sum,
+            Reduction::Mean => Reduction::Mean,
+            Reduction::MeanBy { avg_factor, policy } => {
+                Reduction::MeanBy { avg_factor: scalar(avg_factor), policy: *policy }
+            }
+        });
+        if let Some(weight) = weight {
+            call = call.weight(weight);
+        }
+        if let Some(upstream) = upstream {
+            call = call.upstream(upstream);
+        }
+        if let Some(found_inf) = found_inf {
+            call = call.found_inf(found_inf);
+        }
+        if let Some(status) = status {
+            call = call.status(status);
+        }
+        match (loss, grad) {
+            (Some(loss), Some(grad)) => call.forward_backward(loss, grad)?,
+            (Some(loss), None) => call.forward(loss)?,
+            (None, Some(grad)) => call.backward(grad)?,
+            (None, None) => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,490 @@
+//! An argument that is an array: PyTorch's tensors, NumPy's arrays, and whatever else has `__dlpack__`.
+
+use std::slice;
+
+use gfocal::cuda::Borrowed;
+use gfocal::{Element, bf16, f16};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyCapsule;
+
+use crate::cuda::Stream;
+use crate::dlpack::{self, Exchange, Exported};
+use crate::error::{Failure, Outcome, shape, type_error, value};
+
+/// The most dimensions that a tensor here has: `[B, C, H, W]`.
+pub const DIMS: usize = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    I64,
+    I32,
+    U8,
+}
+
+impl DType {
+    fn of(dtype: dlpack::DataType) -> Option<DType> {
+        match (dtype.code, dtype.bits, dtype.lanes) {
+            (dlpack::FLOAT, 64, 1) => Some(DType::F64),
+            (dlpack::FLOAT, 32, 1) => Some(DType::F32),
+            (dlpack::FLOAT, 16, 1) => Some(DType::F16),
+            (dlpack::BFLOAT, 16, 1) => Some(DType::Bf16),
+            (dlpack::INT, 64, 1) => Some(DType::I64),
+            (dlpack::INT, 32, 1) => Some(DType::I32),
+            (dlpack::UINT, 8, 1) => Some(DType::U8),
+            _ => None,
+        }
+    }
+
+    /// As PyTorch and NumPy call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F64 => "float64",
+            DType::F32 => "float32",
+            DType::F16 => "float16",
+            DType::Bf16 => "bfloat16",
+            DType::I64 => "int64",
+            DType::I32 => "int32",
+            DType::U8 => "uint8",
+        }
+    }
+}
+
+/// A type that elements of tensors have.
+pub trait Item: Copy + Send + Sync + 'static {
+    const DTYPE: DType;
+}
+
+macro_rules! items {
+    ($($type:ty: $dtype:ident,)*) => {$(
+        impl Item for $type {
+            const DTYPE: DType = DType::$dtype;
+        }
+    )*};
+}
+items! { f64: F64, f32: F32, f16: F16, bf16: Bf16, i64: I64, i32: I32, u8: U8, }
+
+/// What there is beside elements of a type: weights, losses.
+pub trait Real: Element<Loss: Item> + Item {}
+impl<T: Element<Loss: Item> + Item> Real for T {}
+
+/// `$body` with `$T` the element type that logits have, or an error that names the tensor.
+macro_rules! for_floats {
+    ($tensor:expr, $T:ident => $body:expr) => {
+        match $tensor.dtype {
+            $crate::tensor::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            $crate::tensor::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::tensor::DType::F16 => {
+                type $T = gfocal::f16;
+                $body
+            }
+            $crate::tensor::DType::Bf16 => {
+                type $T = gfocal::bf16;
+                $body
+            }
+            _ => Err($tensor.no_float()),
+        }
+    };
+}
+pub(crate) use for_floats;
+
+/// The same on CUDA, which has no float64.
+macro_rules! for_cuda_floats {
+    ($tensor:expr, $T:ident => $body:expr) => {
+        match $tensor.dtype {
+            $crate::tensor::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::tensor::DType::F16 => {
+                type $T = gfocal::f16;
+                $body
+            }
+            $crate::tensor::DType::Bf16 => {
+                type $T = gfocal::bf16;
+                $body
+            }
+            _ => Err($tensor.no_cuda_float()),
+        }
+    };
+}
+pub(crate) use for_cuda_floats;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    Cuda(i32),
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu => write!(f, "cpu"),
+            Device::Cuda(id) => write!(f, "cuda:{id}"),
+        }
+    }
+}
+
+/// An array, as it was when the call began. Whoever changes its size in another thread meanwhile breaks the call, as
+/// with any operation.
+pub struct Tensor {
+    /// The argument's.
+    pub name: &'static str,
+    pub dtype: DType,
+    pub device: Device,
+    data: *mut u8,
+    dims: usize,
+    shape: [usize; DIMS],
+    strides: [i64; DIMS],
+    writable: bool,
+    exchange: Option<Exchange>,
+    _memory: Option<Py<PyCapsule>>,
+}
+
+// SAFETY: its memory is kept by the caller's reference to the array, or by `_memory`, which no other thread touches.
+unsafe impl Send for Tensor {}
+// SAFETY: as above.
+unsafe impl Sync for Tensor {}
+
+impl Tensor {
+    pub fn of(name: &'static str, object: &Bound<'_, PyAny>) -> Outcome<Tensor> {
+        Self::on_stream(name, object, None)
+    }
+
+    pub fn optional(name: &'static str, object: Option<&Bound<'_, PyAny>>) -> Outcome<Option<Tensor>> {
+        object.map(|object| Tensor::of(name, object)).transpose()
+    }
+
+    /// Of an array that another stream than the library's own orders.
+    pub fn on_stream(
+        name: &'static str,
+        object: &Bound<'_, PyAny>,
+        stream: Option<usize>,
+    ) -> Outcome<Tensor> {
+        if let Some(exchange) = Exchange::of(object) {
+            let tensor = exchange.view(object, |view| Tensor::new(name, view, true, Some(exchange), None))?;
+            if let Some(tensor) = tensor {
+                return tensor;
+            }
+        }
+        if !object.hasattr(intern!(object.py(), "__dlpack__"))? {
+            let kind = object.get_type();
+            return Err(type_error(format!("{name} must be a tensor or an array, not {}", kind.name()?)));
+        }
+        let device = object.call_method0(intern!(object.py(), "__dlpack_device__"))?;
+        let (kind, _) = device.extract::<(i32, i32)>()?;
+        let stream = (kind == dlpack::CUDA).then(|| stream.unwrap_or(0));
+        let exported = Exported::of(object, stream)?;
+        let (view, writable) = exported.view();
+        let mut tensor = Tensor::new(name, view, writable, None, None)?;
+        tensor._memory = Some(exported.keep());
+        Ok(tensor)
+    }
+
+    fn new(
+        name: &'static str,
+        view: &dlpack::View,
+        writable: bool,
+        exchange: Option<Exchange>,
+        memory: Option<Py<PyCapsule>>,
+    ) -> Outcome<Tensor> {
+        let device = match view.device.kind {
+            dlpack::CPU | dlpack::CUDA_HOST => Device::Cpu,
+            dlpack::CUDA | dlpack::CUDA_MANAGED => Device::Cuda(view.device.id),
+            kind => {
+                let others = ["", "", "", "", "OpenCL", "", "", "Vulkan", "Metal", "VPI", "ROCm"];
+                let other = others.get(kind as usize).filter(|name| !name.is_empty()).copied();
+                let other = other.map_or_else(|| format!("device type {kind} of DLPack"), str::to_owned);
+                return Err(value(format!("{name} is on {other}; gfocal runs on CPUs and NVIDIA GPUs")));
+            }
+        };
+        let Some(dtype) = DType::of(view.dtype) else {
+            let (code, bits) = (view.dtype.code, view.dtype.bits);
+            let words = ["int", "uint", "float", "opaque", "bfloat", "complex", "bool"];
+            let word = words.get(usize::from(code)).copied().unwrap_or("type code ");
+            return Err(type_error(format!("{name} is {word}{bits}, which gfocal does not take")));
+        };
+        let dims = usize::try_from(view.dims).unwrap_or(0);
+        if dims > DIMS {
+            return Err(shape(format!("{name} has {dims} dimensions, at most {DIMS} make sense")));
+        }
+        let mut tensor = Tensor {
+            name,
+            dtype,
+            device,
+            data: view.data.cast::<u8>().wrapping_add(view.byte_offset as usize),
+            dims,
+            shape: [1; DIMS],
+            strides: [0; DIMS],
+            writable,
+            exchange,
+            _memory: memory,
+        };
+        let mut step = 1i64;
+        for i in (0..dims).rev() {
+            // SAFETY: the protocol has `dims` of them, and strides may be null.
+            let (length, stride) = unsafe {
+                (*view.shape.add(i), if view.strides.is_null() { step } else { *view.strides.add(i) })
+            };
+            tensor.shape[i] = usize::try_from(length).unwrap_or(0);
+            tensor.strides[i] = stride;
+            step = step.saturating_mul(length);
+        }
+        if view.data.is_null() && tensor.len() > 0 {
+            return Err(value(format!(
+                "{name} has no memory; a fake or meta tensor has no elements to read"
+            )));
+        }
+        Ok(tensor)
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape[..self.dims]
+    }
+
+    pub fn strides(&self) -> &[i64] {
+        &self.strides[..self.dims]
+    }
+
+    /// How many elements.
+    pub fn len(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// After the check that it has this shape, which `because` explains.
+    pub fn expect(&self, expected: &[usize], because: &dyn std::fmt::Display) -> Outcome {
+        if self.shape() == expected {
+            return Ok(());
+        }
+        let (name, actual) = (self.name, self.shape());
+        Err(shape(format!("{name} has shape {actual:?}, {because} needs {expected:?}")))
+    }
+
+    /// `[rows, columns]`, and what they are called.
+    pub fn matrix(&self, words: &str) -> Outcome<[usize; 2]> {
+        match *self.shape() {
+            [rows, columns] => Ok([rows, columns]),
+            ref actual => Err(shape(format!("{} has shape {actual:?}, it must be {words}", self.name))),
+        }
+    }
+
+    pub fn expect_dtype(&self, dtype: DType, because: &dyn std::fmt::Display) -> Outcome {
+        if self.dtype == dtype {
+            return Ok(());
+        }
+        let (name, actual, expected) = (self.name, self.dtype.name(), dtype.name());
+        Err(type_error(format!("{name} is {actual}, {because} needs {expected}")))
+    }
+
+    pub fn expect_device(&self, device: Device, of: &str) -> Outcome {
+        if self.device == device {
+            return Ok(());
+        }
+        let (name, actual) = (self.name, self.device);
+        Err(value(format!("{name} is on {actual}, {of} on {device}; move it there: {name}.to(\"{device}\")")))
+    }
+
+    pub fn no_float(&self) -> Failure {
+        let (name, actual) = (self.name, self.dtype.name());
+        type_error(format!(
+            "{name} is {actual}, it must be float32, float16, bfloat16, or on the CPU float64"
+        ))
+    }
+
+    pub fn no_cuda_float(&self) -> Failure {
+        let (name, actual) = (self.name, self.dtype.name());
+        type_error(format!("{name} is {actual}, on CUDA it must be float32, float16 or bfloat16"))
+    }
+
+    /// Whether elements follow each other, row after row.
+    fn is_contiguous(&self) -> bool {
+        let mut step = 1i64;
+        for (&length, &stride) in self.shape().iter().zip(self.strides()).rev() {
+            if length != 1 && stride != step {
+                return self.len() == 0;
+            }
+            step = step.saturating_mul(length as i64);
+        }
+        true
+    }
+
+    /// The checks before elements of a type are looked at.
+    fn check<T: Item>(&self) -> Outcome {
+        if self.dtype != T::DTYPE {
+            let (name, actual, expected) = (self.name, self.dtype.name(), T::DTYPE.name());
+            return Err(type_error(format!("{name} is {actual}, it must be {expected} here")));
+        }
+        if !self.is_contiguous() {
+            let (name, shape, strides) = (self.name, self.shape(), self.strides());
+            let reason =
+                format!("{name} is not contiguous (shape {shape:?}, strides {strides:?}); make it so first");
+            return Err(value(reason));
+        }
+        self.check_aligned::<T>()
+    }
+
+    fn check_aligned<T>(&self) -> Outcome {
+        let (name, address) = (self.name, self.data as usize);
+        if self.len() == 0 || address.is_multiple_of(align_of::<T>()) {
+            return Ok(());
+        }
+        Err(value(format!("{name} begins at address {address:#x}, which is no place for its type; copy it")))
+    }
+
+    /// The elements, on the CPU.
+    pub fn slice<T: Item>(&self) -> Outcome<&[T]> {
+        self.check::<T>()?;
+        self.expect_device(Device::Cpu, "the call")?;
+        if self.len() == 0 {
+            return Ok(&[]);
+        }
+        // SAFETY: so many elements of this type, by the checks of type, device, order and alignment; they
+        // are kept as long as `self`.
+        Ok(unsafe { slice::from_raw_parts(self.data.cast(), self.len()) })
+    }
+
+    /// The elements, to be written. That no other argument has them is for [`check_overlaps`] to see.
+    pub fn slice_mut<T: Item>(&mut self) -> Outcome<&mut [T]> {
+        self.check::<T>()?;
+        self.check_writable()?;
+        self.expect_device(Device::Cpu, "the call")?;
+        if self.len() == 0 {
+            return Ok(&mut []);
+        }
+        // SAFETY: as in `slice`; they may be written, and this call alone has them.
+        Ok(unsafe { slice::from_raw_parts_mut(self.data.cast(), self.len()) })
+    }
+
+    fn check_writable(&self) -> Outcome {
+        if self.writable { Ok(()) } else { Err(value(format!("{} is read-only", self.name))) }
+    }
+
+    /// The elements, on CUDA.
+    pub fn borrowed<T: Item>(&self, stream: &Stream) -> Outcome<Borrowed<T>> {
+        self.check::<T>()?;
+        self.expect_device(stream.device(), "the call")?;
+        // SAFETY: so many elements of this type, by the checks of type, device, order and alignment; the
+        // library that has them orders what it does with them by this stream.
+        Ok(unsafe { Borrowed::new(stream.of_driver(), self.data as u64, self.len()) })
+    }
+
+    /// The elements as bytes, to be written on CUDA.
+    pub fn borrowed_bytes(&self, stream: &Stream) -> Outcome<Borrowed<u8>> {
+        let elements = self.borrowed_mut::<i64>(stream)?;
+        // SAFETY: the same memory, of which a multiple of 8 bytes is a multiple of 1.
+        Ok(unsafe { Borrowed::new(stream.of_driver(), elements.address(), 8 * self.len()) })
+    }
+
+    /// The elements, to be written on CUDA.
+    pub fn borrowed_mut<T: Item>(&self, stream: &Stream) -> Outcome<Borrowed<T>> {
+        self.check_writable()?;
+        self.borrowed(stream)
+    }
+
+    /// The stream that the tensor's library works on now.
+    pub fn current_stream(&self, py: Python<'_>) -> PyResult<Option<usize>> {
+        match (self.device, self.exchange) {
+            (Device::Cuda(id), Some(exchange)) => {
+                exchange.current_stream(py, dlpack::Device { kind: dlpack::CUDA, id })
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The addresses of its elements: the first, and the first behind the last.
+    fn reach(&self) -> (usize, usize) {
+        let size = match self.dtype {
+            DType::F64 | DType::I64 => 8,
+            DType::F32 | DType::I32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+            DType::U8 => 1,
+        };
+        if self.len() == 0 {
+            return (0, 0);
+        }
+        let furthest = |(&length, &stride): (&usize, &i64)| (length as i64 - 1) * stride;
+        let last: i64 = self.shape().iter().zip(self.strides()).map(furthest).sum();
+        (self.data as usize, self.data as usize + (last.max(0) as usize + 1) * size)
+    }
+
+    /// Elements that strides lead over, where they begin; for layouts.
+    pub fn whole<T: Item>(&self) -> Outcome<&[T]> {
+        self.check_strided::<T>()?;
+        let (start, end) = self.reach();
+        if start == end {
+            return Ok(&[]);
+        }
+        // SAFETY: the strides, none below 0, lead to the last of these elements, and what lies between is of the
+        // same tensor's memory.
+        Ok(unsafe { slice::from_raw_parts(self.data.cast(), (end - start) / size_of::<T>()) })
+    }
+
+    /// The same, to be written.
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "several tensors may share what they lead over: see `whole_mut`'s callers"
+    )]
+    pub fn whole_mut<T: Item>(&mut self) -> Outcome<&mut [T]> {
+        self.check_strided::<T>()?;
+        self.check_writable()?;
+        let (start, end) = self.reach();
+        if start == end {
+            return Ok(&mut []);
+        }
+        // SAFETY: as in `whole`; `check_overlaps` sees that this call alone has them.
+        Ok(unsafe { slice::from_raw_parts_mut(self.data.cast(), (end - start) / size_of::<T>()) })
+    }
+
+    /// As `whole`, on CUDA.
+    pub fn whole_borrowed<T: Item>(&self, stream: &Stream) -> Outcome<Borrowed<T>> {
+        self.check_strided::<T>()?;
+        self.expect_device(stream.device(), "the call")?;
+        let (start, end) = self.reach();
+        // SAFETY: as in `whole` and `borrowed`.
+        Ok(unsafe { Borrowed::new(stream.of_driver(), start as u64, (end - start) / size_of::<T>()) })
+    }
+
+    fn check_strided<T: Item>(&self) -> Outcome {
+        if self.dtype != T::DTYPE {
+            let (name, actual, expected) = (self.name, self.dtype.name(), T::DTYPE.name());
+            return Err(type_error(format!("{name} is {actual}, it must be {expected} here")));
+        }
+        if self.strides().iter().any(|&stride| stride < 0) {
+            return Err(value(format!("{} has strides below 0: {:?}", self.name, self.strides())));
+        }
+        self.check_aligned::<T>()
+    }
+}
+
+/// What a call writes must be nobody else's.
+pub fn check_overlaps<'t>(
+    written: impl IntoIterator<Item = &'t Tensor>,
+    read: impl IntoIterator<Item = &'t Tensor>,
+) -> Outcome {
+    let overlap = |a: &Tensor, b: &Tensor| {
+        let ((start, end), (other, other_end)) = (a.reach(), b.reach());
+        let bytes = end.min(other_end).saturating_sub(start.max(other));
+        if a.device != b.device || bytes == 0 {
+            return Ok(());
+        }
+        let (tensor, other) = (a.name, b.name);
+        Err(value(format!("{tensor} overlaps {other} by {bytes} bytes; give it memory of its own")))
+    };
+    let (written, read): (Vec<_>, Vec<_>) = (written.into_iter().collect(), read.into_iter().collect());
+    for (i, tensor) in written.iter().enumerate() {
+        for other in written[i + 1..].iter().chain(&read) {
+            overlap(tensor, other)?;
+        }
+    }
+    Ok(())
+}
