@@ -15,7 +15,6 @@ use crate::tensor::{Device, Tensor};
 pub struct Stream {
     device: i32,
     stream: Arc<CudaStream>,
-    context: Arc<CudaContext>,
     kernels: Arc<Kernels>,
 }
 
@@ -26,10 +25,6 @@ impl Stream {
 
     pub fn of_driver(&self) -> &Arc<CudaStream> {
         &self.stream
-    }
-
-    pub fn kernels(&self) -> &Arc<Kernels> {
-        &self.kernels
     }
 }
 
@@ -115,7 +110,7 @@ pub fn on(py: Python<'_>, device: i32, stream: usize) -> Outcome<On> {
     // SAFETY: the tensors' library says that this is its stream on this device, whose primary context this is; what
     // is made for it is only used in calls with its tensors.
     let of_driver = unsafe { context.wrap_borrowed_stream(stream as *mut _) };
-    let stream_of = Stream { device, stream: of_driver, context, kernels };
+    let stream_of = Stream { device, stream: of_driver, kernels };
     if let Some(handle) = known {
         return Ok(On { stream: stream_of, handle, _memory: None });
     }

@@ -16,7 +16,7 @@ static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 /// A module, if something has imported it.
 pub fn loaded<'py>(py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
     let modules = py.import(intern!(py, "sys"))?.getattr(intern!(py, "modules"))?;
-    Ok(modules.cast_into::<PyDict>()?.get_item(name)?)
+    modules.cast_into::<PyDict>()?.get_item(name)
 }
 
 /// How many threads calls on the CPU run on from now on; 0: as many as there are cores.

@@ -142,6 +142,7 @@ impl Qfl {
         grad_scale=None, reduction="mean", avg_factor=None, policy="eps", minimum=1.0, loss=None, grad=None,
         found_inf=None, status=None, stream=None,
     ))]
+    #[allow(clippy::too_many_arguments, reason = "Python's, which have names")]
     fn run(
         &self,
         py: Python<'_>,

@@ -203,14 +203,11 @@ impl Rows {
     }
 
     /// Runs what `call` makes on the CPU.
-    pub fn run_cpu<'a, Op: Operation + Sync, T: Real<Loss: Item>>(
+    pub fn run_cpu<'a, Op: Operation + Sync + 'a, T: Real>(
         py: Python<'_>,
         rows: &'a mut Rows,
         call: impl FnOnce(&'a Tensor) -> Outcome<Call<'a, Op, Host, T>> + Send,
-    ) -> Outcome
-    where
-        Op: 'a,
-    {
+    ) -> Outcome {
         let Rows { pred, shape, weight, upstream, grad_scale, reduce, out, .. } = rows;
         let Outputs { loss, grad, found_inf, status } = out;
         let reduction = reduce.with(|number| number.host("avg_factor"))?;

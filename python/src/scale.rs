@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use crate::error::{Outcome, value};
 use crate::pool::{enqueue, run};
 use crate::rows::Number;
-use crate::tensor::{Device, Real, Tensor, check_overlaps, for_cuda_floats, for_floats};
+use crate::tensor::{Device, Tensor, check_overlaps, for_cuda_floats, for_floats};
 
 /// Multiplies a gradient by the upstream gradient, a tensor with one element or a number; 1 is seen where the gradient
 /// is, and costs nothing.
