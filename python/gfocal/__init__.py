@@ -7,16 +7,28 @@ try:
 except ImportError as error:
     raise ImportError("gfocal works on PyTorch's tensors; install it: pip install 'gfocal[torch]'") from error
 
+from ._boxes import CIoULoss, DIoULoss, GIoULoss, IoULoss, box_loss
+from ._dfl import DistributionFocalLoss, distribution_focal_loss
+from ._integral import Integral, integral
 from ._native import CudaError, ShapeError, __version__, set_num_threads
 from ._qfl import QualityFocalLoss, quality_focal_loss
 from ._status import Status
 
 __all__ = [
+    "CIoULoss",
     "CudaError",
+    "DIoULoss",
+    "DistributionFocalLoss",
+    "GIoULoss",
+    "Integral",
+    "IoULoss",
     "QualityFocalLoss",
     "ShapeError",
     "Status",
     "__version__",
+    "box_loss",
+    "distribution_focal_loss",
+    "integral",
     "quality_focal_loss",
     "set_num_threads",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -13,14 +11,14 @@ def loss_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def logits(name: str, value: Any) -> Tensor:
+def logits(name: str, value: object) -> Tensor:
     """What has a gradient; row after row."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
     return value if value.is_contiguous() else value.contiguous()
 
 
-def beside(name: str, value: Any, pred: Tensor) -> Tensor:
+def beside(name: str, value: object, pred: Tensor) -> Tensor:
     """A tensor of numbers beside logits, which has no gradient."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
@@ -34,11 +32,11 @@ def beside(name: str, value: Any, pred: Tensor) -> Tensor:
     return value if value.is_contiguous() else value.contiguous()
 
 
-def optional(name: str, value: Any, pred: Tensor) -> Tensor | None:
+def optional(name: str, value: object, pred: Tensor) -> Tensor | None:
     return None if value is None else beside(name, value, pred)
 
 
-def whole_numbers(name: str, value: Any) -> Tensor:
+def whole_numbers(name: str, value: object) -> Tensor:
     """Labels, or numbers of images."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
@@ -49,7 +47,7 @@ def whole_numbers(name: str, value: Any) -> Tensor:
     return value if value.is_contiguous() else value.contiguous()
 
 
-def average(value: Any, pred: Tensor) -> tuple[Tensor | None, float | None]:
+def average(value: float | Tensor | None, pred: Tensor) -> tuple[Tensor | None, float | None]:
     """An average factor: a tensor, which nobody waits for, or a number."""
     if value is None:
         return None, None

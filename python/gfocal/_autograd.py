@@ -1,7 +1,7 @@
 """What the gradients of all losses have in common.
 
-A reduced loss has its gradient made in the forward pass, in one go with the loss; backward multiplies it by the upstream
-gradient. In float16 it is made in the backward pass, with the upstream gradient (a loss scale, say) in it before it is
+A reduced loss has its gradient made in the forward pass, in one go with the loss; backward multiplies it by the
+upstream gradient. In float16 it is made in the backward pass, with the upstream gradient (a loss scale, say) in it before it is
 rounded: one of 5e-9 would be 0 otherwise. So it is for losses that are not reduced, each of which has an upstream
 gradient of its own.
 """
@@ -28,7 +28,9 @@ def _scale(grad: Tensor, upstream: Tensor) -> Tensor:
     return scaled
 
 
-scale_grad = operator("scale_grad(Tensor grad, Tensor upstream) -> Tensor", _scale, lambda grad, _: torch.empty_like(grad))
+scale_grad = operator(
+    "scale_grad(Tensor grad, Tensor upstream) -> Tensor", _scale, lambda grad, _: torch.empty_like(grad)
+)
 
 
 def results(pred: Tensor, reduction: str, with_grad: bool, with_status: bool) -> Results:
@@ -41,17 +43,23 @@ def results(pred: Tensor, reduction: str, with_grad: bool, with_status: bool) ->
     )
 
 
+def fake_results(pred: Tensor, *args: Any) -> Results:
+    """The same of the arguments of an operator for a loss of rows."""
+    reduction, with_grad, with_status = args[-6], args[-2], args[-1]
+    return results(pred, reduction, with_grad, with_status)
+
+
 class Once(Function):
     """A gradient as it is; a gradient of it is refused. ``tracked`` makes autograd ask for one."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, tracked: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, grad: Tensor, tracked: Tensor) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
-            "gfocal's losses have no second derivative; it was asked for with create_graph=True, or by a nested transform"
+            "gfocal's losses have no second derivative; it was asked for with create_graph=True, or by nested transforms"
         )
 
 
@@ -59,7 +67,7 @@ class OnceInTransforms(Function):
     """The same under ``torch.func``."""
 
     @staticmethod
-    def forward(grad: Tensor, tracked: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(grad: Tensor, tracked: Tensor) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
@@ -112,7 +120,7 @@ class Loss(Function):
     """A loss of rows: ``forward_op`` and ``backward_op`` take pred, tensors and options, in this order."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         pred: Tensor,
         forward_op: Operator,
@@ -145,7 +153,7 @@ class LossInTransforms(Function):
     """The same under ``torch.func``, which needs ``setup_context``: a slower call."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         pred: Tensor,
         forward_op: Operator,
         backward_op: Operator,
@@ -192,3 +200,64 @@ def loss(
         return result if counts else (result, None)
     result, _, status = forward_op(pred, *tensors, *options, False, counts)
     return result, status
+
+
+class Map(Function):
+    """What is made row by row, with a gradient of its own for each: ``forward_op`` takes input, tensors and options,
+    ``backward_op`` the upstream gradient besides."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        forward_op: Operator,
+        backward_op: Operator,
+        tensors: tuple[Tensor | None, ...],
+        options: tuple[Any, ...],
+    ) -> Tensor:
+        ctx.early, ctx.backward_op, ctx.options = False, backward_op, options
+        ctx.save_for_backward(input, *tensors)
+        return forward_op(input, *tensors, *options)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _backward(ctx, grads[0], False), None, None, None, None
+
+
+class MapInTransforms(Function):
+    """The same under ``torch.func``."""
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        forward_op: Operator,
+        backward_op: Operator,
+        tensors: tuple[Tensor | None, ...],
+        options: tuple[Any, ...],
+    ) -> Tensor:
+        return forward_op(input, *tensors, *options)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        input, _, ctx.backward_op, tensors, ctx.options = inputs
+        ctx.early = False
+        ctx.save_for_backward(input, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _backward(ctx, grads[0], True), None, None, None, None
+
+
+def mapped(
+    input: Tensor,
+    forward_op: Operator,
+    backward_op: Operator,
+    tensors: tuple[Tensor | None, ...],
+    options: tuple[Any, ...],
+) -> Tensor:
+    """What ``forward_op`` makes of it, differentiable."""
+    if torch._C._are_functorch_transforms_active():
+        return MapInTransforms.apply(input, forward_op, backward_op, tensors, options)  # type: ignore[no-any-return]
+    if (input.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
+        return Map.apply(input, forward_op, backward_op, tensors, options)  # type: ignore[no-any-return]
+    return forward_op(input, *tensors, *options)  # type: ignore[no-any-return]

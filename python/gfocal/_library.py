@@ -13,7 +13,7 @@ import torch
 
 from . import _native
 
-_LIBRARY = torch.library.Library("gfocal", "FRAGMENT")
+_LIBRARY = torch.library.Library("gfocal", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -45,7 +45,7 @@ def operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
     than a small loss does; what was not asked for is None then.
     """
     name = schema.partition("(")[0]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
     overload = getattr(torch.ops.gfocal, name).default
 
     def autograd(keys: Any, *args: Any, **kwargs: Any) -> Any:
@@ -73,8 +73,8 @@ def operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
         return filled(fake(first, *args), first)
 
     for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, dispatched, key)
-    _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+        _LIBRARY.impl(name, dispatched, key)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"gfocal::{name}", faked, lib=_LIBRARY)
     return Operator(run, overload)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import _arguments as arguments
 from . import _native
-from ._autograd import Results, results
+from ._autograd import Results, fake_results, results
 from ._autograd import loss as differentiable
 from ._library import operator
 from ._status import Status
@@ -89,16 +88,15 @@ def _backward(
     return grad
 
 
-def fake_results(pred: Tensor, *args: Any) -> Results:
-    reduction, with_grad, with_status = args[-6], args[-2], args[-1]
-    return results(pred, reduction, with_grad, with_status)
-
-
 qfl = operator(
-    f"qfl({_TENSORS}, {_OPTIONS}, bool with_grad, bool with_status) -> (Tensor, Tensor, Tensor)", _forward, fake_results
+    f"qfl({_TENSORS}, {_OPTIONS}, bool with_grad, bool with_status) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    fake_results,
 )
 qfl_backward = operator(
-    f"qfl_backward({_TENSORS}, {_OPTIONS}, Tensor upstream) -> Tensor", _backward, lambda pred, *_: torch.empty_like(pred)
+    f"qfl_backward({_TENSORS}, {_OPTIONS}, Tensor upstream) -> Tensor",
+    _backward,
+    lambda pred, *_: torch.empty_like(pred),
 )
 
 
@@ -127,8 +125,8 @@ def quality_focal_loss(
 
         QFL(x, y) = |y − σ(x)|^β · (softplus(x) − x·y)
 
-    The target y of a row is its score (the IoU of its box) in the column of its label, and 0 elsewhere; the loss of a row
-    is the sum over its classes.
+    The target y of a row is its score (the IoU of its box) in the column of its label, and 0 elsewhere; the loss of a
+    row is the sum over its classes.
 
     Args:
         pred: logits ``[N, C]``, float32, float16 or bfloat16, on the CPU also float64. With ``activated``,
@@ -230,4 +228,5 @@ class QualityFocalLoss(nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"beta={self.beta}, reduction={self.reduction!r}, loss_weight={self.loss_weight}, activated={self.activated}"
+        options = f"beta={self.beta}, reduction={self.reduction!r}, loss_weight={self.loss_weight}"
+        return f"{options}, activated={self.activated}"

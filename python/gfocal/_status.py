@@ -12,10 +12,10 @@ WORDS = 9
 class Status:
     """Counts of unusable labels, scores, targets and boxes, for the ``status`` argument of losses and assignments.
 
-    Such values never stop a computation: a row with a label that is neither a class nor background, or with a score that
-    is NaN, gives no loss and no gradient; a DFL target outside the bins is clamped; a box that is not finite or empty
-    takes no part in an assignment. Each is counted here. Counts stay on the device until they are asked for: to read one
-    waits for the device, to be given to a call does not.
+    Such values never stop a computation: a row with a label that is neither a class nor background, or with a score
+    that is NaN, gives no loss and no gradient; a DFL target outside the bins is clamped; a box that is not finite or
+    empty takes no part in an assignment. Each is counted here. Counts stay on the device until they are asked for: to
+    read one waits for the device, to be given to a call does not.
 
     A status may be given to several calls, whose counts are added up, until ``reset``.
 

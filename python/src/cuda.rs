@@ -78,8 +78,20 @@ impl Memory {
     }
 }
 
+/// What a call on a tensor works with: on the stream that is given, or else its library's current one.
+pub fn on_of(py: Python<'_>, tensor: &Tensor, stream: Option<usize>) -> Outcome<On> {
+    let Device::Cuda(device) = tensor.device else {
+        return Err(value(format!("{} is on the CPU", tensor.name)));
+    };
+    let stream = match stream {
+        Some(stream) => stream,
+        None => tensor.current_stream(py)?.unwrap_or(0),
+    };
+    on(py, device, stream)
+}
+
 /// The handle for a stream: that of earlier calls, or a new one.
-pub fn on(py: Python<'_>, device: i32, stream: usize) -> Outcome<On> {
+fn on(py: Python<'_>, device: i32, stream: usize) -> Outcome<On> {
     let (context, kernels, known) = {
         let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
         let state = state.get_or_insert_default();

@@ -1,9 +1,12 @@
 //! The native module of the Python package: it takes tensors of PyTorch, NumPy and whatever speaks DLPack, and calls
 //! gfocal on them. What a user sees is python/gfocal.
 
+mod boxes;
 mod cuda;
+mod dfl;
 mod dlpack;
 mod error;
+mod integral;
 mod pool;
 mod qfl;
 mod rows;
@@ -18,9 +21,15 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use crate::boxes::Boxes;
+    #[pymodule_export]
     use crate::cuda::set_allocator;
     #[pymodule_export]
+    use crate::dfl::Dfl;
+    #[pymodule_export]
     use crate::error::{CudaError, ShapeError};
+    #[pymodule_export]
+    use crate::integral::{backward, forward};
     #[pymodule_export]
     use crate::pool::set_num_threads;
     #[pymodule_export]

@@ -4,7 +4,7 @@ use gfocal::cuda::StorageElement;
 use gfocal::{Background, Label, QualityFocalLoss};
 use pyo3::prelude::*;
 
-use crate::cuda::On;
+use crate::cuda::{On, on_of};
 use crate::error::{Outcome, value};
 use crate::pool::enqueue;
 use crate::rows::{Number, Outputs, Reduce, Rows};
@@ -184,13 +184,12 @@ impl Qfl {
                 found_inf: Tensor::optional("found_inf", found_inf)?,
                 status: Tensor::optional("status", status)?,
             },
-            stream,
         };
         inputs.check(&rows)?;
         match rows.pred.device {
             Device::Cpu => for_floats!(rows.pred, T => self.cpu::<T>(py, &mut rows, &inputs)),
-            Device::Cuda(device) => {
-                let on = rows.on(py, device)?;
+            Device::Cuda(_) => {
+                let on = on_of(py, &rows.pred, stream)?;
                 for_cuda_floats!(rows.pred, T => self.cuda::<T>(py, &on, &rows, &inputs))
             }
         }

@@ -4,7 +4,7 @@ use gfocal::cuda::{Borrowed, Device as Cuda, Scalar, StatusBlock, StorageElement
 use gfocal::{AvgPolicy, Call, Host, Operation, Reduction, Status};
 use pyo3::prelude::*;
 
-use crate::cuda::{On, Stream, on};
+use crate::cuda::{On, Stream};
 use crate::error::{Outcome, shape, type_error, value};
 use crate::pool::run;
 use crate::status::{status_block, write_status};
@@ -163,8 +163,6 @@ pub struct Rows {
     pub grad_scale: Option<Number>,
     pub reduce: Reduce,
     pub out: Outputs,
-    /// Of CUDA, where the tensors' library does not tell.
-    pub stream: Option<usize>,
 }
 
 impl Rows {
@@ -234,15 +232,6 @@ impl Rows {
             })
         })?;
         status.as_mut().map_or(Ok(()), |status| write_status(&counted, status))
-    }
-
-    /// What the call runs on, on CUDA.
-    pub fn on(&self, py: Python<'_>, device: i32) -> Outcome<On> {
-        let stream = match self.stream {
-            Some(stream) => stream,
-            None => self.pred.current_stream(py)?.unwrap_or(0),
-        };
-        on(py, device, stream)
     }
 
     /// Its buffers on CUDA.

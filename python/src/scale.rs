@@ -3,6 +3,7 @@
 use gfocal::cuda;
 use pyo3::prelude::*;
 
+use crate::cuda::on_of;
 use crate::error::{Outcome, value};
 use crate::pool::{enqueue, run};
 use crate::rows::Number;
@@ -31,11 +32,7 @@ pub fn scale(
             }))
         }
         Device::Cuda(device) => {
-            let stream = match stream {
-                Some(stream) => stream,
-                None => grad.current_stream(py)?.unwrap_or(0),
-            };
-            let on = crate::cuda::on(py, device, stream)?;
+            let on = on_of(py, &grad, stream)?;
             let Some(factor) = upstream.tensor() else {
                 return Err(value(format!("upstream is on the CPU, grad on cuda:{device}; move it there")));
             };
