@@ -1,9 +1,9 @@
 """What the gradients of all losses have in common.
 
 A reduced loss has its gradient made in the forward pass, in one go with the loss; backward multiplies it by the
-upstream gradient. In float16 it is made in the backward pass, with the upstream gradient (a loss scale, say) in it before it is
-rounded: one of 5e-9 would be 0 otherwise. So it is for losses that are not reduced, each of which has an upstream
-gradient of its own.
+upstream gradient. In float16 it is made in the backward pass, with the upstream gradient (a loss scale, say) in it
+before it is rounded: one of 5e-9 would be 0 otherwise. So it is for losses that are not reduced, each of which has an
+upstream gradient of its own.
 """
 
 from __future__ import annotations
@@ -49,42 +49,35 @@ def fake_results(pred: Tensor, *args: Any) -> Results:
     return results(pred, reduction, with_grad, with_status)
 
 
+_NO_SECOND = "gfocal's losses have no second derivative; it was asked for by create_graph=True or nested transforms"
+
+
 class Once(Function):
-    """A gradient as it is; a gradient of it is refused. ``tracked`` makes autograd ask for one."""
+    """A gradient as it is; one of it is refused, with respect to logits and upstream gradient alike."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, tracked: Tensor) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, *tracked: Tensor) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(
-            "gfocal's losses have no second derivative; it was asked for with create_graph=True, or by nested transforms"
-        )
+        raise RuntimeError(_NO_SECOND)
 
 
 class OnceInTransforms(Function):
     """The same under ``torch.func``."""
 
     @staticmethod
-    def forward(grad: Tensor, tracked: Tensor) -> Tensor:
+    def forward(grad: Tensor, *tracked: Tensor) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
 
-    backward = Once.backward
-
-
-def once(grad: Tensor, logits: Tensor | None) -> Tensor:
-    """Under ``create_graph``: the gradient, which cannot be differentiated again."""
-    if not torch.is_grad_enabled():
-        return grad
-    if logits is not None:  # a transform does not see a leaf of ours
-        return OnceInTransforms.apply(grad, logits)  # type: ignore[no-any-return]
-    leaf = torch.empty(0, device=grad.device, requires_grad=True)
-    return Once.apply(grad, leaf)  # type: ignore[no-any-return]
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(_NO_SECOND)
 
 
 def is_early(pred: Tensor, reduction: str) -> bool:
@@ -92,28 +85,30 @@ def is_early(pred: Tensor, reduction: str) -> bool:
 
 
 def _backward(ctx: Any, upstream: Tensor, functional: bool) -> Tensor:
-    """The gradient of the logits."""
-    if not ctx.early:
-        pred, *tensors = ctx.saved_tensors
-        grad = ctx.backward_op(pred, *tensors, *ctx.options, upstream)
-        return once(grad, pred if functional else None)
-    if functional:
-        grad, pred = ctx.saved_tensors
-        return once(scale_grad(grad, upstream), pred)
-    if ctx.grad is None:
-        (grad,) = ctx.saved_tensors
-        if upstream.device.type != "cpu" or not is_plain(upstream) or upstream.item() != 1.0:
-            grad = scale_grad(grad, upstream)
-        return once(grad, None)
-    # On CUDA the upstream gradient is not looked at here: it would be waited for. The gradient is multiplied where it
-    # is, unless it has been given away by an earlier backward pass.
-    grad, ctx.grad = ctx.grad, False
+    """The gradient of the logits; under ``create_graph`` one that cannot be differentiated again."""
+    if not torch.is_grad_enabled():
+        return _gradient(ctx, upstream, functional)
+    with torch.no_grad():
+        grad = _gradient(ctx, upstream, functional)
+    pred = ctx.saved_tensors[0]
+    return (OnceInTransforms if functional else Once).apply(grad, pred, upstream)  # type: ignore[no-any-return]
+
+
+def _gradient(ctx: Any, upstream: Tensor, functional: bool) -> Tensor:
     pred, *tensors = ctx.saved_tensors
-    if grad is False:
-        grad = ctx.backward_op(pred, *tensors, *ctx.options, upstream)
-    else:
-        _native.scale(grad, upstream)
-    return once(grad, None)
+    if ctx.early:
+        grad: Tensor = tensors.pop()
+        if functional or not is_plain(upstream):
+            return scale_grad(grad, upstream)  # type: ignore[no-any-return]
+        if pred.device.type == "cpu":
+            return grad if upstream.item() == 1.0 else scale_grad(grad, upstream)
+        # On CUDA the upstream gradient is not looked at here: that would be waited for. The gradient is multiplied
+        # where it is, unless an earlier backward pass has given it away.
+        if not ctx.given_away:
+            ctx.given_away = True
+            _native.scale(grad, upstream)
+            return grad
+    return ctx.backward_op(pred, *tensors, *ctx.options, upstream)  # type: ignore[no-any-return]
 
 
 class Loss(Function):
@@ -131,14 +126,8 @@ class Loss(Function):
         counts: bool,
     ) -> Any:
         loss, grad, status = forward_op(pred, *tensors, *options, early, counts)
-        ctx.early, ctx.backward_op, ctx.options, ctx.grad = early, backward_op, options, None
-        if not early:
-            ctx.save_for_backward(pred, *tensors)
-        elif pred.device.type == "cpu" or not is_plain(pred):
-            ctx.save_for_backward(grad)
-        else:
-            ctx.grad = grad
-            ctx.save_for_backward(pred, *tensors)
+        ctx.early, ctx.backward_op, ctx.options, ctx.given_away = early, backward_op, options, False
+        ctx.save_for_backward(pred, *tensors, *([grad] if early else []))
         if not counts:
             return loss
         ctx.mark_non_differentiable(status)
@@ -170,10 +159,7 @@ class LossInTransforms(Function):
         _, grad, status = output
         ctx.early, ctx.backward_op, ctx.options = early, backward_op, options
         ctx.mark_non_differentiable(grad, status)
-        if early:
-            ctx.save_for_backward(grad, pred)
-        else:
-            ctx.save_for_backward(pred, *tensors)
+        ctx.save_for_backward(pred, *tensors, *([grad] if early else []))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

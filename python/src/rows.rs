@@ -1,7 +1,7 @@
 //! What the losses of rows have in common: reductions, scales, and where results go.
 
 use gfocal::cuda::{Borrowed, Device as Cuda, Scalar, StatusBlock, StorageElement};
-use gfocal::{AvgPolicy, Call, Host, Operation, Reduction, Status};
+use gfocal::{AvgPolicy, Call, Element, Host, Operation, Reduction, Status};
 use pyo3::prelude::*;
 
 use crate::cuda::{On, Stream};
@@ -209,7 +209,9 @@ impl Rows {
         let Rows { pred, shape, weight, upstream, grad_scale, reduce, out, .. } = rows;
         let Outputs { loss, grad, found_inf, status } = out;
         let reduction = reduce.with(|number| number.host("avg_factor"))?;
-        let grad_scale = grad_scale.as_ref().map_or(Ok(1.0), |number| number.host("grad_scale"))?;
+        let scale = grad_scale.as_ref().map_or(Ok(1.0), |number| number.host("grad_scale"))?;
+        // One that has overflowed must be seen in the gradient, as it is on CUDA.
+        let grad_scale = if scale.is_finite() { scale } else { 1.0 };
         let elements = shape[0].saturating_mul(shape[1]);
         let counted = run(py, elements, move || {
             let mut call = call(pred)?.reduction(reduction).grad_scale(grad_scale);
@@ -223,13 +225,18 @@ impl Rows {
                 call = call.found_inf(found_inf.slice_mut()?);
             }
             let loss = loss.as_mut().map(Tensor::slice_mut).transpose()?;
-            let grad = grad.as_mut().map(Tensor::slice_mut).transpose()?;
-            Ok(match (loss, grad) {
-                (Some(loss), Some(grad)) => call.forward_backward(loss, grad)?,
-                (Some(loss), None) => call.forward(loss)?,
-                (None, Some(grad)) => call.backward(grad)?,
-                (None, None) => Status::default(),
-            })
+            let grad = grad.as_mut().map(Tensor::slice_mut::<T>).transpose()?;
+            let Some(grad) = grad else {
+                return Ok(loss.map_or(Ok(Status::default()), |loss| call.forward(loss))?);
+            };
+            let status = match loss {
+                Some(loss) => call.forward_backward(loss, grad)?,
+                None => call.backward(grad)?,
+            };
+            if !scale.is_finite() {
+                gfocal::scale(grad, T::Loss::from_f64(scale), None)?;
+            }
+            Ok(status)
         })?;
         status.as_mut().map_or(Ok(()), |status| write_status(&counted, status))
     }
