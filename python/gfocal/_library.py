@@ -21,6 +21,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and type(tensor) is torch.Tensor
+        and not tensor.is_meta
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None

@@ -160,6 +160,8 @@ class OpTester:
                 assert fake.shape == real.shape and fake.dtype is real.dtype
                 fake.sum().backward()
                 assert pred.grad is not None and pred.grad.shape == pred.shape
+            meta = self.call(self.inputs().float().to("meta"), reduction)
+            assert meta.is_meta and meta.shape == real.shape and meta.dtype is real.dtype
 
     def test_export(self) -> None:
         class Program(torch.nn.Module):
