@@ -43,7 +43,7 @@ use crate::dfl::cpu::DflOnCpu;
 use crate::head::cpu::HeadOnCpu;
 use crate::integral::cpu::IntegralOnCpu;
 use crate::qfl::cpu::QflOnCpu;
-use crate::vector::Storage;
+use crate::vector::{self, Isa, Storage};
 
 mod sealed {
     pub trait Sealed {}
@@ -95,6 +95,14 @@ pub(crate) fn same<T: Element, U: Element>(elements: &[T]) -> Option<&[U]> {
 /// Numbers beside logits that vectors of f32 suit, which all but f64 do.
 pub(crate) fn singles<W: Element>(numbers: &[W]) -> &[f32] {
     same(numbers).expect("f32 beside all logits but f64")
+}
+
+/// Whether any is NaN.
+pub(crate) fn any_nan<W: Element>(isa: Isa, numbers: &[W]) -> bool {
+    match same(numbers) {
+        Some(singles) => vector::any_nan(isa, singles),
+        None => numbers.iter().any(|number| number.to_f64().is_nan()),
+    }
 }
 
 /// The same elements, to be written to, if both types are one.

@@ -29,11 +29,11 @@ fn step(name: &str, scale: f32, rules: &Rules) -> (Scene, Vectors) {
     let mut scene = recipe.scene(&mut Random::new(1));
     (scene.narrow, scene.grad_scale) = (false, 1.0);
     for (i, (level, assigned)) in scene.levels.iter_mut().zip(assigned.levels).enumerate() {
-        let logits =
-            |kind: &str| vectors.f32s(&format!("level{i}.{kind}")).into_iter().map(f64::from).collect();
+        let f64s = |numbers: Vec<f32>| -> Vec<f64> { numbers.into_iter().map(f64::from).collect() };
+        let logits = |kind: &str| f64s(vectors.f32s(&format!("level{i}.{kind}")));
         (level.cls, level.boxes) = (logits("cls_logits"), logits("box_logits"));
-        (level.labels, level.box_targets) = (assigned.labels, assigned.box_targets);
-        (level.label_weights, level.quality) = (Some(assigned.label_weights), None);
+        (level.labels, level.box_targets) = (assigned.labels, f64s(assigned.box_targets));
+        (level.label_weights, level.quality) = (Some(f64s(assigned.label_weights)), None);
         level.points = PointsAt::Grid(0.0);
     }
     (scene, vectors)

@@ -11,7 +11,7 @@ use gfocal::head::{BoxCoding, HeadLoss, Layout, Logits, Points, Targets};
 use gfocal::{Element as _, Host, bf16, f16};
 use gfocal_reference::integral;
 use support::gpu::OnDevice;
-use support::head::{Form, places};
+use support::head::{Form, as_stored, places};
 use support::random::Random;
 use support::tolerance::{Want, check_same_bits};
 use support::{Buffer, Gpu, Stored, check_elements, gpu};
@@ -30,7 +30,7 @@ struct OfLevel {
     stride: f64,
     offset: f64,
     /// Explicit points, of all images or of each.
-    points: Option<Vec<f32>>,
+    points: Option<Vec<f64>>,
     /// `[B, 4K, P]`
     logits: Vec<f64>,
 }
@@ -67,7 +67,7 @@ impl Scene {
                 2 => 2 * positions * batch,
                 _ => 0,
             };
-            let points = random.many(explicit, -20.0, 300.0).iter().map(|&at| at as f32).collect();
+            let points = random.many(explicit, -20.0, 300.0);
             OfLevel {
                 size,
                 stride: [8.0, 16.0, 32.0, 50.0, 7.5][index],
@@ -90,20 +90,17 @@ impl Scene {
         4 * bins(self.coding)
     }
 
-    /// On the logits and upstream gradients that storage leaves.
+    /// On what storage leaves.
     fn stored_as<T: Stored>(&self) -> Scene {
         let mut stored = self.clone();
         for logit in stored.levels.iter_mut().flat_map(|level| &mut level.logits) {
             *logit = T::from_f64(*logit).to_f64();
         }
-        for upstream in &mut stored.upstream {
-            *upstream = T::Loss::from_f64(*upstream).to_f64();
+        let points = stored.levels.iter_mut().filter_map(|level| level.points.as_mut()).flatten();
+        for beside in points.chain(&mut stored.upstream) {
+            *beside = T::Loss::from_f64(*beside).to_f64();
         }
         stored
-    }
-
-    fn upstream_as<T: Stored>(&self) -> Vec<T::Loss> {
-        self.upstream.iter().map(|&upstream| T::Loss::from_f64(upstream)).collect()
     }
 
     /// Layout and places of a level's logits, and the length of their buffer.
@@ -143,7 +140,7 @@ impl Scene {
         level: &OfLevel,
         form: Form,
         logits: M::Slice<'a, T>,
-        points: Option<M::Slice<'a, f32>>,
+        points: Option<M::Slice<'a, T::Loss>>,
     ) -> Level<'a, M, T> {
         let ([height, width], layout) = (level.size, self.place(level, form).0);
         let points = points.map_or(Points::Grid { offset: level.offset }, Points::Explicit);
@@ -153,14 +150,16 @@ impl Scene {
     fn cpu<T: Stored>(&self, form: Form) -> Outcome<T> {
         let nan = T::from_f64(f64::NAN);
         let logits = self.buffers(form, nan);
-        let levels: Vec<Level<Host, T>> = (self.levels.iter().zip(&logits))
-            .map(|(level, logits)| self.level(level, form, &logits[..], level.points.as_deref()))
+        let points: Vec<_> =
+            self.levels.iter().map(|level| level.points.as_deref().map(as_stored::<T::Loss>)).collect();
+        let levels: Vec<Level<Host, T>> = (self.levels.iter().zip(&logits).zip(&points))
+            .map(|((level, logits), points)| self.level(level, form, &logits[..], points.as_deref()))
             .collect();
         let mut boxes = vec![T::Loss::from_f64(f64::NAN); self.upstream.len()];
         decode::forward(self.coding, self.batch, &levels, &mut boxes).expect("a legal call");
         let mut grads: Vec<Vec<T>> = logits.iter().map(|logits| vec![nan; logits.len()]).collect();
         let mut slices: Vec<&mut [T]> = grads.iter_mut().map(|grad| &mut grad[..]).collect();
-        let upstream = self.upstream_as::<T>();
+        let upstream = as_stored::<T::Loss>(&self.upstream);
         decode::backward(self.coding, self.batch, &levels, &upstream, &mut slices).expect("a legal call");
         Outcome { boxes, grads: self.grads(form, grads, nan) }
     }
@@ -170,7 +169,9 @@ impl Scene {
         let logits: Vec<_> =
             self.buffers(form, rest).iter().map(|logits| Buffer::new(gpu, logits, offset)).collect();
         let points: Vec<_> = (self.levels.iter())
-            .map(|level| level.points.as_ref().map(|points| Buffer::new(gpu, points, offset)))
+            .map(|level| {
+                level.points.as_ref().map(|points| Buffer::new(gpu, &as_stored::<f32>(points), offset))
+            })
             .collect();
         let views: Vec<_> = logits.iter().map(Buffer::view).collect();
         let point_views: Vec<_> = points.iter().map(|points| points.as_ref().map(Buffer::view)).collect();
@@ -180,8 +181,7 @@ impl Scene {
                 self.level(level, form, logits as &dyn DevicePtr<T>, points)
             })
             .collect();
-        let upstream: Vec<f32> = self.upstream.iter().map(|&upstream| upstream as f32).collect();
-        let upstream = Buffer::new(gpu, &upstream, offset);
+        let upstream = Buffer::new(gpu, &as_stored::<f32>(&self.upstream), offset);
         let mut boxes = Buffer::<f32>::poisoned(gpu, self.upstream.len(), offset);
         let mut grads: Vec<_> =
             logits.iter().map(|logits| Buffer::new(gpu, &vec![rest; logits.view().len()], offset)).collect();
@@ -228,7 +228,7 @@ impl Scene {
                             Some(points) => {
                                 let of_batch = points.len() > 2 * positions;
                                 let row = if of_batch { image * positions + position } else { position };
-                                f64::from(points[2 * row + side % 2])
+                                points[2 * row + side % 2]
                             }
                             None => {
                                 let at = [position % level.size[1], position / level.size[1]][side % 2];
@@ -414,7 +414,7 @@ fn levels_of_one_tensor() {
     let levels: Vec<Level<Host, f32>> = (scene.levels.iter().zip(layouts))
         .map(|(level, layout)| Level {
             layout,
-            ..scene.level::<Host, f32>(level, Form::Nchw, &all[..], level.points.as_deref())
+            ..scene.level::<Host, f32>(level, Form::Nchw, &all[..], None)
         })
         .collect();
     let mut boxes = vec![f32::NAN; want.len()];

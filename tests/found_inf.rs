@@ -178,8 +178,8 @@ fn heads<T: OnDevice>() {
             let of = &mut scene.levels[level];
             let positions = of.positions();
             // Half a stride to each side, so that two bins share the target; the logits say another.
-            let stride = of.stride as f32;
-            let [x, y] = [anchor % of.width, anchor / of.width].map(|at| at as f32 * stride);
+            let stride = of.stride;
+            let [x, y] = [anchor % of.width, anchor / of.width].map(|at| at as f64 * stride);
             let sides = [x - 1.5 * stride, y - 1.5 * stride, x + 1.5 * stride, y + 1.5 * stride];
             match what {
                 "plain" => of.cls[5 * positions + anchor] = 2.0,

@@ -177,7 +177,7 @@ fn extreme_scales() {
     let mut random = Random::new(61);
     let mut scene = Recipe::new(Settings::of(Profile::Mmdetection)).scene(&mut random);
     for level in &mut scene.levels {
-        let weights = (0..level.labels.len()).map(|i| 10f32.powi(i as i32 % 41 - 20));
+        let weights = (0..level.labels.len()).map(|i| 10f64.powi(i as i32 % 41 - 20));
         level.label_weights = Some(weights.collect());
     }
     for grad_scale in [1e-25, 1.0, 1e25] {
@@ -280,7 +280,7 @@ fn rows_of_the_status() {
     let mut scene = recipe.scene(&mut random);
     let bad = &mut scene.levels[1];
     bad.labels[4] = 99;
-    bad.box_targets[4 * 5] = f32::NEG_INFINITY;
+    bad.box_targets[4 * 5] = f64::NEG_INFINITY;
     let got = run::<f32>(&scene);
     let want = Status { bad_labels: 1, bad_qualities: 1, first_bad_row: Some(8 + 4), ..Status::default() };
     assert_eq!(got.status, want);

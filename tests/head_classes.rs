@@ -32,13 +32,13 @@ fn scene(
         for label in level.labels.iter_mut().filter(|label| **label < classes as i64) {
             *label = columns[random.index(columns.len())].min(classes - 1) as i64;
         }
-        let mut weights = vec![1.0f32; anchors];
+        let mut weights = vec![1.0; anchors];
         // One weight for many, then each its own.
         for (begin, end, uneven) in
             [(anchors / 3, anchors / 2, false), (anchors / 2 + 3, anchors / 2 + 21, true)]
         {
             for weight in &mut weights[begin..end.min(anchors)] {
-                *weight = if uneven { random.between(0.1, 2.0) as f32 } else { 0.625 };
+                *weight = if uneven { random.between(0.1, 2.0) } else { 0.625 };
             }
         }
         // Masked by weight or label, alone and side by side, and nothing but NaN and inf in their logits.

@@ -241,7 +241,7 @@ fn boxes_with_ties() {
         level.box_targets = (0..100)
             .flat_map(|anchor| {
                 let (x, y) = (anchor % 10, anchor / 10);
-                let [of_x, of_y] = [x, y].map(|at| (along[at].0 + at as f32, along[at].1 + at as f32));
+                let [of_x, of_y] = [x, y].map(|at| (along[at].0 + at as f64, along[at].1 + at as f64));
                 [of_x.0, of_y.0, of_x.1, of_y.1].map(|side| 8.0 * side)
             })
             .collect();

@@ -3,11 +3,12 @@
 
 mod support;
 
+use gfocal::Error;
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxCoding, BoxWeight, Normaliser, QualitySource};
 use support::Pass;
 use support::head::scenes::{Options, Recipe};
-use support::head::{Form, Outcome, Profile, Scene, Settings, cpu};
+use support::head::{BESIDE, Form, LevelScene, Outcome, PointsAt, Profile, Scene, Settings, cpu};
 use support::random::Random;
 
 const STEP: f64 = 1e-5;
@@ -18,14 +19,18 @@ fn run(scene: &Scene, pass: Pass) -> Outcome<f64> {
 
 /// Derivatives of the sums over the levels of the three losses.
 fn slopes(scene: &Scene, move_by: impl Fn(&mut Scene, f64)) -> [f64; 3] {
+    slopes_over(STEP, scene, move_by)
+}
+
+fn slopes_over(step: f64, scene: &Scene, move_by: impl Fn(&mut Scene, f64)) -> [f64; 3] {
     let losses = |by: f64| {
         let mut scene = scene.clone();
         move_by(&mut scene, by);
         let losses = run(&scene, Pass::Forward).losses;
         [0, 1, 2].map(|which| losses.iter().skip(which).step_by(3).sum::<f64>())
     };
-    let (above, below) = (losses(STEP), losses(-STEP));
-    [0, 1, 2].map(|which| (above[which] - below[which]) / (2.0 * STEP))
+    let (above, below) = (losses(step), losses(-step));
+    [0, 1, 2].map(|which| (above[which] - below[which]) / (2.0 * step))
 }
 
 /// The tolerance is the method's: its truncation error, h²/6 times a third derivative, which is of
@@ -175,4 +180,65 @@ fn normalisers_are_constants() {
         });
         assert!(moves, "{normaliser:?}: nothing to be seen of W");
     }
+}
+
+/// What is beside f64 logits is f64: losses follow steps of it that f32 would not see as they do others, and its lengths
+/// are compared.
+#[test]
+fn what_is_beside_f64_logits_is_f64() {
+    const NAMES: [&str; BESIDE + 1] = [
+        "boxes",
+        "label_weights",
+        "quality",
+        "box_weights",
+        "box_scores",
+        "scores",
+        "element_weights",
+        "points",
+        "class_weights",
+    ];
+    let mut random = Random::new(101);
+    let mut seen = [false; BESIDE + 1];
+    for (scores, box_weight) in [(false, BoxWeight::Given), (true, BoxWeight::Quality)] {
+        let settings =
+            Settings { quality: QualitySource::Given, box_weight, bins: 5, ..Settings::of(Profile::Nanodet) };
+        let options = Options { class_weights: true, element_weights: true, box_weights: true, scores };
+        let is_whole = |scene: &Scene| {
+            let explicit = |level: &LevelScene| matches!(level.points, PointsAt::Explicit(_));
+            scene.levels.iter().all(|level| explicit(level) && level.label_weights.is_some())
+        };
+        let scene = (0..).map(|_| scene_with(&mut random, settings, options)).find(is_whole);
+        let scene = scene.expect("such a scene");
+        for (i, name) in NAMES.into_iter().enumerate() {
+            fn of(scene: &mut Scene, i: usize) -> Vec<&mut Vec<f64>> {
+                let Scene { levels, class_weights, .. } = scene;
+                let of_levels =
+                    levels.iter_mut().filter_map(|level| level.beside_mut().into_iter().nth(i)?);
+                if i < BESIDE { of_levels.collect() } else { class_weights.iter_mut().collect() }
+            }
+            if of(&mut scene.clone(), i).is_empty() {
+                continue;
+            }
+            seen[i] = true;
+            let slope = |step: f64| -> f64 {
+                let by = |scene: &mut Scene, by: f64| {
+                    of(scene, i).into_iter().flatten().for_each(|number| *number *= 1.0 + by);
+                };
+                slopes_over(step, &scene, by).iter().sum()
+            };
+            // Rounding: 2^-53 of a loss of order 10 over the step.
+            let (fine, coarse) = (slope(2f64.powi(-28)), slope(STEP));
+            let good = (fine - coarse).abs() <= 1e-6 * coarse.abs() + 3e-7 && coarse.abs() > 1e-2;
+            assert!(good, "{name}: {fine:e} by a step of 2^-28, {coarse:e} by one of {STEP}");
+
+            let mut short = scene.clone();
+            of(&mut short, i).remove(0).pop();
+            let error = cpu::run::<f64>(&short, Form::Nchw, Pass::Forward).expect_err("one too few");
+            assert!(
+                matches!(error, Error::LevelLength { tensor, .. } | Error::LevelTensors { tensor, .. } if tensor == name),
+                "{error}"
+            );
+        }
+    }
+    assert_eq!(seen, [true; BESIDE + 1], "of each of {NAMES:?}");
 }

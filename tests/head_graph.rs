@@ -34,7 +34,7 @@ fn step(settings: Settings, options: Options, number: usize) -> Scene {
     for level in &mut scene.levels {
         let anchors = level.labels.len();
         level.points = PointsAt::Grid(0.5);
-        level.quality = Some((0..anchors).map(|_| random.unit() as f32).collect());
+        level.quality = Some((0..anchors).map(|_| random.unit()).collect());
     }
     scene
 }

@@ -353,7 +353,7 @@ fn extreme_weights() {
         let options = Options { class_weights: true, element_weights: true, ..Options::default() };
         let recipe = Recipe { classes: 8, sizes: vec![(4, 4, 8.0)], options, ..Recipe::new(settings) };
         let mut scene = recipe.scene(&mut random);
-        scene.class_weights = Some((0..8).map(|i| 10f32.powi(i * 6 - 22)).collect());
+        scene.class_weights = Some((0..8).map(|i| 10f64.powi(i * 6 - 22)).collect());
         on_cpu::<f32, f32>("extreme", &scene, Form::Nchw);
         on_cpu::<f64, f32>("extreme", &scene, Form::ChannelsLast);
 

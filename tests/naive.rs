@@ -199,13 +199,14 @@ fn step<T: OnDevice>(gpu: &Gpu) {
     let all: usize = scene.levels.iter().map(|level| level.labels.len()).sum();
     let [quality, weight] = [(); 2].map(|()| gpu.stream.alloc_zeros::<f64>(all).expect("device memory"));
 
-    let cast = |values: &[f64]| values.iter().map(|&x| T::from_f64(x)).collect::<Vec<T>>();
     let (mut first, mut levels) = (0, Vec::new());
     for level in &scene.levels {
-        let (anchors, [cls, boxes]) = (level.labels.len(), [&level.cls, &level.boxes].map(|x| cast(x)));
+        let (anchors, [cls, boxes]) =
+            (level.labels.len(), [&level.cls, &level.boxes].map(|x| head::as_stored::<T>(x)));
         let grads = [cls.len(), boxes.len()].map(|length| Buffer::<T>::poisoned(gpu, length, 0));
         let [cls, boxes] = [cls, boxes].map(|logits| Buffer::new(gpu, &logits, 0));
-        let (labels, targets) = (Buffer::new(gpu, &level.labels, 0), Buffer::new(gpu, &level.box_targets, 0));
+        let targets = head::as_stored::<f32>(&level.box_targets);
+        let (labels, targets) = (Buffer::new(gpu, &level.labels, 0), Buffer::new(gpu, &targets, 0));
         let losses = Buffer::<f32>::poisoned(gpu, 3 * anchors, 0);
         let inputs = [of(gpu, &cls), of(gpu, &boxes), of(gpu, &labels), of(gpu, &targets)];
         let between = [address(gpu, &quality), address(gpu, &weight)];

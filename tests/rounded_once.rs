@@ -126,7 +126,7 @@ fn positives<T: OnDevice>(gpu: &Gpu) {
         scene.grad_scale = 1.0;
         for (at, level) in scene.levels.iter_mut().enumerate() {
             let most = [0.5, 8.0][at % 2];
-            level.quality = Some(vec![random.between(0.05, 0.12) as f32]);
+            level.quality = Some(vec![random.between(0.05, 0.12)]);
             level.cls.fill(NOTHING);
             level.cls[level.labels[0] as usize] = random.between(-most, most);
         }

@@ -214,7 +214,7 @@ fn head_scene(sizes: &[(usize, usize)], classes: usize, beta: f64) -> Scene {
             boxes: vec![0.0; anchors * 64],
             labels: vec![classes as i64; anchors],
             label_weights: Some(vec![1.0; anchors]),
-            box_targets: vec![f32::NAN; 4 * anchors],
+            box_targets: vec![f64::NAN; 4 * anchors],
             quality: Some(vec![0.0; anchors]),
             ..LevelScene::default()
         }
@@ -249,7 +249,7 @@ fn head_classes<T: Half>(gpu: &Gpu) {
                 level.box_targets[20..24].copy_from_slice(&[10.0, -8.0, 60.0, 8.0]);
             }
             exact.push(weights.repeat(classes).into_iter().map(Some).collect::<Exact>());
-            level.label_weights = Some(weights);
+            level.label_weights = Some(weights.into_iter().map(f64::from).collect());
         }
         for (form, offset) in Form::ALL.into_iter().flat_map(|form| [(form, 0), (form, 1)]) {
             let got = head::cuda::run::<T>(gpu, &scene, form, offset, Pass::ForwardBackward);
@@ -271,11 +271,11 @@ fn head_boxes<T: Half>(gpu: &Gpu) {
     scene.grad_scale = 2f64.powi(40 + 2 + 4);
     let level = &mut scene.levels[0];
     level.labels.fill(0);
-    level.quality = Some(values.iter().map(|x| x * 2f32.powi(-40)).collect());
+    level.quality = Some(values.iter().map(|&x| f64::from(x) * 2f64.powi(-40)).collect());
     // Three and a half strides to each side.
     let target = |x: usize| [-28.0, -28.0, 28.0, 28.0].into_iter().zip([x, 0].into_iter().cycle());
     level.box_targets = (0..values.len())
-        .flat_map(|x| target(x).map(|(side, at)| side + 8.0 * at as f32).collect::<Vec<_>>())
+        .flat_map(|x| target(x).map(|(side, at)| side + 8.0 * at as f64).collect::<Vec<_>>())
         .collect();
     let of_channel = |channel: usize| {
         let shares_target = [3, 4].contains(&(channel % 16));

@@ -290,7 +290,7 @@ impl<T: Element> Tile<'_, '_, T> {
             }
             Points::Explicit(points) => {
                 let image = if level.has_points_of_batch() { self.image } else { 0 };
-                points[2 * (image * level.positions() + position) + axis].into()
+                points[2 * (image * level.positions() + position) + axis].to_f64()
             }
         }
     }

@@ -67,7 +67,7 @@ pub struct Level<'a, M: Memory, T: Element> {
     /// Pixels from one position to the next.
     pub stride: f64,
     /// The anchor points.
-    pub points: Points<'a, M>,
+    pub points: Points<'a, M, T::Loss>,
     /// The buffer that the box logits are in, perhaps with others.
     pub logits: M::Slice<'a, T>,
     /// Where they are: channel side·K + bin, sides left, top, right, bottom. Without bins K is 1.

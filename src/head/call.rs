@@ -34,7 +34,7 @@ pub struct HeadCall<'a, 'l, M: HeadMemory, T: Element, U: Element = T> {
     pub(super) batch: usize,
     pub(super) classes: usize,
     pub(super) levels: &'a [Level<'l, M, T, U>],
-    pub(super) class_weights: Option<M::Slice<'a, f32>>,
+    pub(super) class_weights: Option<M::Slice<'a, T::Loss>>,
     pub(super) normalisers: M::Normalisers,
     pub(super) gradient_layouts: Option<&'a [Layouts]>,
     pub(super) upstream: Option<M::Slice<'a, T::Loss>>,
@@ -144,7 +144,7 @@ impl HeadLoss {
 impl<'a, T: Element, U: Element> HeadCall<'a, '_, Host, T, U> {
     /// Weights of the classes in the classification loss, `[C]`; 0 masks a class, whatever its logits
     /// hold. The default is all ones.
-    pub fn class_weights(mut self, weights: &'a [f32]) -> Self {
+    pub fn class_weights(mut self, weights: &'a [T::Loss]) -> Self {
         self.class_weights = Some(weights);
         self
     }

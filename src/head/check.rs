@@ -94,7 +94,7 @@ impl LevelSizes {
         layouts: Option<&[Layouts]>,
     ) -> Result<LevelSizes> {
         let targets = &level.targets;
-        let length = |tensor: &Option<M::Slice<'_, f32>>| tensor.as_ref().map(M::len);
+        let length = |tensor: &Option<M::Slice<'_, T::Loss>>| tensor.as_ref().map(M::len);
         let of_logits = Layouts { cls: level.cls_layout, boxes: level.box_layout };
         let own = layouts.and_then(|layouts| layouts.get(number));
         let of_gradients = |gradients: &[Gradients<M, T, U>]| -> Result<Option<GradientSizes>> {

@@ -82,51 +82,66 @@ pub struct Layouts {
 }
 
 /// Where the anchor points of a level are.
-pub enum Points<'a, M: Memory> {
+pub enum Points<'a, M: Memory, W: Element = f32> {
     /// On a grid: ((x + offset)·stride, (y + offset)·stride). 0 in mmdetection, 0.5 in Ultralytics.
     Grid {
         /// In units of the stride.
         offset: f64,
     },
     /// `[H·W, 2]` or `[B, H·W, 2]`: x and y in pixels.
-    Explicit(M::Slice<'a, f32>),
+    Explicit(M::Slice<'a, W>),
 }
 
-impl<M: Memory> Clone for Points<'_, M> {
+impl<M: Memory, W: Element> Clone for Points<'_, M, W> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<M: Memory> Copy for Points<'_, M> {}
+impl<M: Memory, W: Element> Copy for Points<'_, M, W> {}
 
 /// What a level's outputs are to become: [`Targets::new`], with other options by struct update.
-pub struct Targets<'a, M: Memory> {
+///
+/// Numbers are of the type `W` that losses come in, [`Element::Loss`] of the class logits: f64 for f64, on the
+/// CPU, else f32. So are explicit [`Points`]. What an [assignment](crate::assign) has written, f32, is for f64
+/// logits to be converted, number by number, which is exact.
+///
+/// ```
+/// use gfocal::Host;
+/// use gfocal::head::Targets;
+///
+/// let (labels, assigned) = ([0i64], [4.0f32, 4.0, 28.0, 28.0]);
+/// let beside_f32 = Targets::<Host>::new(labels[..].into(), &assigned);
+/// let boxes = assigned.map(f64::from);
+/// let beside_f64 = Targets::<Host, f64> { quality: Some(&[1.0 / 3.0]), ..Targets::new(labels[..].into(), &boxes[..]) };
+/// # let _ = (beside_f32, beside_f64);
+/// ```
+pub struct Targets<'a, M: Memory, W: Element = f32> {
     /// `[B, H·W]`, i64 or i32: a class, or background.
     pub labels: M::Labels<'a>,
     /// `[B, H·W]`, weights of the classification loss; 0 masks an anchor there. Not given: ones.
-    pub label_weights: Option<M::Slice<'a, f32>>,
+    pub label_weights: Option<M::Slice<'a, W>>,
     /// `[B, H·W, 4]`, x1, y1, x2, y2 in pixels; read for positives only.
-    pub boxes: M::Slice<'a, f32>,
+    pub boxes: M::Slice<'a, W>,
     /// `[B, H·W]`, read for positives, and only with
     /// [`QualitySource::Given`](super::QualitySource::Given).
-    pub quality: Option<M::Slice<'a, f32>>,
+    pub quality: Option<M::Slice<'a, W>>,
     /// `[B, H·W]`, weights of the box losses of positives, as label weights are of the
     /// classification loss: they have no part in W and N, and 0 masks. Not given: ones.
-    pub box_weights: Option<M::Slice<'a, f32>>,
+    pub box_weights: Option<M::Slice<'a, W>>,
     /// `[B, H·W]`, v of positives, read with [`BoxWeight::Given`](super::BoxWeight::Given).
-    pub box_scores: Option<M::Slice<'a, f32>>,
+    pub box_scores: Option<M::Slice<'a, W>>,
     /// `[B, H·W, C]`, a target in the classification loss for each class of each anchor, clamped to
     /// [0, 1], in place of the quality at the label. Labels still say which anchors are positive, for
     /// the boxes, and which are ignored.
-    pub scores: Option<M::Slice<'a, f32>>,
+    pub scores: Option<M::Slice<'a, W>>,
     /// `[B, H·W, C]`, weights of the elements of the classification loss; 0 masks one, whatever its
     /// logit holds. Not given: ones.
-    pub element_weights: Option<M::Slice<'a, f32>>,
+    pub element_weights: Option<M::Slice<'a, W>>,
 }
 
-impl<'a, M: Memory> Targets<'a, M> {
+impl<'a, M: Memory, W: Element> Targets<'a, M, W> {
     /// Labels and boxes, and no options.
-    pub fn new(labels: M::Labels<'a>, boxes: M::Slice<'a, f32>) -> Self {
+    pub fn new(labels: M::Labels<'a>, boxes: M::Slice<'a, W>) -> Self {
         Targets {
             labels,
             label_weights: None,
@@ -140,12 +155,12 @@ impl<'a, M: Memory> Targets<'a, M> {
     }
 }
 
-impl<M: Memory> Clone for Targets<'_, M> {
+impl<M: Memory, W: Element> Clone for Targets<'_, M, W> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<M: Memory> Copy for Targets<'_, M> {}
+impl<M: Memory, W: Element> Copy for Targets<'_, M, W> {}
 
 /// A level of the pyramid: class logits of type `T`, box logits of type `U`.
 pub struct Level<'a, M: Memory, T: Element, U: Element = T> {
@@ -156,7 +171,7 @@ pub struct Level<'a, M: Memory, T: Element, U: Element = T> {
     /// Pixels from one position to the next.
     pub stride: f64,
     /// The anchor points.
-    pub points: Points<'a, M>,
+    pub points: Points<'a, M, T::Loss>,
     /// The raw outputs.
     pub logits: Logits<'a, M, T, U>,
     /// Where the class logits are: a channel for each class.
@@ -165,7 +180,7 @@ pub struct Level<'a, M: Memory, T: Element, U: Element = T> {
     /// is 1.
     pub box_layout: Layout,
     /// What they are to become.
-    pub targets: Targets<'a, M>,
+    pub targets: Targets<'a, M, T::Loss>,
 }
 
 impl<M: Memory, T: Element, U: Element> Clone for Level<'_, M, T, U> {

@@ -10,7 +10,7 @@ use super::factors::Factors;
 use super::{Class, QualityFocalLoss, Targets};
 use crate::call::{Call, Lengths};
 use crate::cpu::Block;
-use crate::element::{Element, compiled, same, singles};
+use crate::element::{Element, any_nan, compiled, singles};
 use crate::error::Result;
 use crate::math::{LossGrad, qfl_background, qfl_of_probability, qfl_soft};
 use crate::memory::Host;
@@ -256,13 +256,5 @@ impl<'a, T: Element> Job<'a, T> {
                 }
             },
         }
-    }
-}
-
-/// Whether any is NaN.
-fn any_nan<W: Element>(isa: Isa, numbers: &[W]) -> bool {
-    match same(numbers) {
-        Some(singles) => vector::any_nan(isa, singles),
-        None => numbers.iter().any(|number| number.to_f64().is_nan()),
     }
 }

@@ -1,6 +1,7 @@
 //! The classification loss of a level. Elements without a target above 0 go through vectors of f32,
 //! whatever the layout; others, called labelled, and where f32 does not suit (logits that are not finite
-//! or are f64, an extreme scale or beta), through the functions of math.rs.
+//! or are f64, an extreme scale or beta), through the functions of math.rs. `W` is the type of what is
+//! beside the logits.
 
 use std::borrow::Cow;
 use std::ops::{MulAssign, Range};
@@ -15,21 +16,21 @@ use crate::vector::{self, Beta, Isa};
 
 /// The class logits of a level, but for themselves.
 #[derive(Clone, Copy)]
-pub struct OfClasses<'a> {
+pub struct OfClasses<'a, W> {
     pub isa: Isa,
     pub qfl: &'a QualityFocalLoss,
     /// Of the logits, and of the gradient: elements have the same numbers in both.
     pub orders: [Order; 2],
-    pub anchors: &'a Anchors,
-    pub elements: Elements<'a>,
+    pub anchors: &'a Anchors<W>,
+    pub elements: Elements<'a, W>,
     /// What the gradients are multiplied by.
     pub factor: f64,
     pub look_for_inf: bool,
 }
 
 /// The class logits of a level, and what all blocks of it need.
-pub(super) struct Classes<'a, T> {
-    pub of: OfClasses<'a>,
+pub(super) struct Classes<'a, T: Element> {
+    pub of: OfClasses<'a, T::Loss>,
     logits: &'a [T],
     /// No weight is other than 1.
     plain: bool,
@@ -41,13 +42,13 @@ pub(super) struct Classes<'a, T> {
 
 /// What a call says of single elements.
 #[derive(Clone, Copy)]
-pub struct Elements<'a> {
+pub struct Elements<'a, W> {
     /// `[anchors, C]`: targets.
-    pub scores: Option<&'a [f32]>,
+    pub scores: Option<&'a [W]>,
     /// `[anchors, C]`
-    pub weights: Option<&'a [f32]>,
+    pub weights: Option<&'a [W]>,
     /// `[C]`
-    pub class_weights: Option<&'a [f32]>,
+    pub class_weights: Option<&'a [W]>,
 }
 
 /// What α of focal loss multiplies an element with target `y` by.
@@ -61,9 +62,9 @@ fn weighted(weight: f64, alpha: Option<f64>, y: f64) -> f64 {
 }
 
 /// The least and the largest of some weights besides 0. NaN if one is.
-fn range(weights: &[f32]) -> [f64; 2] {
-    let mut range = [f32::INFINITY, 0.0];
-    for weight in weights.iter().filter(|&&weight| weight != 0.0) {
+fn range<W: Element>(weights: &[W]) -> [f64; 2] {
+    let mut range = [f64::INFINITY, 0.0];
+    for weight in weights.iter().map(|weight| weight.to_f64()).filter(|&weight| weight != 0.0) {
         let [least, most] = range;
         let size = weight.abs();
         // Written so that NaN stays.
@@ -72,7 +73,7 @@ fn range(weights: &[f32]) -> [f64; 2] {
             if size > most || size.is_nan() { size } else { most },
         ];
     }
-    range.map(f64::from)
+    range
 }
 
 /// What a block gives: the sum of its losses, before normalisation.
@@ -94,7 +95,7 @@ struct Room<T> {
 }
 
 impl<'a, T: Element> Classes<'a, T> {
-    pub fn new(of: OfClasses<'a>, logits: &'a [T]) -> Self {
+    pub fn new(of: OfClasses<'a, T::Loss>, logits: &'a [T]) -> Self {
         let OfClasses { isa, qfl, orders, anchors, elements, factor, .. } = of;
         let (beta, alpha) = (qfl.beta, qfl.alpha);
         let (order, positions) = (&orders[1], orders[1].extents()[2]);
@@ -119,7 +120,7 @@ impl<'a, T: Element> Classes<'a, T> {
             && (all_masked || (fits(least) && fits(most)));
         let plain = elements.weights.or(elements.class_weights).is_none()
             && ranges == [[1.0, 1.0]]
-            && anchors.weights.iter().all(|&weight| weight == 1.0);
+            && anchors.weights.iter().all(|weight| weight.to_f64() == 1.0);
         Classes { of, logits, plain, single, labelled }
     }
 
@@ -145,7 +146,7 @@ impl<'a, T: Element> Classes<'a, T> {
                 (Some(part), Some(place)) => Some(&mut part[place - block.start..][..tile.len()]),
                 (Some(_), None) => Some(&mut to_scatter[..tile.len()]),
             };
-            if self.single {
+            if T::SINGLE && self.single {
                 self.write_weights(tile.clone(), &mut room.weights);
             }
             sum.loss += self.tile(tile.clone(), x, grad.as_deref_mut(), &mut room);
@@ -161,7 +162,7 @@ impl<'a, T: Element> Classes<'a, T> {
     }
 
     /// The weights of the elements of a tile.
-    fn write_weights<W: From<f32> + Copy + MulAssign>(&self, tile: Range<usize>, weights: &mut [W]) {
+    fn write_weights<V: Element + MulAssign>(&self, tile: Range<usize>, weights: &mut [V]) {
         if self.plain {
             return; // They are 1 already.
         }
@@ -171,16 +172,17 @@ impl<'a, T: Element> Classes<'a, T> {
             let [image, class, position] = run.first;
             let weights = &mut weights[run.elements.start - tile.start..run.elements.end - tile.start];
             let anchors = &self.of.anchors.weights[image * positions + position..];
-            let write = |(to, from): (&mut W, &f32)| *to = W::from(*from);
+            let read = |weight: &T::Loss| V::from_f64(weight.to_f64());
+            let write = |(to, from): (&mut V, &T::Loss)| *to = read(from);
             match further {
-                0 => weights.fill(W::from(anchors[0])),
+                0 => weights.fill(read(&anchors[0])),
                 1 => weights.iter_mut().zip(anchors).for_each(write),
                 _ => weights.iter_mut().zip(anchors.iter().step_by(further)).for_each(write),
             }
-            let multiply = |(to, by): (&mut W, &f32)| *to *= W::from(*by);
+            let multiply = |(to, by): (&mut V, &T::Loss)| *to *= read(by);
             match self.of.elements.class_weights {
                 Some(by) if next_class == 1 => weights.iter_mut().zip(&by[class..]).for_each(multiply),
-                Some(by) => weights.iter_mut().for_each(|weight| *weight *= W::from(by[class])),
+                Some(by) => weights.iter_mut().for_each(|weight| *weight *= read(&by[class])),
                 None => {}
             }
             if let Some(by) = self.of.elements.weights {
@@ -190,7 +192,7 @@ impl<'a, T: Element> Classes<'a, T> {
     }
 
     /// What the elements of a run have in a `[anchors, C]` tensor, from the first on.
-    fn of_run<'v>(&self, run: &Run, values: &'v [f32]) -> impl Iterator<Item = &'v f32> + use<'v, T> {
+    fn of_run<'v>(&self, run: &Run, values: &'v [T::Loss]) -> impl Iterator<Item = &'v T::Loss> + use<'v, T> {
         let order = &self.of.orders[1];
         let ([_, classes, positions], [further, next_class]) = (order.extents(), order.step());
         let [image, class, position] = run.first;
@@ -205,11 +207,11 @@ impl<'a, T: Element> Classes<'a, T> {
             return Cow::Borrowed(&self.labelled[before(tile.start)..before(tile.end)]);
         };
         let of_run = |run: Run| {
-            let of_elements = run.elements.clone().zip(self.of_run(&run, scores));
-            of_elements.filter(|&(_, &score)| score > 0.0)
+            let scores = self.of_run(&run, scores).map(|score| score.to_f64());
+            run.elements.zip(scores).filter(|&(_, score)| score > 0.0)
         };
         let labelled = self.of.orders[1].runs(tile).flat_map(of_run);
-        labelled.map(|(element, &score)| (element, f64::from(score).min(1.0))).collect()
+        labelled.map(|(element, score)| (element, score.min(1.0))).collect()
     }
 
     /// The loss of a tile; writes its gradient.
@@ -218,7 +220,7 @@ impl<'a, T: Element> Classes<'a, T> {
         let (beta, alpha) = (qfl.beta, qfl.alpha);
         let labelled = self.labelled(tile.clone());
         let labelled = &labelled[..];
-        if !self.single {
+        if !(T::SINGLE && self.single) {
             return self.double_tile(tile, x, labelled, grad);
         }
         let weights = &room.weights[..count];

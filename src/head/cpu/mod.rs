@@ -13,8 +13,8 @@ use half::{bf16, f16};
 
 use self::classes::{Classes, Elements, OfClasses, Sum};
 use self::order::{Block, CHANNEL, IMAGE, Order, blocks};
-use self::positives::{Anchors, Frame, Positive, Target, anchors, both};
-use super::{Gradients, HeadCall, LOSSES, Layout, Layouts, Level, Normalisers};
+use self::positives::{Anchors, Finish, Frame, Positive, Target, anchors, both};
+use super::{Gradients, HeadCall, LOSSES, Layout, Layouts, Level, Normalisers, Points, Targets};
 use crate::cpu::map;
 use crate::element::{Element, compiled, same_mut};
 use crate::memory::Host;
@@ -24,6 +24,12 @@ use crate::vector::Isa;
 compiled! {
     /// The head loss on the CPU: what depends on the type of the class logits or on that of the box logits.
     HeadOnCpu: Element for [f64, f32, f16, bf16] {
+        fn anchors(
+            frame: &Frame,
+            targets: &Targets<Host, <Self as Element>::Loss>,
+            points: &Points<Host, <Self as Element>::Loss>,
+            finish: &Finish,
+        ) -> Anchors<<Self as Element>::Loss> = Frame::anchors;
         fn tops(frame: &Frame, cls: &[Self], layout: &Layout, targets: &[Target]) -> Vec<f64> = Frame::tops;
         fn positives(
             frame: &Frame,
@@ -32,16 +38,20 @@ compiled! {
             targets: Vec<Target>,
             tops: &[f64],
         ) -> Vec<Positive> = Frame::positives;
-        fn class_sum(classes: OfClasses, logits: &[Self], grad: Option<&mut [Self]>) -> Sum = class_sum;
+        fn class_sum(
+            classes: OfClasses<<Self as Element>::Loss>,
+            logits: &[Self],
+            grad: Option<&mut [Self]>,
+        ) -> Sum = class_sum;
         fn box_sum(boxes: &OfBoxes, logits: &[Self], grad: &mut [Self]) -> Sum = box_sum;
     }
 }
 
 /// Phase one: the anchors of each level.
-fn look<T: Element, U: Element>(call: &HeadCall<Host, T, U>) -> Vec<Anchors> {
+fn look<T: Element, U: Element>(call: &HeadCall<Host, T, U>) -> Vec<Anchors<T::Loss>> {
     let mut first = 0;
     let of_level = |level: &Level<Host, T, U>| {
-        let of_level = anchors(call.head, level, call.batch, call.classes, first);
+        let of_level = anchors(call, level, first);
         first += of_level.weights.len();
         of_level
     };
@@ -49,7 +59,10 @@ fn look<T: Element, U: Element>(call: &HeadCall<Host, T, U>) -> Vec<Anchors> {
 }
 
 /// What these anchors say to divide by.
-fn of_anchors<T: Element, U: Element>(call: &HeadCall<Host, T, U>, anchors: &[Anchors]) -> Normalisers {
+fn of_anchors<T: Element, U: Element>(
+    call: &HeadCall<Host, T, U>,
+    anchors: &[Anchors<T::Loss>],
+) -> Normalisers {
     let mut of_images = vec![0usize; call.batch];
     let mut box_weights = 0.0;
     for (level, anchors) in call.levels.iter().zip(anchors) {
@@ -112,7 +125,7 @@ pub(super) fn run<T: Element, U: Element>(
 fn run_level<T: Element, U: Element>(
     call: &HeadCall<Host, T, U>,
     level: &Level<Host, T, U>,
-    anchors: &Anchors,
+    anchors: &Anchors<T::Loss>,
     [of_cls, of_iou, of_dfl]: [f64; LOSSES],
     gradients: Option<(Layouts, &mut Gradients<Host, T, U>)>,
 ) -> Sum {
@@ -144,7 +157,7 @@ fn run_level<T: Element, U: Element>(
     };
     let of_boxes = OfBoxes {
         orders: orders(level.box_layout, Some(layouts.boxes), call.head.box_channels()),
-        anchors,
+        positives: &anchors.positives,
         bins: call.head.bins(),
         factors: [of_iou, of_dfl],
     };
@@ -174,7 +187,7 @@ impl<T: Element, U: Element> Gradients<'_, Host, T, U> {
 }
 
 /// Over all class logits; writes their gradients.
-fn class_sum<T: Element>(classes: OfClasses, logits: &[T], grad: Option<&mut [T]>) -> Sum {
+fn class_sum<T: Element>(classes: OfClasses<T::Loss>, logits: &[T], grad: Option<&mut [T]>) -> Sum {
     let classes = Classes::new(classes, logits);
     in_blocks(&classes.of.orders[1], grad, |block| classes.run(block))
 }
@@ -202,7 +215,7 @@ fn in_blocks<T: Element>(
 pub struct OfBoxes<'a> {
     /// Of the logits, and of the gradient: elements have the same numbers in both.
     orders: [Order; 2],
-    anchors: &'a Anchors,
+    positives: &'a [Positive],
     /// Channels of a side.
     bins: usize,
     /// Of the box loss and of the distribution loss.
@@ -217,7 +230,7 @@ impl OfBoxes<'_> {
 
         let bounds = order.bounds(elements);
         let (among, positions) = (order.positions(&bounds), order.extents()[2]);
-        let positives = &self.anchors.positives;
+        let positives = self.positives;
         let before = |anchor| positives.partition_point(|positive| positive.anchor < anchor);
         let mut not_finite = false;
         for image in bounds[IMAGE].clone() {

@@ -6,13 +6,13 @@
 
 use crate::boxes::math::{IouLoss, distances_to_box, iou_loss};
 use crate::cpu::map;
-use crate::element::{Element, same};
-use crate::head::{BoxCoding, BoxWeight, HeadLoss, Layout, Level, Logits, Points, Targets};
+use crate::element::{Element, any_nan, same};
+use crate::head::{BoxCoding, BoxWeight, HeadCall, HeadLoss, Layout, Level, Logits, Points, Targets};
 use crate::math::{Softmax, TwoHot, dfl, exp_below, softmax, two_hot};
 use crate::memory::Host;
 use crate::qfl::Class;
 use crate::status::Status;
-use crate::vector::{self, Isa};
+use crate::vector::Isa;
 
 /// A positive whose targets can be used.
 pub struct Positive {
@@ -77,15 +77,14 @@ impl Side {
 }
 
 /// The anchors of a level.
-#[derive(Default)]
-pub struct Anchors {
+pub struct Anchors<W> {
     /// Of each in the classification loss; 0 masks it.
-    pub weights: Vec<f32>,
+    pub weights: Vec<W>,
     pub positives: Vec<Positive>,
     pub status: Status,
 }
 
-impl Anchors {
+impl<W> Anchors<W> {
     /// The sums of v, and of the box losses and the four distribution losses times v and their weights.
     pub fn sums(&self) -> [f64; 3] {
         self.positives.iter().fold([0.0; 3], |[weights, iou, dfl], positive| {
@@ -97,12 +96,11 @@ impl Anchors {
     }
 }
 
-/// A level without its logits.
+/// A level without its tensors.
 #[derive(Clone, Copy)]
-pub struct Frame<'h, 'a> {
+pub struct Frame<'h> {
     head: &'h HeadLoss,
-    targets: Targets<'a, Host>,
-    points: Points<'a, Host>,
+    batch: usize,
     classes: usize,
     positions: usize,
     width: usize,
@@ -116,17 +114,14 @@ const CHUNK: usize = 4096;
 
 /// Looks at the anchors of a level, the first of which is `first` in the status.
 pub(super) fn anchors<T: Element, U: Element>(
-    head: &HeadLoss,
+    &HeadCall { head, batch, classes, .. }: &HeadCall<Host, T, U>,
     level: &Level<Host, T, U>,
-    batch: usize,
-    classes: usize,
     first: usize,
-) -> Anchors {
-    let (targets, points) = (level.targets, level.points);
+) -> Anchors<T::Loss> {
     let (positions, width, stride) = (level.positions(), level.width, level.stride);
-    let frame = Frame { head, targets, points, classes, positions, width, stride, first };
+    let frame = Frame { head, batch, classes, positions, width, stride, first };
     let (cls, boxes) = both(&level.logits);
-    frame.anchors(batch, &|targets| {
+    T::anchors(&frame, &level.targets, &level.points, &|targets| {
         let tops = match head.box_weight {
             BoxWeight::MaxScore => T::tops(&frame, cls, &level.cls_layout, &targets),
             BoxWeight::Quality | BoxWeight::Given => vec![],
@@ -149,16 +144,24 @@ pub struct Target {
     box_weight: f64,
 }
 
-impl Frame<'_, '_> {
+/// What makes positives of their targets.
+pub type Finish<'f> = dyn Fn(Vec<Target>) -> Vec<Positive> + Sync + 'f;
+
+impl Frame<'_> {
     /// All anchors, whose positives are what `finish` makes of their targets.
-    fn anchors(&self, batch: usize, finish: &(dyn Fn(Vec<Target>) -> Vec<Positive> + Sync)) -> Anchors {
-        let mut weights = vec![0.0; batch * self.positions];
-        let look = |(chunk, weights): (usize, &mut [f32])| {
-            let (targets, status) = self.look(chunk * CHUNK, weights);
+    pub fn anchors<W: Element>(
+        &self,
+        targets: &Targets<Host, W>,
+        points: &Points<Host, W>,
+        finish: &Finish,
+    ) -> Anchors<W> {
+        let mut weights = vec![W::from_f64(0.0); self.batch * self.positions];
+        let look = |(chunk, weights): (usize, &mut [W])| {
+            let (targets, status) = self.look(targets, points, chunk * CHUNK, weights);
             (finish(targets), status)
         };
         let chunks = map(8 * weights.len(), weights.chunks_mut(CHUNK).enumerate(), look);
-        let mut anchors = Anchors { weights, ..Anchors::default() };
+        let mut anchors = Anchors { weights, positives: Vec::new(), status: Status::default() };
         for (positives, status) in chunks {
             anchors.positives.extend(positives);
             anchors.status.append(&status);
@@ -167,19 +170,28 @@ impl Frame<'_, '_> {
     }
 
     /// Looks at the targets of some anchors, from `start` of the level on.
-    fn look(&self, start: usize, weights: &mut [f32]) -> (Vec<Target>, Status) {
+    fn look<W: Element>(
+        &self,
+        given: &Targets<Host, W>,
+        points: &Points<Host, W>,
+        start: usize,
+        weights: &mut [W],
+    ) -> (Vec<Target>, Status) {
         let (mut targets, mut status) = (Vec::new(), Status::default());
         let (qfl, max) = (&self.head.qfl, self.head.target_max());
-        for (anchor, weight) in (start..).zip(weights) {
-            let given = self.targets.label_weights.map_or(1.0, |weights| weights[anchor]);
-            match qfl.class_of(self.targets.labels.get(anchor), self.classes) {
+        for (anchor, to) in (start..).zip(weights) {
+            let weight = given.label_weights.map_or(W::from_f64(1.0), |weights| weights[anchor]);
+            let masked = weight.to_f64() == 0.0;
+            match qfl.class_of(given.labels.get(anchor), self.classes) {
                 Class::Ignored => {}
-                Class::Invalid if given == 0.0 => {}
+                Class::Invalid if masked => {}
                 Class::Invalid => status.bad_label(self.first + anchor),
-                _ if given != 0.0 && self.has_bad_scores(anchor) => status.bad_quality(self.first + anchor),
-                Class::Background => *weight = given,
+                _ if !masked && self.has_bad_scores(given, anchor) => {
+                    status.bad_quality(self.first + anchor);
+                }
+                Class::Background => *to = weight,
                 Class::Foreground(class) => {
-                    let Some(target) = self.target(anchor, class) else {
+                    let Some(target) = self.target(given, points, anchor, class) else {
                         status.bad_quality(self.first + anchor);
                         continue;
                     };
@@ -188,7 +200,7 @@ impl Frame<'_, '_> {
                         beyond.for_each(|_| status.out_of_range_target(self.first + anchor));
                     }
                     targets.push(target);
-                    *weight = given;
+                    *to = weight;
                 }
             }
         }
@@ -196,29 +208,34 @@ impl Frame<'_, '_> {
     }
 
     /// Whether a score of the anchor is NaN.
-    fn has_bad_scores(&self, anchor: usize) -> bool {
-        let row = |scores: &[f32]| {
-            vector::any_nan(Isa::detect(), &scores[anchor * self.classes..(anchor + 1) * self.classes])
+    fn has_bad_scores<W: Element>(&self, targets: &Targets<Host, W>, anchor: usize) -> bool {
+        let row = |scores: &[W]| {
+            any_nan(Isa::detect(), &scores[anchor * self.classes..(anchor + 1) * self.classes])
         };
-        self.targets.scores.is_some_and(row)
+        targets.scores.is_some_and(row)
     }
 
     /// `None` if one of the targets is not a number to compute with.
-    fn target(&self, anchor: usize, class: usize) -> Option<Target> {
-        let (head, targets) = (self.head, &self.targets);
-        let position = anchor % self.positions;
-        let point = match self.points {
+    fn target<W: Element>(
+        &self,
+        targets: &Targets<Host, W>,
+        points: &Points<Host, W>,
+        anchor: usize,
+        class: usize,
+    ) -> Option<Target> {
+        let (head, position) = (self.head, anchor % self.positions);
+        let point = match *points {
             Points::Grid { offset } => {
                 [position % self.width, position / self.width].map(|at| at as f64 + offset)
             }
             Points::Explicit(points) => {
                 let of_batch = points.len() == 2 * targets.labels.len();
                 let at = 2 * if of_batch { anchor } else { position };
-                [points[at], points[at + 1]].map(|at| f64::from(at) / self.stride)
+                [points[at], points[at + 1]].map(|at| at.to_f64() / self.stride)
             }
         };
-        let corners = [0, 1, 2, 3].map(|i| f64::from(targets.boxes[4 * anchor + i]) / self.stride);
-        let of_anchor = |values: &[f32]| f64::from(values[anchor]);
+        let corners = [0, 1, 2, 3].map(|i| targets.boxes[4 * anchor + i].to_f64() / self.stride);
+        let of_anchor = |values: &[W]| values[anchor].to_f64();
         let reads_quality = head.reads_quality(targets.scores.is_some());
         let quality = targets.quality.filter(|_| reads_quality).map(of_anchor);
         let box_score = targets.box_scores.filter(|_| head.box_weight == BoxWeight::Given).map(of_anchor);

@@ -6,6 +6,7 @@ use gfocal::{Element, Host, Result};
 use super::super::case::Pass;
 use super::super::cpu::narrowed;
 use super::super::tolerance::Stored;
+use super::{BESIDE, POINTS, as_stored};
 use super::{Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, LevelScene, Mixed, Outcome, PointsAt, Scene};
 
 /// Lets `run` work on the levels of a scene.
@@ -21,16 +22,17 @@ fn with_levels<T: Stored, U: Stored, R>(
         .iter()
         .map(|level| if scene.narrow { narrowed(&level.labels) } else { vec![] })
         .collect();
-    let parts = scene.levels.iter().zip(&logits).zip(&narrow);
+    let beside: Vec<_> = scene.levels.iter().map(LevelScene::beside).collect();
+    let parts = scene.levels.iter().zip(&logits).zip(narrow.iter().zip(&beside));
     let levels: Vec<Level<Host, T, U>> = parts
-        .map(|((level, logits), narrow)| -> Level<Host, T, U> {
+        .map(|((level, logits), (narrow, beside))| -> Level<Host, T, U> {
             Level {
                 height: level.height,
                 width: level.width,
                 stride: level.stride,
-                points: match &level.points {
-                    PointsAt::Grid(offset) => Points::Grid { offset: *offset },
-                    PointsAt::Explicit(points) => Points::Explicit(&points[..]),
+                points: match (&level.points, &beside[POINTS]) {
+                    (PointsAt::Grid(offset), _) => Points::Grid { offset: *offset },
+                    (_, points) => Points::Explicit(points.as_deref().expect("points")),
                 },
                 logits: match &logits.boxes {
                     None => Logits::Joint(&logits.cls[..]),
@@ -38,7 +40,7 @@ fn with_levels<T: Stored, U: Stored, R>(
                 },
                 cls_layout: logits.placement.cls,
                 box_layout: logits.placement.boxes,
-                targets: targets(level, scene.narrow.then_some(narrow)),
+                targets: targets(level, beside, scene.narrow.then_some(narrow)),
             }
         })
         .collect();
@@ -48,27 +50,32 @@ fn with_levels<T: Stored, U: Stored, R>(
 fn call<'a, 'l, T: Stored, U: Stored>(
     head: &'a HeadLoss,
     scene: &'a Scene,
+    class_weights: &'a Option<Vec<T::Loss>>,
     levels: &'a [Level<'l, Host, T, U>],
 ) -> HeadCall<'a, 'l, Host, T, U> {
     let call = head.cpu(scene.batch, scene.classes, levels);
-    match &scene.class_weights {
+    match class_weights {
         Some(weights) => call.class_weights(weights),
         None => call,
     }
 }
 
-fn targets<'a>(level: &'a LevelScene, narrow: Option<&'a Vec<i32>>) -> Targets<'a, Host> {
+fn targets<'a, W: Element>(
+    level: &'a LevelScene,
+    beside: &'a [Option<Vec<W>>; BESIDE],
+    narrow: Option<&'a Vec<i32>>,
+) -> Targets<'a, Host, W> {
+    let [boxes, label_weights, quality, box_weights, box_scores, scores, element_weights, _] =
+        beside.each_ref().map(|numbers| numbers.as_deref());
+    let labels = narrow.map_or(level.labels[..].into(), |narrow| narrow[..].into());
     Targets {
-        label_weights: level.label_weights.as_deref(),
-        quality: level.quality.as_deref(),
-        box_weights: level.box_weights.as_deref(),
-        box_scores: level.box_scores.as_deref(),
-        scores: level.scores.as_deref(),
-        element_weights: level.element_weights.as_deref(),
-        ..Targets::new(
-            narrow.map_or(level.labels[..].into(), |narrow| narrow[..].into()),
-            &level.box_targets[..],
-        )
+        label_weights,
+        quality,
+        box_weights,
+        box_scores,
+        scores,
+        element_weights,
+        ..Targets::new(labels, boxes.expect("box targets"))
     }
 }
 
@@ -80,8 +87,8 @@ pub fn run_mixed<T: Stored, U: Stored>(scene: &Scene, form: Form, pass: Pass) ->
     let head = scene.settings.head()?;
     let losses = if pass == Pass::Backward { 0 } else { 3 * scene.levels.len() };
     let mut losses = vec![T::Loss::from_f64(f64::NAN); losses];
-    let upstream: Option<Vec<_>> =
-        scene.upstream.as_ref().map(|upstream| upstream.iter().map(|&x| T::Loss::from_f64(x)).collect());
+    let [upstream, class_weights] =
+        [&scene.upstream, &scene.class_weights].map(|numbers| numbers.as_deref().map(as_stored));
     let mut grads: Vec<Buffers<T, U>> = scene
         .levels
         .iter()
@@ -90,7 +97,8 @@ pub fn run_mixed<T: Stored, U: Stored>(scene: &Scene, form: Form, pass: Pass) ->
     let layouts = scene.gradient_layouts();
     let mut flag = [FLAG_BEFORE];
     let status = with_levels(scene, form, |levels| {
-        let call = call(&head, scene, levels).grad_scale(scene.grad_scale).found_inf(&mut flag);
+        let call =
+            call(&head, scene, &class_weights, levels).grad_scale(scene.grad_scale).found_inf(&mut flag);
         let call = match &layouts {
             Some(layouts) => call.gradient_layouts(layouts),
             None => call,
@@ -128,5 +136,6 @@ pub fn run_mixed<T: Stored, U: Stored>(scene: &Scene, form: Form, pass: Pass) ->
 /// Phase one.
 pub fn normalisers<T: Stored>(scene: &Scene, form: Form) -> Result<Normalisers> {
     let head = scene.settings.head()?;
-    with_levels::<T, T, _>(scene, form, |levels| call(&head, scene, levels).normalisers())
+    let class_weights = scene.class_weights.as_deref().map(as_stored);
+    with_levels::<T, T, _>(scene, form, |levels| call(&head, scene, &class_weights, levels).normalisers())
 }

@@ -8,6 +8,7 @@ use gfocal::{Result, Status};
 use super::super::case::Pass;
 use super::super::cpu::narrowed;
 use super::super::gpu::{Buffer, Gpu, OnDevice};
+use super::{BESIDE, POINTS, as_stored};
 use super::{Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, LevelScene, Mixed, Outcome, PointsAt, Scene};
 
 /// What a call runs.
@@ -39,34 +40,13 @@ impl<T: OnDevice, U: OnDevice> Pair<T, U> {
     }
 }
 
-/// The tensors of f32 that a level may have: see [`floats`].
-const FLOATS: usize = 8;
-const POINTS: usize = 7;
-
-/// Box targets, label weights, qualities, weights and scores of boxes, scores, element weights, points.
-fn floats(level: &LevelScene) -> [Option<&Vec<f32>>; FLOATS] {
-    [
-        Some(&level.box_targets),
-        level.label_weights.as_ref(),
-        level.quality.as_ref(),
-        level.box_weights.as_ref(),
-        level.box_scores.as_ref(),
-        level.scores.as_ref(),
-        level.element_weights.as_ref(),
-        match &level.points {
-            PointsAt::Grid(_) => None,
-            PointsAt::Explicit(points) => Some(points),
-        },
-    ]
-}
-
 /// The tensors of a level on the device.
 struct OfLevel<T, U> {
     placement: super::Placement,
     logits: Pair<T, U>,
     labels: Buffer<i64>,
     narrow: Buffer<i32>,
-    floats: [Option<Buffer<f32>>; FLOATS],
+    beside: [Option<Buffer<f32>>; BESIDE],
 }
 
 /// A scene on the device, made once.
@@ -100,7 +80,7 @@ fn upload<T: OnDevice, U: OnDevice>(
         logits: Pair::new(gpu, &logits, offset),
         labels: Buffer::new(gpu, &level.labels, offset),
         narrow: Buffer::new(gpu, &if scene.narrow { narrowed(&level.labels) } else { vec![] }, offset),
-        floats: floats(level).map(|values| values.map(|values| Buffer::new(gpu, values, offset))),
+        beside: level.beside().map(|numbers| numbers.map(|numbers| Buffer::new(gpu, &numbers, offset))),
     }
 }
 
@@ -116,7 +96,7 @@ struct Views<'a, T, U> {
     boxes: Option<CudaView<'a, U>>,
     labels: CudaView<'a, i64>,
     narrow: CudaView<'a, i32>,
-    floats: [Option<CudaView<'a, f32>>; FLOATS],
+    beside: [Option<CudaView<'a, f32>>; BESIDE],
 }
 
 impl<'a, T: OnDevice, U: OnDevice> Views<'a, T, U> {
@@ -127,12 +107,12 @@ impl<'a, T: OnDevice, U: OnDevice> Views<'a, T, U> {
             boxes: boxes.as_ref().map(Buffer::view),
             labels: level.labels.view(),
             narrow: level.narrow.view(),
-            floats: level.floats.each_ref().map(|buffer| buffer.as_ref().map(Buffer::view)),
+            beside: level.beside.each_ref().map(|buffer| buffer.as_ref().map(Buffer::view)),
         }
     }
 
     fn level(&'a self, scene: &LevelScene, level: &OfLevel<T, U>, narrow: bool) -> Level<'a, Device, T, U> {
-        let view = |i: usize| self.floats[i].as_ref().map(|view| view as &dyn DevicePtr<f32>);
+        let view = |i: usize| self.beside[i].as_ref().map(|view| view as &dyn DevicePtr<f32>);
         Level {
             height: scene.height,
             width: scene.width,
@@ -178,6 +158,7 @@ fn gradients_of<'a, T: OnDevice, U: OnDevice>(
 impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
     /// `offset`: how far the tensors are from where memory is aligned, in elements.
     pub fn new(gpu: &Gpu, scene: &Scene, form: Form, offset: usize) -> OnCuda<T, U> {
+        let given = |numbers: &[f64]| Buffer::new(gpu, &as_stored(numbers), offset);
         OnCuda {
             form,
             levels: scene.levels.iter().map(|level| upload(gpu, scene, level, form, offset)).collect(),
@@ -186,10 +167,8 @@ impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
                     Pair::new(gpu, &Buffers::filled(scene, level, scene.gradients(form), GRAD_BEFORE), offset)
                 })
                 .collect(),
-            class_weights: scene.class_weights.as_ref().map(|weights| Buffer::new(gpu, weights, offset)),
-            upstream: (scene.upstream.as_ref()).map(|upstream| {
-                Buffer::new(gpu, &upstream.iter().map(|&x| x as f32).collect::<Vec<_>>(), offset)
-            }),
+            class_weights: scene.class_weights.as_deref().map(given),
+            upstream: scene.upstream.as_deref().map(given),
             losses: Buffer::poisoned(gpu, 3 * scene.levels.len(), offset),
             found_inf: Buffer::new(gpu, &[FLAG_BEFORE], 0),
             grad_scale: Buffer::new(gpu, &[scene.grad_scale as f32], 0),
@@ -214,14 +193,14 @@ impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
             if scene.narrow {
                 to.narrow.write(gpu, &narrowed(&level.labels));
             }
-            for (to, from) in to.floats.iter_mut().zip(floats(level)) {
+            for (to, from) in to.beside.iter_mut().zip(level.beside()) {
                 if let (Some(to), Some(from)) = (to, from) {
-                    to.write(gpu, from);
+                    to.write(gpu, &from);
                 }
             }
         }
         if let (Some(to), Some(from)) = (&mut self.class_weights, &scene.class_weights) {
-            to.write(gpu, from);
+            to.write(gpu, &as_stored(from));
         }
         self.losses.write(gpu, &vec![f32::NAN; 3 * scene.levels.len()]);
         self.found_inf.write(gpu, &[FLAG_BEFORE]);

@@ -9,7 +9,7 @@ pub mod scenes;
 
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxCoding, BoxWeight, HeadLoss, Layout, Layouts, Normaliser, Normalisers, QualitySource};
-use gfocal::{Background, DistributionFocalLoss, QualityFocalLoss, Status};
+use gfocal::{Background, DistributionFocalLoss, Element, QualityFocalLoss, Status};
 
 use super::case::Pass;
 use super::random::Random;
@@ -118,7 +118,7 @@ impl Settings {
 #[derive(Clone, Debug)]
 pub enum PointsAt {
     Grid(f64),
-    Explicit(Vec<f32>),
+    Explicit(Vec<f64>),
 }
 
 #[derive(Clone, Debug)]
@@ -127,19 +127,19 @@ pub struct LevelScene {
     pub width: usize,
     pub stride: f64,
     pub points: PointsAt,
-    /// `[batch, classes, positions]`, before it is rounded to a storage type.
+    /// `[batch, classes, positions]`, before it is rounded to a storage type, as all else is.
     pub cls: Vec<f64>,
     /// `[batch, box channels, positions]`.
     pub boxes: Vec<f64>,
     pub labels: Vec<i64>,
-    pub label_weights: Option<Vec<f32>>,
-    pub box_targets: Vec<f32>,
-    pub quality: Option<Vec<f32>>,
-    pub box_weights: Option<Vec<f32>>,
-    pub box_scores: Option<Vec<f32>>,
+    pub label_weights: Option<Vec<f64>>,
+    pub box_targets: Vec<f64>,
+    pub quality: Option<Vec<f64>>,
+    pub box_weights: Option<Vec<f64>>,
+    pub box_scores: Option<Vec<f64>>,
     /// `[batch, positions, classes]`, as the next.
-    pub scores: Option<Vec<f32>>,
-    pub element_weights: Option<Vec<f32>>,
+    pub scores: Option<Vec<f64>>,
+    pub element_weights: Option<Vec<f64>>,
 }
 
 impl Default for LevelScene {
@@ -164,10 +164,41 @@ impl Default for LevelScene {
     }
 }
 
+/// What a level may have beside its logits: box targets, label weights, qualities, weights and scores of boxes, scores,
+/// element weights, points.
+pub const BESIDE: usize = 8;
+pub const POINTS: usize = 7;
+
 impl LevelScene {
     pub fn positions(&self) -> usize {
         self.height * self.width
     }
+
+    pub fn beside_mut(&mut self) -> [Option<&mut Vec<f64>>; BESIDE] {
+        [
+            Some(&mut self.box_targets),
+            self.label_weights.as_mut(),
+            self.quality.as_mut(),
+            self.box_weights.as_mut(),
+            self.box_scores.as_mut(),
+            self.scores.as_mut(),
+            self.element_weights.as_mut(),
+            match &mut self.points {
+                PointsAt::Grid(_) => None,
+                PointsAt::Explicit(points) => Some(points),
+            },
+        ]
+    }
+
+    /// The same, as a backend takes it.
+    pub fn beside<W: Element>(&self) -> [Option<Vec<W>>; BESIDE] {
+        self.clone().beside_mut().map(|numbers| numbers.map(|numbers| as_stored(numbers)))
+    }
+}
+
+/// Numbers in a type.
+pub fn as_stored<W: Element>(numbers: &[f64]) -> Vec<W> {
+    numbers.iter().map(|&number| W::from_f64(number)).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -176,11 +207,11 @@ pub struct Scene {
     pub batch: usize,
     pub classes: usize,
     pub levels: Vec<LevelScene>,
-    pub class_weights: Option<Vec<f32>>,
+    pub class_weights: Option<Vec<f64>>,
     /// Whether to give the labels as i32.
     pub narrow: bool,
     pub grad_scale: f64,
-    /// `[levels, 3]`: numbers that f32 has.
+    /// `[levels, 3]`
     pub upstream: Option<Vec<f64>>,
     pub normalisers: Option<Normalisers>,
     /// Where the gradients are, if not where the logits are.
@@ -195,7 +226,6 @@ impl Scene {
     /// With gradients with respect to the losses, one of them 0.
     pub fn with_upstream(mut self, random: &mut Random) -> Scene {
         let mut upstream: Vec<f64> = random.many(3 * self.levels.len(), -2.0, 2.0);
-        upstream.iter_mut().for_each(|x| *x = f64::from(*x as f32));
         let zero = random.index(upstream.len());
         upstream[zero] = 0.0;
         self.upstream = Some(upstream);
@@ -224,18 +254,23 @@ impl Scene {
         [0, 1, 2].map(|which| self.grad_scale * upstream(which))
     }
 
-    /// The scene on the logits that storage as `T` leaves.
+    /// The scene on what storage as `T` leaves.
     pub fn stored_as<T: Stored>(&self) -> Scene {
         self.stored_as_both::<T, T>()
     }
 
     /// The same for class logits of type `T` and box logits of type `U`.
     pub fn stored_as_both<T: Stored, U: Stored>(&self) -> Scene {
+        fn store<T: Element>(numbers: &mut Vec<f64>) {
+            numbers.iter_mut().for_each(|x| *x = T::from_f64(*x).to_f64());
+        }
         let mut scene = self.clone();
         for level in &mut scene.levels {
-            level.cls.iter_mut().for_each(|x| *x = T::from_f64(*x).to_f64());
-            level.boxes.iter_mut().for_each(|x| *x = U::from_f64(*x).to_f64());
+            store::<T>(&mut level.cls);
+            store::<U>(&mut level.boxes);
+            level.beside_mut().into_iter().flatten().for_each(store::<T::Loss>);
         }
+        [&mut scene.class_weights, &mut scene.upstream].into_iter().flatten().for_each(store::<T::Loss>);
         scene
     }
 
@@ -249,24 +284,12 @@ impl Scene {
                 *values = values[images.start * each..images.end * each].to_vec();
             }
             let positions = level.positions();
-            let cut64 = |values: &mut Vec<f64>| cut(values, self.batch, &images);
-            let cut32 = |values: &mut Vec<f32>| cut(values, self.batch, &images);
-            cut64(&mut level.cls);
-            cut64(&mut level.boxes);
+            cut(&mut level.cls, self.batch, &images);
+            cut(&mut level.boxes, self.batch, &images);
             cut(&mut level.labels, self.batch, &images);
-            cut32(&mut level.box_targets);
-            let options = [
-                &mut level.label_weights,
-                &mut level.quality,
-                &mut level.box_weights,
-                &mut level.box_scores,
-                &mut level.scores,
-                &mut level.element_weights,
-            ];
-            options.into_iter().flatten().for_each(cut32);
-            match &mut level.points {
-                PointsAt::Explicit(points) if points.len() != 2 * positions => cut32(points),
-                _ => {}
+            for (i, numbers) in level.beside_mut().into_iter().enumerate() {
+                let numbers = numbers.filter(|numbers| i != POINTS || numbers.len() != 2 * positions);
+                numbers.into_iter().for_each(|numbers| cut(numbers, self.batch, &images));
             }
         }
         part

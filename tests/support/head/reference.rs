@@ -100,7 +100,7 @@ impl Scene {
         }
         let Some(class) = class else { return Anchor::Background };
         let mut numbers = level.box_targets[4 * anchor..4 * anchor + 4].to_vec();
-        numbers.extend(self.point(level, anchor).map(|x| x as f32));
+        numbers.extend(self.point(level, anchor));
         let needed = level.scores.is_none() || settings.box_weight == BoxWeight::Quality;
         let given = match (settings.quality, &level.quality) {
             (QualitySource::Given, Some(quality)) if needed => quality[anchor],
@@ -118,14 +118,14 @@ impl Scene {
     }
 
     /// The targets of an anchor's elements, if they are given.
-    fn scores<'a>(&self, level: &'a LevelScene, anchor: usize) -> Option<&'a [f32]> {
+    fn scores<'a>(&self, level: &'a LevelScene, anchor: usize) -> Option<&'a [f64]> {
         let of_anchor = anchor * self.classes..(anchor + 1) * self.classes;
         level.scores.as_ref().map(|scores| &scores[of_anchor])
     }
 
     /// What an element is weighted by besides its label weight.
     fn element_weight(&self, level: &LevelScene, anchor: usize, class: usize) -> f64 {
-        let of = |weights: &Option<Vec<f32>>, at: usize| weights.as_ref().map_or(1.0, |w| f64::from(w[at]));
+        let of = |weights: &Option<Vec<f64>>, at: usize| weights.as_ref().map_or(1.0, |w| w[at]);
         of(&self.class_weights, class) * of(&level.element_weights, anchor * self.classes + class)
     }
 
@@ -149,7 +149,7 @@ impl Scene {
             }
             PointsAt::Explicit(points) => {
                 let at = if points.len() == 2 * positions { anchor % positions } else { anchor };
-                [points[2 * at], points[2 * at + 1]].map(|x| f64::from(x) / level.stride)
+                [points[2 * at], points[2 * at + 1]].map(|x| x / level.stride)
             }
         }
     }
@@ -166,7 +166,7 @@ impl Scene {
         let (image, position) = (anchor / level.positions(), anchor % level.positions());
         let (cls, sides) = (self.cls(level, image, position), self.sides(level, image, position));
         let point = self.point(level, anchor);
-        let target = [0, 1, 2, 3].map(|i| f64::from(level.box_targets[4 * anchor + i]) / level.stride);
+        let target = [0, 1, 2, 3].map(|i| level.box_targets[4 * anchor + i] / level.stride);
         let outputs = [0, 1, 2, 3].map(|side| self.distance(&sides[side]));
         let known = sides.iter().flatten().all(|z| z.is_finite()) && outputs.iter().all(|d| d.0.is_finite());
         let (kind, eps) = (box_loss(settings.iou), settings.iou_eps());
@@ -174,7 +174,7 @@ impl Scene {
         let Decoded { iou, loss: iou_loss, slopes } = decoded;
         let q = match (settings.quality, &level.quality) {
             (QualitySource::Given, quality) => {
-                quality.as_ref().map_or(f64::NAN, |quality| f64::from(quality[anchor]).clamp(0.0, 1.0))
+                quality.as_ref().map_or(f64::NAN, |quality| quality[anchor].clamp(0.0, 1.0))
             }
             _ if !known => f64::NAN,
             _ => iou.clamp(0.0, 1.0),
@@ -184,9 +184,9 @@ impl Scene {
             BoxWeight::Quality => q,
             BoxWeight::MaxScore if cls.iter().any(|x| x.is_nan()) => f64::NAN,
             BoxWeight::MaxScore => 1.0 / (1.0 + (-most).exp()),
-            BoxWeight::Given => level.box_scores.as_ref().expect("weights of boxes")[anchor].into(),
+            BoxWeight::Given => level.box_scores.as_ref().expect("weights of boxes")[anchor],
         };
-        let m = level.box_weights.as_ref().map_or(1.0, |weights| f64::from(weights[anchor]));
+        let m = level.box_weights.as_ref().map_or(1.0, |weights| weights[anchor]);
         let bins = settings.numbers.is_none();
 
         let last = (settings.bins - 1) as f64 - settings.target_eps;
@@ -225,7 +225,7 @@ pub fn expect(scene: &Scene) -> Expected {
     for level in &scene.levels {
         let (mut of_level, mut weights_of_level) = (Vec::new(), Vec::new());
         for anchor in 0..scene.batch * level.positions() {
-            let weight = level.label_weights.as_ref().map_or(1.0, |weights| f64::from(weights[anchor]));
+            let weight = level.label_weights.as_ref().map_or(1.0, |weights| weights[anchor]);
             weights_of_level.push(match scene.anchor(level, anchor, row, &mut status) {
                 Anchor::Nothing => 0.0,
                 Anchor::Background => weight,
@@ -280,7 +280,7 @@ pub fn expect(scene: &Scene) -> Expected {
                 }
                 let weight = weight * scene.element_weight(level, anchor, c);
                 let y = match scene.scores(level, anchor) {
-                    Some(scores) => f64::from(scores[c]).clamp(0.0, 1.0),
+                    Some(scores) => scores[c].clamp(0.0, 1.0),
                     None => {
                         positive.filter(|positive| positive.class == c).map_or(0.0, |positive| positive.q)
                     }

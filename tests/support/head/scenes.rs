@@ -18,7 +18,7 @@ pub struct Golden {
     /// The average factor of the classification loss.
     pub positives: f64,
     /// Centres of the anchors, `[batch, positions, 2]`, for each level.
-    pub centres: Vec<Vec<f32>>,
+    pub centres: Vec<Vec<f64>>,
 }
 
 pub const GOLDEN: [&str; 3] = ["head_coco", "head_no_gt", "head_small"];
@@ -38,7 +38,7 @@ pub fn golden(name: &'static str) -> Golden {
     for (i, stride) in strides.iter().enumerate() {
         let named = |name: &str| format!("level{i}.{name}");
         let [_, _, height, width] = file.shape(&named("cls_logits"))[..] else { panic!("four axes") };
-        let f64s = |name: &str| file.f32s(&named(name)).into_iter().map(f64::from).collect();
+        let f64s = |name: &str| -> Vec<f64> { file.f32s(&named(name)).into_iter().map(f64::from).collect() };
         levels.push(LevelScene {
             height,
             width,
@@ -47,14 +47,14 @@ pub fn golden(name: &'static str) -> Golden {
             cls: f64s("cls_logits"),
             boxes: f64s("box_logits"),
             labels: file.i64s(&named("labels")),
-            label_weights: Some(file.f32s(&named("label_weights"))),
-            box_targets: file.f32s(&named("box_targets")),
+            label_weights: Some(f64s("label_weights")),
+            box_targets: f64s("box_targets"),
             ..LevelScene::default()
         });
         losses.extend(["loss_cls", "loss_bbox", "loss_dfl"].map(|name| file.f64s(&named(name))[0]));
         grads.push(["grad_cls_logits", "grad_box_logits"].map(|name| file.f64s(&named(name))));
-        let anchors = file.f32s(&named("anchors"));
-        let centre = |a: &[f32]| [(a[0] + a[2]) / 2.0, (a[1] + a[3]) / 2.0];
+        let anchors = f64s("anchors");
+        let centre = |a: &[f64]| [(a[0] + a[2]) / 2.0, (a[1] + a[3]) / 2.0];
         centres.push(anchors.chunks_exact(4).flat_map(centre).collect());
     }
     let [batch, classes, ..] = file.shape("level0.cls_logits")[..] else { panic!("four axes") };
@@ -85,7 +85,8 @@ pub struct Report {
 /// A file of tests/reports in which each image has one box: that of its positives.
 pub fn report(name: &str) -> Report {
     let file = Vectors::open(format!("tests/reports/{name}.safetensors"));
-    let (images, gt_boxes) = (file.i64s("gt_image"), file.f32s("gt_boxes"));
+    let f64s = |name: &str| -> Vec<f64> { file.f32s(name).into_iter().map(f64::from).collect() };
+    let (images, gt_boxes) = (file.i64s("gt_image"), f64s("gt_boxes"));
     assert_eq!(images, [0, 1], "one box for each image");
     let strides = file.case["strides"].as_array().expect("strides");
     let number = |value: &serde_json::Value| value.as_f64().expect("a number");
@@ -105,9 +106,9 @@ pub fn report(name: &str) -> Report {
             width,
             stride: number(stride),
             cls: file.f16s(&named("cls_logits")),
-            boxes: file.f32s(&named("box_logits")).into_iter().map(f64::from).collect(),
+            boxes: f64s(&named("box_logits")),
             labels: file.i64s(&want("labels")),
-            label_weights: Some(file.f32s(&want("label_weights"))),
+            label_weights: Some(f64s(&want("label_weights"))),
             box_targets: gt_boxes.chunks_exact(4).flat_map(|corners| corners.repeat(positions)).collect(),
             ..LevelScene::default()
         });
@@ -187,9 +188,9 @@ impl Recipe {
     }
 
     pub fn scene(&self, random: &mut Random) -> Scene {
-        let mut class_weights: Option<Vec<f32>> = None;
+        let mut class_weights: Option<Vec<f64>> = None;
         if self.options.class_weights {
-            let weight = |_| if random.chance(0.15) { 0.0 } else { random.between(0.2, 3.0) as f32 };
+            let weight = |_| if random.chance(0.15) { 0.0 } else { random.between(0.2, 3.0) };
             class_weights = Some((0..self.classes).map(weight).collect());
         }
         let mut level = |&size| {
@@ -229,8 +230,7 @@ impl Recipe {
             kind => {
                 let count = if kind == 2 { positions } else { anchors };
                 let mut point = |i: usize, size| (i as f64 + random.between(0.2, 0.8)) * stride * size;
-                let both =
-                    |i: usize| [point(i % width, 1.0) as f32, point(i % positions / width, 1.0) as f32];
+                let both = |i: usize| [point(i % width, 1.0), point(i % positions / width, 1.0)];
                 PointsAt::Explicit((0..count).flat_map(both).collect())
             }
         };
@@ -241,7 +241,7 @@ impl Recipe {
             }
             PointsAt::Explicit(points) => {
                 let i = if points.len() == 2 * positions { anchor % positions } else { anchor };
-                [points[2 * i].into(), points[2 * i + 1].into()]
+                [points[2 * i], points[2 * i + 1]]
             }
         };
         let first = i64::from(settings.background == Background::First);
@@ -250,8 +250,8 @@ impl Recipe {
         for anchor in 0..anchors {
             let positive = random.chance(self.positives);
             labels.push(if positive { first + random.index(self.classes) as i64 } else { background });
-            weights.push(1.0f32);
-            quality.push(if positive { random.unit() as f32 } else { f32::NAN });
+            weights.push(1.0);
+            quality.push(if positive { random.unit() } else { f64::NAN });
             let last = if settings.numbers.is_some() { 8.0 } else { (bins - 1) as f64 - settings.target_eps };
             let mut side = || {
                 if self.faults && random.chance(0.1) {
@@ -262,19 +262,19 @@ impl Recipe {
             };
             let [x, y] = at(anchor);
             let [left, top, right, bottom] = [side(), side(), side(), side()].map(|side| side * stride);
-            let corners = [x - left, y - top, x + right, y + bottom].map(|x| x as f32);
-            targets.extend(if positive { corners } else { [f32::NAN; 4] });
+            let corners = [x - left, y - top, x + right, y + bottom];
+            targets.extend(if positive { corners } else { [f64::NAN; 4] });
             if self.faults && random.chance(0.08) {
                 match random.index(3) {
                     0 => *labels.last_mut().expect("a label") = background + self.classes as i64 + 7,
-                    1 => targets[4 * anchor + random.index(4)] = [f32::NAN, f32::INFINITY][random.index(2)],
-                    _ => *quality.last_mut().expect("a quality") = [f32::NAN, -0.5, 1.5][random.index(3)],
+                    1 => targets[4 * anchor + random.index(4)] = [f64::NAN, f64::INFINITY][random.index(2)],
+                    _ => *quality.last_mut().expect("a quality") = [f64::NAN, -0.5, 1.5][random.index(3)],
                 }
             }
             if self.masks && random.chance(0.3) {
                 match random.index(3) {
                     0 => labels[anchor] = settings.ignore_label.unwrap_or(background),
-                    1 => weights[anchor] = random.between(0.1, 2.0) as f32,
+                    1 => weights[anchor] = random.between(0.1, 2.0),
                     _ => weights[anchor] = 0.0,
                 }
                 let (image, position) = (anchor / positions, anchor % positions);
@@ -308,33 +308,33 @@ impl Recipe {
         }
     }
 
-    fn add_options(&self, random: &mut Random, level: &mut LevelScene, class_weights: Option<&[f32]>) {
+    fn add_options(&self, random: &mut Random, level: &mut LevelScene, class_weights: Option<&[f64]>) {
         let (anchors, classes, options) = (level.labels.len(), self.classes, &self.options);
         let positions = level.positions();
         let weight = |random: &mut Random| match random.index(4) {
             0 => 0.0,
-            _ => random.between(0.1, 2.0) as f32,
+            _ => random.between(0.1, 2.0),
         };
         if options.box_weights {
             level.box_weights = Some((0..anchors).map(|_| weight(random)).collect());
         }
         if self.settings.box_weight == BoxWeight::Given {
             let score = |_| match random.index(40) {
-                0 if self.faults => [f32::NAN, f32::INFINITY][random.index(2)],
-                _ => random.between(0.0, 1.5) as f32,
+                0 if self.faults => [f64::NAN, f64::INFINITY][random.index(2)],
+                _ => random.between(0.0, 1.5),
             };
             level.box_scores = Some((0..anchors).map(score).collect());
         }
         if options.scores {
             let score = |_| match random.index(12) {
-                0 | 1 => random.unit() as f32,
+                0 | 1 => random.unit(),
                 2 if self.faults => [-0.25, 1.25][random.index(2)],
                 _ => 0.0,
             };
-            let mut scores: Vec<f32> = (0..anchors * classes).map(score).collect();
+            let mut scores: Vec<f64> = (0..anchors * classes).map(score).collect();
             for anchor in (0..anchors).filter(|_| self.faults) {
                 if random.chance(0.05) {
-                    scores[anchor * classes + random.index(classes)] = f32::NAN;
+                    scores[anchor * classes + random.index(classes)] = f64::NAN;
                 }
             }
             level.scores = Some(scores);
