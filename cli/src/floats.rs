@@ -144,7 +144,12 @@ impl Floats {
         }
     }
 
-    /// As f32, which is what the library takes besides logits.
+    /// Beside logits of a type: in f64, after they were rounded to what the library takes there, f64 beside f64, else f32.
+    pub fn beside(self, logits: Dtype) -> Vec<f64> {
+        self.to(if logits == Dtype::F64 { Dtype::F64 } else { Dtype::F32 }).iter().collect()
+    }
+
+    /// As f32, which is what an assignment takes.
     pub fn into_f32(self) -> Vec<f32> {
         match self {
             Floats::F32(numbers) => numbers,
@@ -181,6 +186,11 @@ impl Floats {
     pub fn norm(&self) -> f64 {
         self.iter().fold(0.0, |sum: f64, number| sum + number * number).sqrt()
     }
+}
+
+/// Numbers in a type; too large becomes inf.
+pub fn numbers<T: Element>(numbers: &[f64]) -> Vec<T> {
+    numbers.iter().map(|&number| T::from_f64(number)).collect()
 }
 
 #[cfg(test)]

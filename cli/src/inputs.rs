@@ -8,7 +8,7 @@ use gfocal::{Element, QualityFocalLoss, Status};
 
 use crate::error::{Error, Result};
 use crate::file::{Input, Tensors};
-use crate::floats::{Dtype, Floats};
+use crate::floats::{Dtype, Floats, numbers};
 use crate::report::{First, StatusReport, Trouble};
 
 /// Labels of either type.
@@ -77,7 +77,7 @@ pub struct Beside(Vec<f64>);
 impl Beside {
     /// In that type.
     pub fn numbers<W: Element>(&self) -> Vec<W> {
-        self.0.iter().map(|&number| W::from_f64(number)).collect()
+        numbers(&self.0)
     }
 }
 
@@ -294,8 +294,7 @@ impl<'a> Reader<'a> {
         let name = format!("{}{name}", self.prefix);
         let (shape, numbers) = self.tensors.floats(&name)?;
         self.check(name, shape, expected)?;
-        let beside = if self.logits.dtype() == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
-        Ok(Beside(numbers.to(beside).iter().collect()))
+        Ok(Beside(numbers.beside(self.logits.dtype())))
     }
 
     fn check(&self, tensor: String, found: Vec<usize>, expected: &[usize]) -> Result<()> {

@@ -81,7 +81,8 @@
 //!
 //! # Options
 //!
-//! - Class and box logits may be of two storage types, as mixed precision leaves them.
+//! - Class and box logits may be of two storage types, as mixed precision leaves them. Losses and all that is beside the
+//!   logits, targets, weights, points, upstream gradients, are f64 for class logits of f64, else f32.
 //! - [`HeadCall::class_weights`], [`Targets::element_weights`] and label weights multiply losses and
 //!   gradients of elements of the classification loss, and each other; 0 masks an element, whatever its
 //!   logit holds. They have no part in N and W.

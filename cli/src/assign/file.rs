@@ -7,6 +7,7 @@ use super::{AssignArgs, Assigner, Problem, Truth};
 use crate::case::Case;
 use crate::error::Result;
 use crate::file::{Input, Tensors};
+use crate::floats::Dtype;
 use crate::words::count;
 
 /// Ground truth, and where anchors are.
@@ -128,7 +129,7 @@ impl Reader<'_> {
             Some(offset) => Ok(PointSource::Grid(offset)),
             None => {
                 let offset = self.case.offset.unwrap_or(self.args.assigner.choice().offset());
-                PointSource::read(self.input, self.tensors, level, batch, positions, offset)
+                PointSource::read(self.input, self.tensors, level, [batch, positions], offset, Dtype::F32)
             }
         }
     }

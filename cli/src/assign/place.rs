@@ -4,6 +4,7 @@ use gfocal::assign::AnchorGrid;
 
 use crate::error::Result;
 use crate::file::{Input, Tensors};
+use crate::floats::{Dtype, numbers};
 
 /// The positions of a level.
 pub struct Place {
@@ -19,20 +20,20 @@ pub enum PointSource {
     /// The grid, with an offset in strides.
     Grid(f64),
     /// `[H*W, 2]` or `[B, H*W, 2]`, in pixels.
-    Points(Vec<f32>),
+    Points(Vec<f64>),
     /// `[B, H*W, 4]`: boxes around the points.
-    Anchors(Vec<f32>),
+    Anchors(Vec<f64>),
 }
 
 impl PointSource {
-    /// The points or anchors of a level in the file, else the grid.
+    /// The points or anchors of a level in the file, as they go with logits of a type, else the grid.
     pub fn read(
         input: &Input,
         tensors: &Tensors,
         level: usize,
-        batch: usize,
-        positions: usize,
+        [batch, positions]: [usize; 2],
         offset: f64,
+        logits: Dtype,
     ) -> Result<PointSource> {
         let [points, anchors] = ["points", "anchors"].map(|tensor| format!("level{level}.{tensor}"));
         let (name, axes) = if tensors.has(&points) {
@@ -45,9 +46,9 @@ impl PointSource {
         let (shape, numbers) = tensors.floats(&name)?;
         let (each, all) = ([positions, axes], [batch, positions, axes]);
         match (axes, &*shape) {
-            (2, shape) if shape == each || shape == all => Ok(PointSource::Points(numbers.into_f32())),
-            (4, shape) if shape == all => Ok(PointSource::Anchors(numbers.into_f32())),
-            (4, shape) if shape == each => Ok(PointSource::Anchors(numbers.into_f32().repeat(batch))),
+            (2, shape) if shape == each || shape == all => Ok(PointSource::Points(numbers.beside(logits))),
+            (4, shape) if shape == all => Ok(PointSource::Anchors(numbers.beside(logits))),
+            (4, shape) if shape == each => Ok(PointSource::Anchors(numbers.beside(logits).repeat(batch))),
             _ => Err(input.head(format!(
                 "{name} has the shape {shape:?}; the positions of the level need {each:?} or {all:?}"
             ))),
@@ -70,18 +71,20 @@ impl Place {
     pub fn grid(&self, scale: Option<f64>) -> Option<AnchorGrid> {
         let stride = self.stride as f32;
         let (first, of_points) = (self.positions(), [self.height, self.width]);
+        let points: Vec<f32> = numbers(&self.points());
+        let (centres, _) = points.as_chunks::<2>();
         let ([height, width], offset) = match &self.points {
             PointSource::Grid(offset) => (of_points, *offset as f32),
-            PointSource::Points(points) => lattice(&points.as_chunks::<2>().0[..first], of_points, stride)?,
+            PointSource::Points(_) => lattice(&centres[..first], of_points, stride)?,
             PointSource::Anchors(anchors) => {
-                let anchors = &anchors.as_chunks::<4>().0[..first];
-                let centres: Vec<[f32; 2]> = anchors.iter().map(centre).collect();
+                let anchors: Vec<f32> = numbers(anchors);
+                let (anchors, centres) = (&anchors.as_chunks::<4>().0[..first], &centres[..first]);
                 let half = scale.map(|scale| scale as f32 * stride / 2.0);
                 let is_square = |half| centres.iter().map(|&at| square(at, half)).eq(anchors.iter().copied());
                 if half.is_some_and(|half| !is_square(half)) {
                     return None;
                 }
-                lattice(&centres, of_points, stride)?
+                lattice(centres, of_points, stride)?
             }
         };
         let grid = AnchorGrid::new(height, width, stride).with_offset(offset);
@@ -95,15 +98,15 @@ impl Place {
         match &self.points {
             PointSource::Grid(_) => Vec::new(),
             PointSource::Points(points) => {
-                let (points, _) = points.as_chunks::<2>();
-                points.iter().take(positions).flat_map(|&at| square(at, half)).collect()
+                let points: Vec<f32> = numbers(&points[..2 * positions]);
+                points.as_chunks().0.iter().flat_map(|&at| square(at, half)).collect()
             }
-            PointSource::Anchors(anchors) => anchors.iter().copied().take(4 * positions).collect(),
+            PointSource::Anchors(anchors) => numbers(&anchors[..4 * positions]),
         }
     }
 
     /// The anchor points, `[B, H*W, 2]` or `[H*W, 2]` in pixels; none if they are on a grid.
-    pub fn points(&self) -> Vec<f32> {
+    pub fn points(&self) -> Vec<f64> {
         match &self.points {
             PointSource::Grid(_) => Vec::new(),
             PointSource::Points(points) => points.clone(),
@@ -124,11 +127,11 @@ impl Place {
             PointSource::Points(points) => {
                 let anchor =
                     if points.len() == 2 * positions { position } else { image * positions + position };
-                [points[2 * anchor], points[2 * anchor + 1]].map(f64::from)
+                [points[2 * anchor], points[2 * anchor + 1]]
             }
             PointSource::Anchors(anchors) => {
                 let at = 4 * (image * positions + position);
-                [0, 1].map(|i| f64::from(anchors[at + i].midpoint(anchors[at + i + 2])))
+                [0, 1].map(|i| anchors[at + i].midpoint(anchors[at + i + 2]))
             }
         }
     }
@@ -144,7 +147,7 @@ impl Place {
     }
 }
 
-fn centre([x1, y1, x2, y2]: &[f32; 4]) -> [f32; 2] {
+fn centre([x1, y1, x2, y2]: &[f64; 4]) -> [f64; 2] {
     [x1.midpoint(*x2), y1.midpoint(*y2)]
 }
 
@@ -202,8 +205,8 @@ mod tests {
     }
 
     /// Row after row of 2 x 3 points.
-    fn points(offset: f32) -> Vec<f32> {
-        (0..6).flat_map(|i| [(i % 3) as f32, (i / 3) as f32].map(|at| (at + offset) * 8.0)).collect()
+    fn points(offset: f64) -> Vec<f64> {
+        (0..6).flat_map(|i| [i % 3, i / 3].map(f64::from).map(|at| (at + offset) * 8.0)).collect()
     }
 
     #[test]
@@ -222,7 +225,9 @@ mod tests {
 
     #[test]
     fn anchors_of_a_grid_are_one_if_they_are_square() {
-        let anchors = |half: f32| points(0.0).as_chunks().0.iter().flat_map(|&at| square(at, half)).collect();
+        let square = |at, half| square(at, half).map(f64::from);
+        let points: Vec<f32> = numbers(&points(0.0));
+        let anchors = |half: f32| points.as_chunks().0.iter().flat_map(|&at| square(at, half)).collect();
         let grid = AnchorGrid::new(2, 3, 8.0).with_scale(4.0);
         let place = |half| place([2, 3], PointSource::Anchors(anchors(half)));
         assert_eq!(place(16.0).grid(Some(4.0)), Some(grid));

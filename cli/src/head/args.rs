@@ -28,7 +28,8 @@ and, if wanted,
   level{i}.points           [H*W, 2], anchor points in pixels, or level{i}.anchors [B, H*W, 4],
                             boxes around them; without these, anchor points are on a grid
 Where the size of the images is told, the positions of a level must be ceil(height / stride) x
-ceil(width / stride). Class and box logits may be of two types.
+ceil(width / stride). Class and box logits may be of two types. What is beside them is used as F32, and
+as F64 beside F64 class logits; ground truth for --assign as F32.
 
 With --raw, both outputs are channels of one tensor, 4K of boxes first: raw [B, 4K + C, A], with
 the positions of all levels one after another in the order of --strides, sizes from --image-size;

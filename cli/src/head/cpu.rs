@@ -6,7 +6,7 @@ use gfocal::{Element, Host, Result};
 use super::Outcome;
 use super::scene::{Pair, Scene, Tensor};
 use super::targets::{LevelTargets, TargetOptions};
-use crate::floats::{Float, Floats};
+use crate::floats::{Float, Floats, numbers};
 use crate::inputs::Labels;
 
 /// `_` tells the types of class and box logits.
@@ -21,7 +21,8 @@ where
     T: Float + Element<Loss: Float>,
     U: Float,
 {
-    let points: Vec<Vec<f32>> = scene.places.iter().map(|place| place.points()).collect();
+    let points: Vec<Vec<T::Loss>> = scene.places.iter().map(|place| numbers(&place.points())).collect();
+    let beside: Vec<Beside<T::Loss>> = targets.iter().map(Beside::of).collect();
     let mut levels: Vec<Level<Host, T, U>> = Vec::new();
     for (i, (place, level)) in scene.places.iter().zip(&scene.levels).enumerate() {
         levels.push(Level {
@@ -40,14 +41,15 @@ where
             },
             cls_layout: level.cls_layout,
             box_layout: level.box_layout,
-            targets: targets[i].on_host(),
+            targets: beside[i].targets(),
         });
     }
     let mut gradients: Vec<Buffers<T, U>> = logits.iter().map(|&logits| Buffers::of(logits)).collect();
     let mut losses = vec![T::Loss::from_f64(0.0); LOSSES * levels.len()];
+    let class_weights: Option<Vec<T::Loss>> = scene.class_weights.as_deref().map(numbers);
     let call = || {
         let call = scene.head.cpu(scene.batch, scene.classes, &levels);
-        match &scene.class_weights {
+        match &class_weights {
             Some(weights) => call.class_weights(weights),
             None => call,
         }
@@ -93,9 +95,21 @@ impl<T: Float, U: Float> Buffers<T, U> {
     }
 }
 
-impl LevelTargets {
-    fn on_host(&self) -> Targets<'_, Host> {
-        let labels = match &self.labels {
+/// The targets of a level in the type that the library takes.
+struct Beside<'a, W> {
+    labels: &'a Labels,
+    boxes: Vec<W>,
+    options: TargetOptions<Vec<W>>,
+}
+
+impl<'a, W: Element> Beside<'a, W> {
+    fn of(targets: &'a LevelTargets) -> Self {
+        let options = targets.options.map(|option| numbers(option));
+        Beside { labels: &targets.labels, boxes: numbers(&targets.boxes), options }
+    }
+
+    fn targets(&self) -> Targets<'_, Host, W> {
+        let labels = match self.labels {
             Labels::I64(labels) => gfocal::Label::host(labels),
             Labels::I32(labels) => gfocal::Label::host(labels),
         };

@@ -11,10 +11,10 @@ use gfocal::head::{Gradients, HeadWorkspace, LOSSES, Level, Logits, Normalisers,
 use super::Outcome;
 use super::scene::{Pair, Scene, Tensor};
 use super::targets::{LevelTargets, TargetOptions};
-use crate::assign::{self, AssignedLevel, DeviceLevel};
+use crate::assign::{self, DeviceLevel};
 use crate::buffer::{Buffer, Stored};
 use crate::device::Cuda;
-use crate::floats::{Float, Floats};
+use crate::floats::{Float, Floats, numbers};
 use crate::inputs::Labels;
 
 /// The targets of a level on the device.
@@ -47,11 +47,10 @@ pub fn run<T: Stored, U: Stored>(
     let stream = cuda.stream();
     let mut status = StatusBlock::new(stream)?;
     let targets = device_targets(cuda, scene, &mut status)?;
-    let class_weights =
-        scene.class_weights.as_ref().map(|weights| Buffer::upload(stream, weights)).transpose()?;
+    let class_weights = scene.class_weights.as_deref().map(|weights| upload(stream, weights)).transpose()?;
     let (mut points, mut logits, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
     for (place, level) in scene.places.iter().zip(&scene.levels) {
-        points.push(Buffer::upload(stream, &place.points())?);
+        points.push(upload(stream, &place.points())?);
         logits.push(Buffers::<T, U>::upload(stream, &level.logits)?);
         gradients.push(Buffers::<T, U>::zeros(stream, &level.logits)?);
     }
@@ -99,6 +98,15 @@ pub fn run<T: Stored, U: Stored>(
         status,
         targets: host_targets(stream, &targets)?,
     })
+}
+
+/// As the kernels take them.
+fn upload(stream: &Arc<CudaStream>, given: &[f64]) -> Result<Buffer<f32>> {
+    Buffer::upload(stream, &numbers(given))
+}
+
+fn download(stream: &Arc<CudaStream>, buffer: &Buffer<f32>) -> Result<Vec<f64>> {
+    Ok(buffer.download(stream)?.into_iter().map(f64::from).collect())
 }
 
 /// What the levels are to become, as the file says or assigned.
@@ -162,8 +170,8 @@ impl DeviceTargets {
                 Labels::I64(labels) => DeviceLabels::I64(Buffer::upload(stream, labels)?),
                 Labels::I32(labels) => DeviceLabels::I32(Buffer::upload(stream, labels)?),
             },
-            boxes: Buffer::upload(stream, &targets.boxes)?,
-            options: targets.options.try_map(|numbers| Buffer::upload(stream, numbers))?,
+            boxes: upload(stream, &targets.boxes)?,
+            options: targets.options.try_map(|numbers| upload(stream, numbers))?,
             centerness: None,
         })
     }
@@ -171,12 +179,10 @@ impl DeviceTargets {
     /// What was assigned, where it is, unless the file has weights to multiply.
     fn assigned(stream: &Arc<CudaStream>, given: &LevelTargets, level: DeviceLevel) -> Result<DeviceTargets> {
         if given.weighs() {
-            let mut weighed: AssignedLevel = level.download(stream)?;
-            given.weigh(&mut weighed);
-            let targets = DeviceTargets::upload(stream, &given.assigned(weighed))?;
+            let targets = DeviceTargets::upload(stream, &given.assigned(level.download(stream)?))?;
             return Ok(DeviceTargets { centerness: level.centerness, ..targets });
         }
-        let options = given.options.try_map(|numbers| Buffer::upload(stream, numbers))?;
+        let options = given.options.try_map(|numbers| upload(stream, numbers))?;
         Ok(DeviceTargets {
             labels: DeviceLabels::I64(level.labels),
             boxes: level.boxes,
@@ -196,8 +202,8 @@ impl DeviceTargets {
                 DeviceLabels::I64(labels) => Labels::I64(labels.download(stream)?),
                 DeviceLabels::I32(labels) => Labels::I32(labels.download(stream)?),
             },
-            boxes: self.boxes.download(stream)?,
-            options: self.options.try_map(|numbers| numbers.download(stream))?,
+            boxes: download(stream, &self.boxes)?,
+            options: self.options.try_map(|numbers| download(stream, numbers))?,
             centerness: self.centerness.as_ref().map(|numbers| numbers.download(stream)).transpose()?,
         })
     }

@@ -11,6 +11,7 @@ use crate::assign::{AssignerChoice, Place, PointSource, check_size, positions_of
 use crate::case::Case;
 use crate::error::{Error, Result};
 use crate::file::{Input, Tensors};
+use crate::floats::Dtype;
 use crate::words::count;
 
 /// Reads the tensors of a level.
@@ -22,6 +23,8 @@ pub struct LevelReader<'a> {
     pub profile: Profile,
     pub level: usize,
     pub stride: f64,
+    /// What logits are converted to, if they are.
+    pub dtype: Option<Dtype>,
 }
 
 /// The axes of a tensor of logits.
@@ -55,7 +58,11 @@ impl LevelReader<'_> {
         let (batch, [height, width]) = (cls.batch, cls.size);
         let bins = self.bins(boxes.channels)?;
         self.check_size(cls.size)?;
-        let points = self.points(batch, height * width)?;
+        let logits = match self.dtype {
+            Some(dtype) => logits.map(|tensor| tensor.to(dtype)),
+            None => logits,
+        };
+        let points = self.points([batch, height * width], logits.cls().numbers.dtype())?;
         let place = Place { height, width, stride: self.stride, points };
         let targets = LevelTargets::default();
         let level = SceneLevel { logits, cls_layout: cls.layout, box_layout: boxes.layout, targets };
@@ -183,7 +190,7 @@ impl LevelReader<'_> {
         self.args.image_size.or(self.case.image_hw)
     }
 
-    fn points(&self, batch: usize, positions: usize) -> Result<PointSource> {
+    fn points(&self, anchors: [usize; 2], logits: Dtype) -> Result<PointSource> {
         match self.args.offset {
             Some(offset) => Ok(PointSource::Grid(offset)),
             None => {
@@ -192,7 +199,7 @@ impl LevelReader<'_> {
                     AssignerChoice::Atss => self.profile.offset(),
                 };
                 let offset = self.case.offset.unwrap_or(offset);
-                PointSource::read(self.input, self.tensors, self.level, batch, positions, offset)
+                PointSource::read(self.input, self.tensors, self.level, anchors, offset, logits)
             }
         }
     }

@@ -125,11 +125,8 @@ impl Scene {
             return Ok((self.levels.iter().map(|level| level.targets.clone()).collect(), Status::default()));
         };
         let (assigned, status) = assign::on_cpu(&problem)?;
-        let targets = (self.levels.iter().zip(assigned)).map(|(level, mut assigned)| {
-            level.targets.weigh(&mut assigned);
-            level.targets.assigned(assigned)
-        });
-        Ok((targets.collect(), status))
+        let targets = self.levels.iter().zip(assigned);
+        Ok((targets.map(|(level, assigned)| level.targets.assigned(assigned)).collect(), status))
     }
 }
 

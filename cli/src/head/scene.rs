@@ -27,7 +27,7 @@ pub struct Scene {
     /// Whether all levels were in one tensor.
     pub whole_raw: bool,
     /// `[C]`.
-    pub class_weights: Option<Vec<f32>>,
+    pub class_weights: Option<Vec<f64>>,
     /// If targets are to be assigned.
     pub assignment: Option<(Truth, Assigner)>,
 }
@@ -104,14 +104,14 @@ impl Scene {
         let (mut places, mut levels, mut axes) = (Vec::new(), Vec::new(), None);
         let reader = |level: usize| {
             let stride = strides[level];
-            LevelReader { input, tensors: &tensors, args, case: &case, profile, level, stride }
+            LevelReader { input, tensors: &tensors, args, case: &case, profile, level, stride, dtype }
         };
         for i in 0..count {
             let (place, level, of_level) = reader(i).read(outputs.as_ref())?;
             let first: Axes = *axes.get_or_insert(of_level);
             first.check_same(input, i, of_level)?;
             places.push(place);
-            levels.push(level.to(dtype));
+            levels.push(level);
         }
         let Some(axes) = axes else { return Err(tensors.missing("level0.cls_logits")) };
         let Axes { batch, classes, bins } = axes;
@@ -130,9 +130,11 @@ impl Scene {
         let head = options::head(profile, bins, &tensors, args, &case)?;
         let reads = options::reads(args, profile, &tensors);
         for (i, level) in levels.iter_mut().enumerate() {
-            level.targets = LevelTargets::read(&reader(i), axes, places[i].positions(), reads)?;
+            let reader = LevelReader { dtype: Some(level.logits.cls().numbers.dtype()), ..reader(i) };
+            level.targets = LevelTargets::read(&reader, axes, places[i].positions(), reads)?;
         }
-        let class_weights = class_weights(input, &tensors, classes)?;
+        let dtype = levels[0].logits.cls().numbers.dtype();
+        let class_weights = class_weights(input, &tensors, classes, dtype)?;
         let (normaliser, whole_raw) = (options::normaliser(args, profile), outputs.is_some());
         Ok(Scene {
             profile,
@@ -178,13 +180,6 @@ impl Tensor {
     }
 }
 
-impl SceneLevel {
-    fn to(self, dtype: Option<Dtype>) -> SceneLevel {
-        let Some(dtype) = dtype else { return self };
-        SceneLevel { logits: self.logits.map(|tensor| tensor.to(dtype)), ..self }
-    }
-}
-
 impl Axes {
     fn check_same(self, input: &Input, level: usize, other: Axes) -> Result<()> {
         if self == other {
@@ -223,12 +218,17 @@ fn check_types(input: &Input, levels: &[SceneLevel]) -> Result<()> {
 }
 
 /// `[C]`, if there are any.
-fn class_weights(input: &Input, tensors: &Tensors, classes: usize) -> Result<Option<Vec<f32>>> {
+fn class_weights(
+    input: &Input,
+    tensors: &Tensors,
+    classes: usize,
+    logits: Dtype,
+) -> Result<Option<Vec<f64>>> {
     if !tensors.has("class_weights") {
         return Ok(None);
     }
     match tensors.floats("class_weights")? {
-        (shape, weights) if *shape == [classes] => Ok(Some(weights.into_f32())),
+        (shape, weights) if *shape == [classes] => Ok(Some(weights.beside(logits))),
         (shape, _) => Err(input.head(format!(
             "class_weights has the shape {shape:?}; {} {:?}",
             count(classes, "class needs", "classes need"),

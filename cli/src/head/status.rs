@@ -117,10 +117,10 @@ impl Anchors<'_> {
 
     fn fault(&self, level: usize, anchor: usize) -> Option<Fault> {
         let (targets, scene) = (&self.targets[level], self.scene);
-        let of = |numbers: &Option<Vec<f32>>| numbers.as_ref().map(|numbers| numbers[anchor]);
+        let of = |numbers: &Option<Vec<f64>>| numbers.as_ref().map(|numbers| numbers[anchor]);
         let has_weight = of(&targets.options.label_weights) != Some(0.0);
         let has_class = !matches!(self.class_of(level, anchor), Class::Invalid | Class::Ignored);
-        let holds_nan = |scores: &Vec<f32>| {
+        let holds_nan = |scores: &Vec<f64>| {
             let classes = scene.classes;
             scores[anchor * classes..(anchor + 1) * classes].iter().any(|score| score.is_nan())
         };
@@ -134,7 +134,7 @@ impl Anchors<'_> {
                 return Some(Fault::Point);
             }
             if scene.head.quality() == QualitySource::Given
-                && of(&targets.options.quality).is_some_and(f32::is_nan)
+                && of(&targets.options.quality).is_some_and(f64::is_nan)
             {
                 return Some(Fault::Quality);
             }

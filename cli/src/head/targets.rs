@@ -9,16 +9,17 @@ use super::level::LevelReader;
 use super::scene::Axes;
 use crate::assign::AssignedLevel;
 use crate::error::Result;
+use crate::floats::{Dtype, numbers};
 use crate::inputs::Labels;
 
-/// What a level is to become.
+/// What a level is to become: numbers that the type of what is beside its logits has.
 #[derive(Clone, Default)]
 pub struct LevelTargets {
     /// `[B, H*W]`.
     pub labels: Labels,
     /// `[B, H*W, 4]`.
-    pub boxes: Vec<f32>,
-    pub options: TargetOptions<Vec<f32>>,
+    pub boxes: Vec<f64>,
+    pub options: TargetOptions<Vec<f64>>,
     /// `[B, H*W]`, of an assignment that has any: for the output.
     pub centerness: Option<Vec<f32>>,
 }
@@ -107,41 +108,38 @@ impl LevelTargets {
         Ok(LevelTargets { labels, boxes, options, centerness: None })
     }
 
-    /// Weights of the file multiply those of the assignment.
-    pub fn weigh(&self, level: &mut AssignedLevel) {
-        if let Some(weights) = &self.options.label_weights {
-            multiply(&mut level.label_weights, weights);
-        }
-        match (&mut level.box_weights, &self.options.box_weights) {
-            (Some(assigned), Some(weights)) => multiply(assigned, weights),
-            (None, Some(weights)) => level.box_weights = Some(weights.clone()),
-            (_, None) => {}
-        }
-    }
-
     /// Whether there are weights to multiply.
     pub fn weighs(&self) -> bool {
         self.options.label_weights.is_some() || self.options.box_weights.is_some()
     }
 
-    /// What was found and weighed, beside what else was given.
+    /// What was found, beside what else was given. Weights of the file multiply those of the assignment.
     pub fn assigned(&self, level: AssignedLevel) -> LevelTargets {
+        let f64s = |numbers: Vec<f32>| -> Vec<f64> { numbers.into_iter().map(f64::from).collect() };
+        let product = |assigned: Option<Vec<f32>>, given: &Option<Vec<f64>>| match (assigned.map(f64s), given)
+        {
+            (Some(mut weights), Some(given)) => {
+                weights.iter_mut().zip(given).for_each(|(weight, by)| *weight *= by);
+                Some(weights)
+            }
+            (assigned, given) => assigned.or(given.clone()),
+        };
         let options = TargetOptions {
-            label_weights: Some(level.label_weights),
-            box_weights: level.box_weights,
+            label_weights: product(Some(level.label_weights), &self.options.label_weights),
+            box_weights: product(level.box_weights, &self.options.box_weights),
             ..self.options.clone()
         };
-        let (labels, boxes) = (Labels::I64(level.labels), level.boxes);
+        let (labels, boxes) = (Labels::I64(level.labels), f64s(level.boxes));
         LevelTargets { labels, boxes, options, centerness: level.centerness }
     }
 
-    /// The other way round.
+    /// The other way round, for the output.
     pub fn as_assigned(&self) -> AssignedLevel {
         AssignedLevel {
             labels: (0..self.labels.len()).map(|anchor| self.labels.get(anchor)).collect(),
-            boxes: self.boxes.clone(),
-            label_weights: self.options.label_weights.clone().unwrap_or_default(),
-            box_weights: self.options.box_weights.clone(),
+            boxes: numbers(&self.boxes),
+            label_weights: self.options.label_weights.as_deref().map(numbers).unwrap_or_default(),
+            box_weights: self.options.box_weights.as_deref().map(numbers),
             centerness: self.centerness.clone(),
         }
     }
@@ -156,17 +154,13 @@ impl LevelTargets {
     }
 
     /// The target box of an anchor.
-    pub fn target_box(&self, anchor: usize) -> &[f32] {
+    pub fn target_box(&self, anchor: usize) -> &[f64] {
         &self.boxes[4 * anchor..4 * anchor + 4]
     }
 }
 
-fn multiply(weights: &mut [f32], by: &[f32]) {
-    weights.iter_mut().zip(by).for_each(|(weight, by)| *weight *= by);
-}
-
 impl LevelReader<'_> {
-    fn labels_and_boxes(&self, anchors @ [batch, positions]: [usize; 2]) -> Result<(Labels, Vec<f32>)> {
+    fn labels_and_boxes(&self, anchors @ [batch, positions]: [usize; 2]) -> Result<(Labels, Vec<f64>)> {
         let name = self.name("labels");
         if !self.tensors.has(&name) && self.tensors.has("gt_boxes") {
             return Err(self.tensors.missing(format!("{name} (with --assign, none is needed)")));
@@ -178,7 +172,7 @@ impl LevelReader<'_> {
         Ok((labels, self.floats("box_targets", &[batch, positions, 4])?))
     }
 
-    fn quality(&self, anchors: &[usize]) -> Result<Vec<f32>> {
+    fn quality(&self, anchors: &[usize]) -> Result<Vec<f64>> {
         let name = self.name("quality");
         if self.tensors.has(&name) {
             return self.floats("quality", anchors);
@@ -192,13 +186,18 @@ impl LevelReader<'_> {
         )))
     }
 
-    fn optional(&self, tensor: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
+    fn optional(&self, tensor: &str, expected: &[usize]) -> Result<Option<Vec<f64>>> {
         if self.tensors.has(&self.name(tensor)) { self.floats(tensor, expected).map(Some) } else { Ok(None) }
     }
 
-    fn floats(&self, tensor: &str, expected: &[usize]) -> Result<Vec<f32>> {
+    fn floats(&self, tensor: &str, expected: &[usize]) -> Result<Vec<f64>> {
         let name = self.name(tensor);
         let (shape, numbers) = self.tensors.floats(&name)?;
-        if shape == expected { Ok(numbers.into_f32()) } else { Err(self.wrong_shape(name, shape, expected)) }
+        let logits = self.dtype.unwrap_or(Dtype::F32);
+        if shape == expected {
+            Ok(numbers.beside(logits))
+        } else {
+            Err(self.wrong_shape(name, shape, expected))
+        }
     }
 }

@@ -52,9 +52,7 @@ pub fn of(scene: &Scene, targets: &[LevelTargets]) -> Result<Vec<Positive>> {
                 (0..scene.head.bins()).map(logit).collect::<Vec<_>>()
             };
             let logits = [0, 1, 2, 3].map(side);
-            let target =
-                targets.boxes[4 * anchor..4 * anchor + 4].iter().map(|&x| f64::from(x) / place.stride);
-            let target: Vec<f64> = target.collect();
+            let target: Vec<f64> = targets.target_box(anchor).iter().map(|x| x / place.stride).collect();
             let point = place.point(image, position).map(|x| x / place.stride);
             positives.push(Positive {
                 level: number,

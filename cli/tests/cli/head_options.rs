@@ -1,5 +1,6 @@
 //! What the options and the further tensors of `gfocal head` do, on both devices.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -148,6 +149,54 @@ fn given_box_scores_and_qualities() {
     let weighted = Scene::new().with("quality", 1, half).losses("--quality given --box-weight quality");
     let given = Scene::new().with("box_scores", 1, half).losses("--box-weight given");
     assert_close(&weighted[1..], &given[1..], 1e-5);
+}
+
+/// A step that F32 has not, in each tensor beside the logits, counts beside F64 logits alone.
+#[test]
+fn what_is_beside_f64_logits_is_f64() {
+    let folder = Folder::new();
+    let numbers = |scene: &Scene, level: usize| -> Vec<f64> {
+        let unit = |at: usize| (at * 37 % 64) as f64 / 64.0;
+        (0..ones(scene, level).len()).map(|at| 0.25 + 0.5 * unit(at)).collect()
+    };
+    let rows = |scene: &Scene, level: usize| numbers(scene, level).repeat(CLASSES);
+    let points = |scene: &Scene, level: usize| {
+        let anchors = scene.tensor(level, "anchors").as_chunks::<4>().0;
+        anchors.iter().flat_map(|[x1, y1, x2, y2]| [(x1 + x2) / 2.0, (y1 + y2) / 2.0]).collect()
+    };
+    let given = Scene::new().with("quality", 1, numbers).with("box_weights", 1, numbers);
+    let given = given.with("element_weights", CLASSES, rows).with_class_weights([0.1, 0.2, 0.3, 0.4]);
+    let scored =
+        Scene::new().with("quality", 1, numbers).with("scores", CLASSES, rows).with("points", 2, points);
+    let given = given.with("box_scores", 1, numbers);
+    for (scene, args) in [(given, "--box-weight given"), (scored, "--box-weight quality")] {
+        for logits in [Dtype::F64, Dtype::F32] {
+            let loss = |moved: &str| -> f64 {
+                let mut scene = Scene(scene.0.clone());
+                for (name, (dtype, _, numbers)) in &mut scene.0 {
+                    *dtype = match name {
+                        _ if name.ends_with("_logits") => logits,
+                        _ if name.ends_with("labels") => *dtype,
+                        _ => Dtype::F64,
+                    };
+                    if name.ends_with(moved) {
+                        // Not all: v of all boxes in the same proportions are the same.
+                        numbers.iter_mut().step_by(2).for_each(|number| *number *= 1.0 + 2f64.powi(-28));
+                    }
+                }
+                let told =
+                    json("head", &scene.file(&folder), &format!("--strides 8,16,32 --quality given {args}"));
+                number(&told["loss"])
+            };
+            let still = loss("nothing");
+            let tensors: BTreeSet<_> = scene.0.keys().map(|name| name.rsplit('.').next().unwrap()).collect();
+            for tensor in tensors.into_iter().filter(|name| !name.ends_with("_logits") && *name != "labels") {
+                // Anchors are not read where there are points.
+                let reads = tensor != "anchors" || !args.ends_with("quality");
+                assert_eq!(loss(tensor) != still, reads && logits == Dtype::F64, "{tensor} beside {logits}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -97,6 +97,32 @@ fn every_type_of_logits_labels_and_targets() {
     }
 }
 
+/// Digits that F32 has not count beside F64 logits, if they are in the file.
+#[test]
+fn what_is_beside_f64_logits_is_f64() {
+    let folder = Folder::new();
+    let third = 1.0 / 3.0;
+    let (target, sides, weight) = ([third, 0.0, 0.1, 0.0], [1.0 + third, 2.9], [0.7, third]);
+    let weighted = |losses: Vec<f64>| losses.iter().zip(weight).map(|(loss, by)| loss * by).sum::<f64>();
+    let qfl = |target: &[f64]| weighted(formula::qfl_rows(&LOGITS, target, 2, 2.0).0);
+    let dfl = weighted(vec![formula::dfl(&BOXES[..4], sides[0]).0, formula::dfl(&BOXES[4..], sides[1]).0]);
+    let check = |make: fn(&[usize], &[f64]) -> Tensor, exact: bool| {
+        let told = |op: &str, want: f64, mut tensors: Vec<(&str, Tensor)>| {
+            tensors.push(("weight", make(&[2], &weight)));
+            let file = folder.file("f64.safetensors", &tensors);
+            let loss = number(&json(op, &file, "--reduction sum")["loss"]);
+            assert_eq!((loss - want).abs() <= 1e-12 * want, exact, "{op}: {loss} for {want}");
+        };
+        let logits = || ("logits", f64s(&[2, 2], &LOGITS));
+        let quality = ("quality", make(&[2], &[third, 0.1]));
+        told("qfl", qfl(&[third, 0.0, 0.0, 0.1]), vec![logits(), ("labels", i64s(&[0, 1])), quality]);
+        told("qfl", qfl(&target), vec![logits(), ("target", make(&[2, 2], &target))]);
+        told("dfl", dfl, vec![("logits", f64s(&[2, 4], &BOXES)), ("target", make(&[2], &sides))]);
+    };
+    check(f64s, true);
+    check(f32s, false);
+}
+
 #[test]
 fn weights_mask_and_scale() {
     let folder = Folder::new();
