@@ -1,6 +1,6 @@
 //! Shows that what is assigned is what the head loss takes: labels, box targets and label weights without a copy,
 //! in both conventions of the background; and that reported batches (tests/reports) have the right losses and
-//! gradients then, mmdetection's in f64, in every storage type and on both backends.
+//! gradients then, mmdetection's in f64, in every storage type, f64 too, and on both backends.
 
 mod support;
 
@@ -63,6 +63,9 @@ fn reported_batches_in_both_conventions() {
             check::<f16>(&what, &gpu, &scene);
             check::<bf16>(&what, &gpu, &scene);
             let got = check::<f32>(&what, &gpu, &scene);
+            let in_f64 =
+                head::cpu::run::<f64>(&scene, Form::Nchw, Pass::ForwardBackward).expect("a legal call");
+            head::check(&what, Pass::ForwardBackward, &in_f64, &head::expect(&scene));
 
             let number = |value: &serde_json::Value| value.as_f64().expect("a number");
             let near = |got: f32, want: f64| (f64::from(got) - want).abs() <= 1e-5 * want.abs() + 2e-7;

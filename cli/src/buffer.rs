@@ -10,7 +10,7 @@ use gfocal::cudarc::driver::{
 use gfocal::{Error, Result};
 
 use crate::device::Cuda;
-use crate::floats::Float;
+use crate::floats::{Float, numbers};
 use crate::words;
 
 /// What the driver and this command both need of an element.
@@ -44,6 +44,13 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
         let numbers = check("cuMemcpyDtoHAsync", stream.clone_dtoh(self))?;
         check("cuStreamSynchronize", stream.synchronize())?;
         Ok(numbers)
+    }
+}
+
+impl Buffer<f32> {
+    /// Numbers that go with logits.
+    pub fn beside(stream: &Arc<CudaStream>, given: &[f64]) -> Result<Self> {
+        Buffer::upload(stream, &numbers(given))
     }
 }
 

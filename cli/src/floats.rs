@@ -144,7 +144,7 @@ impl Floats {
         }
     }
 
-    /// Beside logits of a type: in f64, after they were rounded to what the library takes there, f64 beside f64, else f32.
+    /// Numbers that go with logits of a type, rounded to what the library takes there: f64 beside f64, else f32.
     pub fn beside(self, logits: Dtype) -> Vec<f64> {
         self.to(if logits == Dtype::F64 { Dtype::F64 } else { Dtype::F32 }).iter().collect()
     }

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use gfocal::cuda::{Pass, Storage, Units};
 use gfocal::qfl::Class;
-use gfocal::{Element, QualityFocalLoss, Status};
+use gfocal::{QualityFocalLoss, Status};
 
 use crate::error::{Error, Result};
 use crate::file::{Input, Tensors};
-use crate::floats::{Dtype, Floats, numbers};
+use crate::floats::{Dtype, Floats};
 use crate::report::{First, StatusReport, Trouble};
 
 /// Labels of either type.
@@ -60,40 +60,30 @@ impl Labels {
 pub struct QflTargets {
     pub rows: QflRows,
     /// `[C]`.
-    pub class_weights: Option<Beside>,
+    pub class_weights: Option<Vec<f64>>,
     /// `[N, C]`.
-    pub element_weights: Option<Beside>,
+    pub element_weights: Option<Vec<f64>>,
 }
 
 /// What the rows are to become.
 pub enum QflRows {
-    Sparse { labels: Labels, quality: Beside },
-    Dense { target: Beside },
+    Sparse { labels: Labels, quality: Vec<f64> },
+    Dense { target: Vec<f64> },
 }
 
-/// Numbers that go with logits, in the type that the library takes beside them: f64 beside f64, else f32.
-pub struct Beside(Vec<f64>);
-
-impl Beside {
-    /// In that type.
-    pub fn numbers<W: Element>(&self) -> Vec<W> {
-        numbers(&self.0)
-    }
-}
-
-/// Logits and what goes with them; `T` is the loss's own targets.
+/// Logits and what goes with them, in f64 after [`Floats::beside`]; `T` is the loss's own targets.
 pub struct Inputs<T> {
     pub logits: Floats,
     pub shape: [usize; 2],
     pub targets: T,
-    pub weight: Option<Beside>,
+    pub weight: Option<Vec<f64>>,
 }
 
 /// The inputs of QFL.
 pub type QflInputs = Inputs<QflTargets>;
 
 /// The inputs of DFL.
-pub type DflInputs = Inputs<Beside>;
+pub type DflInputs = Inputs<Vec<f64>>;
 
 impl QflInputs {
     /// `logits`: the name of the input, which may hold probabilities.
@@ -135,7 +125,7 @@ impl QflInputs {
                 labels.iter().filter(|&&label| is_positive(label.into())).count()
             }
             QflRows::Dense { target } => {
-                target.0.chunks(classes.max(1)).filter(|row| row.iter().any(|&y| y > 0.0)).count()
+                target.chunks(classes.max(1)).filter(|row| row.iter().any(|&y| y > 0.0)).count()
             }
         }
     }
@@ -191,14 +181,14 @@ impl DflInputs {
     /// Rows whose weight is not 0: each is a side of a positive's box.
     pub fn positives(&self) -> usize {
         match &self.weight {
-            Some(weight) => weight.0.iter().filter(|&&weight| weight != 0.0).count(),
+            Some(weight) => weight.iter().filter(|&&weight| weight != 0.0).count(),
             None => self.shape[0],
         }
     }
 
     /// What could not be used, in words.
     pub fn status(&self, status: Status) -> StatusReport {
-        let nan = |row: &usize| self.targets.0[*row].is_nan() && self.is_used(*row);
+        let nan = |row: &usize| self.targets[*row].is_nan() && self.is_used(*row);
         let (count, nans) = (status.out_of_range_targets as usize, (0..self.shape[0]).filter(nan).count());
         let troubles = [
             Trouble {
@@ -221,13 +211,13 @@ impl DflInputs {
 
     /// Whether a row has not the weight 0.
     fn is_used(&self, row: usize) -> bool {
-        self.weight.as_ref().is_none_or(|weight| weight.0[row] != 0.0)
+        self.weight.as_ref().is_none_or(|weight| weight[row] != 0.0)
     }
 
     /// The sum of the weights, which are 1 if there are none.
     pub fn weight_sum(&self) -> f64 {
         match &self.weight {
-            Some(weight) => weight.0.iter().fold(0.0, |sum, weight| sum + weight),
+            Some(weight) => weight.iter().fold(0.0, |sum, weight| sum + weight),
             None => self.shape[0] as f64,
         }
     }
@@ -278,23 +268,23 @@ impl<'a> Reader<'a> {
         Ok(labels)
     }
 
-    fn per_row(&self, name: &str) -> Result<Beside> {
+    fn per_row(&self, name: &str) -> Result<Vec<f64>> {
         self.floats(name, &self.shape[..1])
     }
 
-    fn like_logits(&self, name: &str) -> Result<Beside> {
+    fn like_logits(&self, name: &str) -> Result<Vec<f64>> {
         self.floats(name, &self.shape)
     }
 
-    fn optional(&self, name: &str, expected: &[usize]) -> Result<Option<Beside>> {
+    fn optional(&self, name: &str, expected: &[usize]) -> Result<Option<Vec<f64>>> {
         if self.has(name) { self.floats(name, expected).map(Some) } else { Ok(None) }
     }
 
-    fn floats(&self, name: &str, expected: &[usize]) -> Result<Beside> {
+    fn floats(&self, name: &str, expected: &[usize]) -> Result<Vec<f64>> {
         let name = format!("{}{name}", self.prefix);
         let (shape, numbers) = self.tensors.floats(&name)?;
         self.check(name, shape, expected)?;
-        Ok(Beside(numbers.beside(self.logits.dtype())))
+        Ok(numbers.beside(self.logits.dtype()))
     }
 
     fn check(&self, tensor: String, found: Vec<usize>, expected: &[usize]) -> Result<()> {

@@ -52,7 +52,7 @@ impl<'a, L: Label> GroundTruth<'a, Host, L> {
     }
 }
 
-/// Where the result for one level goes.
+/// Where the result for one level goes. A head takes it as it is, or in f64: see [`Targets`](crate::head::Targets).
 pub struct LevelTargets<'a, M: Memory, L: Label> {
     pub(super) labels: M::SliceMut<'a, L>,
     pub(super) box_targets: M::SliceMut<'a, f32>,

@@ -81,7 +81,7 @@ pub struct Layouts {
     pub boxes: Layout,
 }
 
-/// Where the anchor points of a level are.
+/// Where the anchor points of a level are; `W` as in [`Targets`].
 pub enum Points<'a, M: Memory, W: Element = f32> {
     /// On a grid: ((x + offset)·stride, (y + offset)·stride). 0 in mmdetection, 0.5 in Ultralytics.
     Grid {

@@ -14,7 +14,7 @@ use super::targets::{LevelTargets, TargetOptions};
 use crate::assign::{self, DeviceLevel};
 use crate::buffer::{Buffer, Stored};
 use crate::device::Cuda;
-use crate::floats::{Float, Floats, numbers};
+use crate::floats::{Float, Floats};
 use crate::inputs::Labels;
 
 /// The targets of a level on the device.
@@ -47,10 +47,11 @@ pub fn run<T: Stored, U: Stored>(
     let stream = cuda.stream();
     let mut status = StatusBlock::new(stream)?;
     let targets = device_targets(cuda, scene, &mut status)?;
-    let class_weights = scene.class_weights.as_deref().map(|weights| upload(stream, weights)).transpose()?;
+    let class_weights =
+        scene.class_weights.as_deref().map(|weights| Buffer::beside(stream, weights)).transpose()?;
     let (mut points, mut logits, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
     for (place, level) in scene.places.iter().zip(&scene.levels) {
-        points.push(upload(stream, &place.points())?);
+        points.push(Buffer::beside(stream, &place.points())?);
         logits.push(Buffers::<T, U>::upload(stream, &level.logits)?);
         gradients.push(Buffers::<T, U>::zeros(stream, &level.logits)?);
     }
@@ -98,11 +99,6 @@ pub fn run<T: Stored, U: Stored>(
         status,
         targets: host_targets(stream, &targets)?,
     })
-}
-
-/// As the kernels take them.
-fn upload(stream: &Arc<CudaStream>, given: &[f64]) -> Result<Buffer<f32>> {
-    Buffer::upload(stream, &numbers(given))
 }
 
 fn download(stream: &Arc<CudaStream>, buffer: &Buffer<f32>) -> Result<Vec<f64>> {
@@ -170,8 +166,8 @@ impl DeviceTargets {
                 Labels::I64(labels) => DeviceLabels::I64(Buffer::upload(stream, labels)?),
                 Labels::I32(labels) => DeviceLabels::I32(Buffer::upload(stream, labels)?),
             },
-            boxes: upload(stream, &targets.boxes)?,
-            options: targets.options.try_map(|numbers| upload(stream, numbers))?,
+            boxes: Buffer::beside(stream, &targets.boxes)?,
+            options: targets.options.try_map(|numbers| Buffer::beside(stream, numbers))?,
             centerness: None,
         })
     }
@@ -182,7 +178,7 @@ impl DeviceTargets {
             let targets = DeviceTargets::upload(stream, &given.assigned(level.download(stream)?))?;
             return Ok(DeviceTargets { centerness: level.centerness, ..targets });
         }
-        let options = given.options.try_map(|numbers| upload(stream, numbers))?;
+        let options = given.options.try_map(|numbers| Buffer::beside(stream, numbers))?;
         Ok(DeviceTargets {
             labels: DeviceLabels::I64(level.labels),
             boxes: level.boxes,

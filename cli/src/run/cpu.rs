@@ -3,8 +3,8 @@
 use gfocal::{Call, DistributionFocalLoss, Element, Host, Operation, QualityFocalLoss, Result, Status};
 
 use super::{Outcome, Scaling, losses};
-use crate::floats::Float;
-use crate::inputs::{Beside, DflInputs, Inputs, Labels, QflInputs, QflRows, QflTargets};
+use crate::floats::{Float, numbers};
+use crate::inputs::{DflInputs, Inputs, Labels, QflInputs, QflRows, QflTargets};
 
 pub fn qfl<T>(loss: &QualityFocalLoss, logits: &[T], inputs: &QflInputs, scaling: Scaling) -> Result<Outcome>
 where
@@ -13,10 +13,10 @@ where
     let shape = inputs.shape;
     let QflTargets { rows, class_weights, element_weights } = &inputs.targets;
     let targets: Vec<T::Loss> = match rows {
-        QflRows::Sparse { quality: beside, .. } | QflRows::Dense { target: beside } => beside.numbers(),
+        QflRows::Sparse { quality: beside, .. } | QflRows::Dense { target: beside } => numbers(beside),
     };
     let [class_weights, element_weights] =
-        [class_weights, element_weights].map(|weights| weights.as_ref().map(Beside::numbers));
+        [class_weights, element_weights].map(|weights| weights.as_deref().map(numbers));
     run(logits, inputs, scaling, |weight, losses, grad| {
         let mut call = match rows {
             QflRows::Sparse { labels: Labels::I64(labels), .. } => loss.cpu(logits, shape, labels, &targets),
@@ -42,7 +42,7 @@ pub fn dfl<T>(
 where
     T: Float + Element<Loss: Float>,
 {
-    let targets = inputs.targets.numbers();
+    let targets: Vec<T::Loss> = numbers(&inputs.targets);
     run(logits, inputs, scaling, |weight, losses, grad| {
         let call = loss.cpu(logits, inputs.shape, &targets);
         with_options(call, weight, scaling).forward_backward(losses, grad)
@@ -72,7 +72,7 @@ where
 {
     let mut loss = vec![T::Loss::from_f64(0.0); losses(inputs, logits, scaling)];
     let mut grad = vec![T::from_f64(0.0); logits.len()];
-    let weight = inputs.weight.as_ref().map(Beside::numbers);
+    let weight = inputs.weight.as_deref().map(numbers);
     let status = call(weight.as_deref(), &mut loss, &mut grad)?;
     Ok(Outcome { loss: Float::floats(loss), grad: Float::floats(grad), exact_grad: None, status })
 }

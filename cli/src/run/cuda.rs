@@ -8,7 +8,7 @@ use super::{Outcome, Scaling, losses};
 use crate::buffer::{Buffer, Stored};
 use crate::device::Cuda;
 use crate::floats::Float;
-use crate::inputs::{Beside, DflInputs, Inputs, Labels, QflInputs, QflRows};
+use crate::inputs::{DflInputs, Inputs, Labels, QflInputs, QflRows};
 
 pub fn qfl<T: Stored>(
     cuda: &Cuda,
@@ -25,7 +25,7 @@ pub fn qfl<T: Stored>(
             qfl_sparse(cuda, loss, logits, labels, quality, inputs, scaling)
         }
         QflRows::Dense { target } => {
-            let target = Buffer::upload(cuda.stream(), &target.numbers::<f32>())?;
+            let target = Buffer::beside(cuda.stream(), target)?;
             let weights = Weights::upload(cuda, inputs)?;
             run(cuda, logits, inputs, scaling, |logits, options, loss_out, grad, status| {
                 let call = loss.cuda_dense(&cuda.handle, logits, inputs.shape, &target);
@@ -40,12 +40,12 @@ fn qfl_sparse<T: Stored, L: Label + DeviceRepr + ValidAsZeroBits>(
     loss: &QualityFocalLoss,
     logits: &[T],
     labels: &[L],
-    quality: &Beside,
+    quality: &[f64],
     inputs: &QflInputs,
     scaling: Scaling,
 ) -> Result<Outcome> {
     let labels = Buffer::upload(cuda.stream(), labels)?;
-    let quality = Buffer::upload(cuda.stream(), &quality.numbers::<f32>())?;
+    let quality = Buffer::beside(cuda.stream(), quality)?;
     let weights = Weights::upload(cuda, inputs)?;
     run(cuda, logits, inputs, scaling, |logits, options, loss_out, grad, status| {
         let call = loss.cuda(&cuda.handle, logits, inputs.shape, &labels, &quality);
@@ -58,9 +58,8 @@ struct Weights([Option<Buffer<f32>>; 2]);
 
 impl Weights {
     fn upload(cuda: &Cuda, inputs: &QflInputs) -> Result<Self> {
-        let upload = |weights: &Option<Beside>| {
-            let upload = |weights: &Beside| Buffer::upload(cuda.stream(), &weights.numbers::<f32>());
-            weights.as_ref().map(upload).transpose()
+        let upload = |weights: &Option<Vec<f64>>| {
+            weights.as_deref().map(|weights| Buffer::beside(cuda.stream(), weights)).transpose()
         };
         Ok(Weights([upload(&inputs.targets.class_weights)?, upload(&inputs.targets.element_weights)?]))
     }
@@ -86,7 +85,7 @@ pub fn dfl<T: Stored>(
     inputs: &DflInputs,
     scaling: Scaling,
 ) -> Result<Outcome> {
-    let target = Buffer::upload(cuda.stream(), &inputs.targets.numbers::<f32>())?;
+    let target = Buffer::beside(cuda.stream(), &inputs.targets)?;
     run(cuda, logits, inputs, scaling, |logits, options, loss_out, grad, status| {
         let call = loss.cuda(&cuda.handle, logits, inputs.shape, &target);
         options.on(call).status(status).forward_backward(loss_out, grad)
@@ -123,8 +122,7 @@ fn run<T: Stored, G>(
     let mut loss = Buffer::<f32>::zeros(stream, losses(inputs, logits, scaling))?;
     let mut grad = Buffer::<T>::zeros(stream, logits.len())?;
     let logits = Buffer::upload(stream, logits)?;
-    let upload = |weight: &Beside| Buffer::upload(stream, &weight.numbers::<f32>());
-    let weight = inputs.weight.as_ref().map(upload).transpose()?;
+    let weight = inputs.weight.as_deref().map(|weight| Buffer::beside(stream, weight)).transpose()?;
     let mut status = StatusBlock::new(stream)?;
 
     call(&logits, &Options { weight, scaling }, &mut loss, &mut grad, &mut status)?;

@@ -13,8 +13,8 @@ use half::{bf16, f16};
 
 use self::classes::{Classes, Elements, OfClasses, Sum};
 use self::order::{Block, CHANNEL, IMAGE, Order, blocks};
-use self::positives::{Anchors, Finish, Frame, Positive, Target, anchors, both};
-use super::{Gradients, HeadCall, LOSSES, Layout, Layouts, Level, Normalisers, Points, Targets};
+use self::positives::{Anchors, Finish, Frame, Given, Positive, Target, anchors, both};
+use super::{Gradients, HeadCall, LOSSES, Layout, Layouts, Level, Normalisers};
 use crate::cpu::map;
 use crate::element::{Element, compiled, same_mut};
 use crate::memory::Host;
@@ -25,11 +25,9 @@ compiled! {
     /// The head loss on the CPU: what depends on the type of the class logits or on that of the box logits.
     HeadOnCpu: Element for [f64, f32, f16, bf16] {
         fn anchors(
-            frame: &Frame,
-            targets: &Targets<Host, <Self as Element>::Loss>,
-            points: &Points<Host, <Self as Element>::Loss>,
+            given: &Given<<Self as Element>::Loss>,
             finish: &Finish,
-        ) -> Anchors<<Self as Element>::Loss> = Frame::anchors;
+        ) -> Anchors<<Self as Element>::Loss> = Given::anchors;
         fn tops(frame: &Frame, cls: &[Self], layout: &Layout, targets: &[Target]) -> Vec<f64> = Frame::tops;
         fn positives(
             frame: &Frame,

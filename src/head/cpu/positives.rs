@@ -109,6 +109,14 @@ pub struct Frame<'h> {
     first: usize,
 }
 
+/// A level with its targets, in the type of what is beside the class logits.
+#[derive(Clone, Copy)]
+pub struct Given<'h, 'a, W: Element> {
+    frame: Frame<'h>,
+    targets: Targets<'a, Host, W>,
+    points: Points<'a, Host, W>,
+}
+
 /// Anchors that a thread takes at a time.
 const CHUNK: usize = 4096;
 
@@ -120,8 +128,9 @@ pub(super) fn anchors<T: Element, U: Element>(
 ) -> Anchors<T::Loss> {
     let (positions, width, stride) = (level.positions(), level.width, level.stride);
     let frame = Frame { head, batch, classes, positions, width, stride, first };
+    let given = Given { frame, targets: level.targets, points: level.points };
     let (cls, boxes) = both(&level.logits);
-    T::anchors(&frame, &level.targets, &level.points, &|targets| {
+    T::anchors(&given, &|targets| {
         let tops = match head.box_weight {
             BoxWeight::MaxScore => T::tops(&frame, cls, &level.cls_layout, &targets),
             BoxWeight::Quality | BoxWeight::Given => vec![],
@@ -147,17 +156,12 @@ pub struct Target {
 /// What makes positives of their targets.
 pub type Finish<'f> = dyn Fn(Vec<Target>) -> Vec<Positive> + Sync + 'f;
 
-impl Frame<'_> {
+impl<W: Element> Given<'_, '_, W> {
     /// All anchors, whose positives are what `finish` makes of their targets.
-    pub fn anchors<W: Element>(
-        &self,
-        targets: &Targets<Host, W>,
-        points: &Points<Host, W>,
-        finish: &Finish,
-    ) -> Anchors<W> {
-        let mut weights = vec![W::from_f64(0.0); self.batch * self.positions];
+    pub fn anchors(&self, finish: &Finish) -> Anchors<W> {
+        let mut weights = vec![W::from_f64(0.0); self.frame.batch * self.frame.positions];
         let look = |(chunk, weights): (usize, &mut [W])| {
-            let (targets, status) = self.look(targets, points, chunk * CHUNK, weights);
+            let (targets, status) = self.look(chunk * CHUNK, weights);
             (finish(targets), status)
         };
         let chunks = map(8 * weights.len(), weights.chunks_mut(CHUNK).enumerate(), look);
@@ -170,37 +174,30 @@ impl Frame<'_> {
     }
 
     /// Looks at the targets of some anchors, from `start` of the level on.
-    fn look<W: Element>(
-        &self,
-        given: &Targets<Host, W>,
-        points: &Points<Host, W>,
-        start: usize,
-        weights: &mut [W],
-    ) -> (Vec<Target>, Status) {
+    fn look(&self, start: usize, weights: &mut [W]) -> (Vec<Target>, Status) {
         let (mut targets, mut status) = (Vec::new(), Status::default());
-        let (qfl, max) = (&self.head.qfl, self.head.target_max());
-        for (anchor, to) in (start..).zip(weights) {
-            let weight = given.label_weights.map_or(W::from_f64(1.0), |weights| weights[anchor]);
-            let masked = weight.to_f64() == 0.0;
-            match qfl.class_of(given.labels.get(anchor), self.classes) {
+        let Frame { head, classes, first, .. } = self.frame;
+        let max = head.target_max();
+        for (anchor, weight) in (start..).zip(weights) {
+            let given = self.targets.label_weights.map_or(W::from_f64(1.0), |weights| weights[anchor]);
+            let masked = given.to_f64() == 0.0;
+            match head.qfl.class_of(self.targets.labels.get(anchor), classes) {
                 Class::Ignored => {}
                 Class::Invalid if masked => {}
-                Class::Invalid => status.bad_label(self.first + anchor),
-                _ if !masked && self.has_bad_scores(given, anchor) => {
-                    status.bad_quality(self.first + anchor);
-                }
-                Class::Background => *to = weight,
+                Class::Invalid => status.bad_label(first + anchor),
+                _ if !masked && self.has_bad_scores(anchor) => status.bad_quality(first + anchor),
+                Class::Background => *weight = given,
                 Class::Foreground(class) => {
-                    let Some(target) = self.target(given, points, anchor, class) else {
-                        status.bad_quality(self.first + anchor);
+                    let Some(target) = self.target(anchor, class) else {
+                        status.bad_quality(first + anchor);
                         continue;
                     };
                     if target.box_weight != 0.0 && max.is_finite() {
                         let beyond = target.distances.iter().filter(|side| !(0.0..=max).contains(*side));
-                        beyond.for_each(|_| status.out_of_range_target(self.first + anchor));
+                        beyond.for_each(|_| status.out_of_range_target(first + anchor));
                     }
                     targets.push(target);
-                    *to = weight;
+                    *weight = given;
                 }
             }
         }
@@ -208,33 +205,25 @@ impl Frame<'_> {
     }
 
     /// Whether a score of the anchor is NaN.
-    fn has_bad_scores<W: Element>(&self, targets: &Targets<Host, W>, anchor: usize) -> bool {
-        let row = |scores: &[W]| {
-            any_nan(Isa::detect(), &scores[anchor * self.classes..(anchor + 1) * self.classes])
-        };
-        targets.scores.is_some_and(row)
+    fn has_bad_scores(&self, anchor: usize) -> bool {
+        let classes = self.frame.classes;
+        let row = |scores: &[W]| any_nan(Isa::detect(), &scores[anchor * classes..(anchor + 1) * classes]);
+        self.targets.scores.is_some_and(row)
     }
 
     /// `None` if one of the targets is not a number to compute with.
-    fn target<W: Element>(
-        &self,
-        targets: &Targets<Host, W>,
-        points: &Points<Host, W>,
-        anchor: usize,
-        class: usize,
-    ) -> Option<Target> {
-        let (head, position) = (self.head, anchor % self.positions);
-        let point = match *points {
-            Points::Grid { offset } => {
-                [position % self.width, position / self.width].map(|at| at as f64 + offset)
-            }
+    fn target(&self, anchor: usize, class: usize) -> Option<Target> {
+        let (Frame { head, positions, width, stride, .. }, targets) = (self.frame, &self.targets);
+        let position = anchor % positions;
+        let point = match self.points {
+            Points::Grid { offset } => [position % width, position / width].map(|at| at as f64 + offset),
             Points::Explicit(points) => {
                 let of_batch = points.len() == 2 * targets.labels.len();
                 let at = 2 * if of_batch { anchor } else { position };
-                [points[at], points[at + 1]].map(|at| at.to_f64() / self.stride)
+                [points[at], points[at + 1]].map(|at| at.to_f64() / stride)
             }
         };
-        let corners = [0, 1, 2, 3].map(|i| targets.boxes[4 * anchor + i].to_f64() / self.stride);
+        let corners = [0, 1, 2, 3].map(|i| targets.boxes[4 * anchor + i].to_f64() / stride);
         let of_anchor = |values: &[W]| values[anchor].to_f64();
         let reads_quality = head.reads_quality(targets.scores.is_some());
         let quality = targets.quality.filter(|_| reads_quality).map(of_anchor);
@@ -254,7 +243,9 @@ impl Frame<'_> {
             box_weight: targets.box_weights.map_or(1.0, of_anchor),
         })
     }
+}
 
+impl Frame<'_> {
     /// The largest class logit of each positive; NaN if one is.
     pub fn tops<T: Element>(&self, cls: &[T], layout: &Layout, targets: &[Target]) -> Vec<f64> {
         let top = |target: &Target| {
