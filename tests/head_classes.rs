@@ -77,13 +77,13 @@ const SIZES: [&[(usize, usize, f64)]; 3] =
 
 fn compare<T: OnDevice>(gpu: &Gpu, what: &str, scene: &Scene) {
     let want = expect(&scene.stored_as::<T>());
-    for form in [Form::Nchw, Form::ChannelsLast, Form::Joint, Form::JointLast] {
-        // 4 off: 8 bytes of 16-bit logits are aligned, 16 are not.
-        for offset in [0, 1, 4] {
-            for pass in PASSES {
-                let got = cuda::run::<T>(gpu, scene, form, offset, pass).expect("a legal call");
-                check(&format!("{what} in {form:?}, {offset} off"), pass, &got, &want);
-            }
+    let forms = [Form::Nchw, Form::ChannelsLast, Form::Joint, Form::JointLast];
+    // 4 off: 8 bytes of 16-bit logits are aligned, 16 are not.
+    let anywhere = forms.into_iter().flat_map(|form| [0, 1, 4].map(|offset| (form, offset)));
+    for (form, offset) in anywhere.chain([(Form::Crop, 0), (Form::CropLast, 0)]) {
+        for pass in PASSES {
+            let got = cuda::run::<T>(gpu, scene, form, offset, pass).expect("a legal call");
+            check(&format!("{what} in {form:?}, {offset} off"), pass, &got, &want);
         }
     }
 }
@@ -151,7 +151,7 @@ fn not_confident<T: OnDevice>(gpu: &Gpu, random: &mut Random, times: usize, odd:
         }
     }
     let want = expect(&scene.stored_as::<T>());
-    for form in [Form::Nchw, Form::ChannelsLast, Form::Scattered] {
+    for form in [Form::Nchw, Form::ChannelsLast, Form::Scattered, Form::Crop] {
         for pass in PASSES {
             let got = cuda::run::<T>(gpu, &scene, form, 0, pass).expect("a legal call");
             check(&format!("{odd:?} in {form:?}"), pass, &got, &want);
@@ -181,8 +181,8 @@ fn one_logit_among_confident_ones_that_is_not() {
 /// divided.
 fn huge<T: OnDevice>(gpu: &Gpu) {
     let mut random = Random::new(41);
-    for form in [Form::Nchw, Form::ChannelsLast, Form::Scattered] {
-        let mut scene = scene(&mut random, 24, 2, 2.0, &[(12, 14, 8.0), (5, 6, 16.0)]);
+    for form in [Form::Nchw, Form::ChannelsLast, Form::Scattered, Form::Crop, Form::CropLast] {
+        let mut scene = scene(&mut random, 24, 2, 2.0, &[(12, 16, 8.0), (5, 6, 16.0)]);
         for level in &mut scene.levels {
             let positions = level.positions();
             for position in [0, positions / 2, positions - 1] {
@@ -215,9 +215,9 @@ fn huge_logits() {
 fn masks<T: OnDevice>(beta: f64) {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(51);
-    let mut scene = scene(&mut random, 24, 2, beta, &[(8, 12, 8.0), (5, 7, 16.0), (10, 10, 32.0)]);
+    let mut scene = scene(&mut random, 24, 2, beta, &[(8, 16, 8.0), (5, 7, 16.0), (10, 12, 32.0)]);
     scene.grad_scale = 1e60;
-    for form in [Form::Nchw, Form::ChannelsLast, Form::JointLast] {
+    for form in [Form::Nchw, Form::ChannelsLast, Form::JointLast, Form::Crop, Form::CropLast] {
         let got = cuda::run::<T>(&gpu, &scene, form, 0, Pass::ForwardBackward).expect("a legal call");
         for (level, of) in scene.levels.iter().enumerate() {
             let (positions, weights) = (of.positions(), of.label_weights.as_ref().expect("weights"));
@@ -242,5 +242,7 @@ fn masks_under_an_infinite_factor() {
     masks::<f32>(2.0);
     masks::<f16>(2.0);
     masks::<bf16>(2.0);
+    masks::<f32>(1.5);
     masks::<f16>(1.5);
+    masks::<bf16>(1.5);
 }

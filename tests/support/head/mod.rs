@@ -261,16 +261,17 @@ impl Scene {
 
     /// The same for class logits of type `T` and box logits of type `U`.
     pub fn stored_as_both<T: Stored, U: Stored>(&self) -> Scene {
-        fn store<T: Element>(numbers: &mut Vec<f64>) {
+        fn store<T: Element>(numbers: &mut [f64]) {
             numbers.iter_mut().for_each(|x| *x = T::from_f64(*x).to_f64());
         }
         let mut scene = self.clone();
         for level in &mut scene.levels {
             store::<T>(&mut level.cls);
             store::<U>(&mut level.boxes);
-            level.beside_mut().into_iter().flatten().for_each(store::<T::Loss>);
+            level.beside_mut().into_iter().flatten().for_each(|numbers| store::<T::Loss>(numbers));
         }
-        [&mut scene.class_weights, &mut scene.upstream].into_iter().flatten().for_each(store::<T::Loss>);
+        let of_call = [&mut scene.class_weights, &mut scene.upstream];
+        of_call.into_iter().flatten().for_each(|numbers| store::<T::Loss>(numbers));
         scene
     }
 
