@@ -75,10 +75,10 @@ impl Place {
         let (centres, _) = points.as_chunks::<2>();
         let ([height, width], offset) = match &self.points {
             PointSource::Grid(offset) => (of_points, *offset as f32),
-            PointSource::Points(_) => lattice(&centres[..first], of_points, stride)?,
+            PointSource::Points(_) => lattice(centres.get(..first)?, of_points, stride)?,
             PointSource::Anchors(anchors) => {
                 let anchors: Vec<f32> = numbers(anchors);
-                let (anchors, centres) = (&anchors.as_chunks::<4>().0[..first], &centres[..first]);
+                let (anchors, centres) = (anchors.as_chunks::<4>().0.get(..first)?, &centres[..first]);
                 let half = scale.map(|scale| scale as f32 * stride / 2.0);
                 let is_square = |half| centres.iter().map(|&at| square(at, half)).eq(anchors.iter().copied());
                 if half.is_some_and(|half| !is_square(half)) {
@@ -98,10 +98,10 @@ impl Place {
         match &self.points {
             PointSource::Grid(_) => Vec::new(),
             PointSource::Points(points) => {
-                let points: Vec<f32> = numbers(&points[..2 * positions]);
-                points.as_chunks().0.iter().flat_map(|&at| square(at, half)).collect()
+                let points: Vec<f32> = numbers(points);
+                points.as_chunks().0.iter().take(positions).flat_map(|&at| square(at, half)).collect()
             }
-            PointSource::Anchors(anchors) => numbers(&anchors[..4 * positions]),
+            PointSource::Anchors(anchors) => numbers(&anchors[..anchors.len().min(4 * positions)]),
         }
     }
 

@@ -23,7 +23,7 @@ pub struct LevelReader<'a> {
     pub profile: Profile,
     pub level: usize,
     pub stride: f64,
-    /// What logits are converted to, if they are.
+    /// The type of the class logits, if it is known: that all logits are converted to, or that was read.
     pub dtype: Option<Dtype>,
 }
 

@@ -152,6 +152,24 @@ fn channels_last_is_the_same() {
     }
 }
 
+/// An empty batch has no anchor points, wherever they come from.
+#[test]
+fn no_images() {
+    let folder = Folder::new();
+    for (name, axes) in [("level0.points", 2), ("level0.anchors", 4)] {
+        let tensors = [
+            ("level0.cls_logits", f32s(&[0, 1, 1, 2], &[])),
+            ("level0.box_logits", f32s(&[0, 8, 1, 2], &[])),
+            (name, f32s(&[0, 2, axes], &[])),
+            ("gt_boxes", f32s(&[0, 4], &[])),
+            ("gt_labels", i64s(&[])),
+            ("gt_image", i64s(&[])),
+        ];
+        let report = json("head", &folder.file("none.safetensors", &tensors), "--strides 8 --assign");
+        assert_eq!(number(&report["loss"]), 0.0, "{name}");
+    }
+}
+
 #[test]
 fn mistakes() {
     let folder = Folder::new();
