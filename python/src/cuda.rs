@@ -23,6 +23,10 @@ impl Stream {
         Device::Cuda(self.device)
     }
 
+    pub fn ordinal(&self) -> i32 {
+        self.device
+    }
+
     pub fn of_driver(&self) -> &Arc<CudaStream> {
         &self.stream
     }

@@ -1,11 +1,13 @@
 //! The native module of the Python package: it takes tensors of PyTorch, NumPy and whatever speaks DLPack, and calls
 //! gfocal on them. What a user sees is python/gfocal.
 
+mod assign;
 mod boxes;
 mod cuda;
 mod dfl;
 mod dlpack;
 mod error;
+mod head;
 mod integral;
 mod pool;
 mod qfl;
@@ -21,6 +23,8 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use crate::assign::Assigner;
+    #[pymodule_export]
     use crate::boxes::Boxes;
     #[pymodule_export]
     use crate::cuda::set_allocator;
@@ -28,6 +32,8 @@ mod _native {
     use crate::dfl::Dfl;
     #[pymodule_export]
     use crate::error::{CudaError, ShapeError};
+    #[pymodule_export]
+    use crate::head::Head;
     #[pymodule_export]
     use crate::integral::{backward, forward};
     #[pymodule_export]

@@ -401,47 +401,50 @@ impl Tensor {
         }
     }
 
-    /// The addresses of its elements: the first, and the first behind the last.
-    fn reach(&self) -> (usize, usize) {
-        let size = match self.dtype {
+    /// How many bytes an element has.
+    fn size(&self) -> usize {
+        match self.dtype {
             DType::F64 | DType::I64 => 8,
             DType::F32 | DType::I32 => 4,
             DType::F16 | DType::Bf16 => 2,
             DType::U8 => 1,
-        };
+        }
+    }
+
+    /// The addresses of its elements: the first, and the first behind the last. Strides below 0, which no
+    /// call takes, count as 0.
+    fn reach(&self) -> (usize, usize) {
         if self.len() == 0 {
             return (0, 0);
         }
-        let furthest = |(&length, &stride): (&usize, &i64)| (length as i64 - 1) * stride;
-        let last: i64 = self.shape().iter().zip(self.strides()).map(furthest).sum();
-        (self.data as usize, self.data as usize + (last.max(0) as usize + 1) * size)
+        let furthest = |(&length, &stride): (&usize, &i64)| (length - 1) * stride.max(0) as usize;
+        let last: usize = self.shape().iter().zip(self.strides()).map(furthest).sum();
+        (self.data as usize, self.data as usize + (last + 1) * self.size())
     }
 
-    /// Elements that strides lead over, where they begin; for layouts.
+    /// On the CPU, all that the strides lead over: from the first element to the last.
     pub fn whole<T: Item>(&self) -> Outcome<&[T]> {
         self.check_strided::<T>()?;
+        self.expect_device(Device::Cpu, "the call")?;
         let (start, end) = self.reach();
         if start == end {
             return Ok(&[]);
         }
-        // SAFETY: the strides, none below 0, lead to the last of these elements, and what lies between is of the
-        // same tensor's memory.
+        // SAFETY: the strides, none below 0, lead from the first to the last of these elements, which are in one
+        // allocation, of this type and aligned by the checks; it is kept as long as `self`, and nobody writes it.
         Ok(unsafe { slice::from_raw_parts(self.data.cast(), (end - start) / size_of::<T>()) })
     }
 
-    /// The same, to be written.
-    #[allow(
-        clippy::mut_from_ref,
-        reason = "several tensors may share what they lead over: see `whole_mut`'s callers"
-    )]
+    /// The same, to be written. That no other argument has any of it is for [`check_overlaps`] to see.
     pub fn whole_mut<T: Item>(&mut self) -> Outcome<&mut [T]> {
         self.check_strided::<T>()?;
         self.check_writable()?;
+        self.expect_device(Device::Cpu, "the call")?;
         let (start, end) = self.reach();
         if start == end {
             return Ok(&mut []);
         }
-        // SAFETY: as in `whole`; `check_overlaps` sees that this call alone has them.
+        // SAFETY: as in `whole`; they may be written, and this call alone has them.
         Ok(unsafe { slice::from_raw_parts_mut(self.data.cast(), (end - start) / size_of::<T>()) })
     }
 
@@ -452,6 +455,31 @@ impl Tensor {
         let (start, end) = self.reach();
         // SAFETY: as in `whole` and `borrowed`.
         Ok(unsafe { Borrowed::new(stream.of_driver(), start as u64, (end - start) / size_of::<T>()) })
+    }
+
+    /// As `whole_mut`, on CUDA.
+    pub fn whole_borrowed_mut<T: Item>(&self, stream: &Stream) -> Outcome<Borrowed<T>> {
+        self.check_writable()?;
+        self.whole_borrowed(stream)
+    }
+
+    /// The elements on CUDA in parts of so many, one after the other, to be written.
+    pub fn borrowed_parts<T: Item>(&self, stream: &Stream, parts: &[usize]) -> Outcome<Vec<Borrowed<T>>> {
+        self.check_writable()?;
+        self.check::<T>()?;
+        self.expect_device(stream.device(), "the call")?;
+        let needed: usize = parts.iter().sum();
+        if needed > self.len() {
+            return Err(shape(format!("{} has {} elements, its parts need {needed}", self.name, self.len())));
+        }
+        let mut next = self.data as u64;
+        let part = |&len: &usize| {
+            // SAFETY: as in `borrowed`: the parts are no more than there is, and none is in another.
+            let part = unsafe { Borrowed::new(stream.of_driver(), next, len) };
+            next += (len * size_of::<T>()) as u64;
+            part
+        };
+        Ok(parts.iter().map(part).collect())
     }
 
     fn check_strided<T: Item>(&self) -> Outcome {
@@ -471,19 +499,17 @@ pub fn check_overlaps<'t>(
     written: impl IntoIterator<Item = &'t Tensor>,
     read: impl IntoIterator<Item = &'t Tensor>,
 ) -> Outcome {
-    let overlap = |a: &Tensor, b: &Tensor| {
-        let ((start, end), (other, other_end)) = (a.reach(), b.reach());
-        let bytes = end.min(other_end).saturating_sub(start.max(other));
-        if a.device != b.device || bytes == 0 {
-            return Ok(());
-        }
-        let (tensor, other) = (a.name, b.name);
-        Err(value(format!("{tensor} overlaps {other} by {bytes} bytes; give it memory of its own")))
-    };
-    let (written, read): (Vec<_>, Vec<_>) = (written.into_iter().collect(), read.into_iter().collect());
-    for (i, tensor) in written.iter().enumerate() {
-        for other in written[i + 1..].iter().chain(&read) {
-            overlap(tensor, other)?;
+    let reach = |tensor: &'t Tensor| (tensor, tensor.reach());
+    let written: Vec<_> = written.into_iter().map(reach).collect();
+    let read: Vec<_> = read.into_iter().map(reach).collect();
+    for (i, (tensor, (start, end))) in written.iter().enumerate() {
+        for (other, (other_start, other_end)) in written[i + 1..].iter().chain(&read) {
+            let bytes = end.min(other_end).saturating_sub(*start.max(other_start));
+            if bytes > 0 && tensor.device == other.device {
+                let (tensor, other) = (tensor.name, other.name);
+                let reason = format!("{tensor} overlaps {other} by {bytes} bytes; give it memory of its own");
+                return Err(value(reason));
+            }
         }
     }
     Ok(())

@@ -124,6 +124,11 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
             .map(|slice| Buffer(Whose::Own(ManuallyDrop::new(slice))))
     }
 
+    /// The caller's memory, as it is.
+    pub(crate) fn over(what: &'static str, memory: Borrowed<T>, stream: &CudaStream) -> Result<Buffer<T>> {
+        super::prepared::check_context(what, &memory, stream).map(|()| Buffer(Whose::Callers(memory)))
+    }
+
     /// Zeroes it, in the stream's order.
     pub(crate) fn zero(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
         let _current = Current::make(stream.context())?;
@@ -154,9 +159,15 @@ impl Parts {
         len: usize,
         stream: &Arc<CudaStream>,
     ) -> Result<Buffer<T>> {
-        let mut part = Buffer(Whose::Callers(self.memory.part(self.next, len)));
-        self.next += (len * size_of::<T>()).next_multiple_of(16);
+        let mut part = self.as_they_are(len);
         part.zero(stream).map(|()| part)
+    }
+
+    /// The next so many.
+    pub fn as_they_are<T>(&mut self, len: usize) -> Buffer<T> {
+        let part = Buffer(Whose::Callers(self.memory.part(self.next, len)));
+        self.next += (len * size_of::<T>()).next_multiple_of(16);
+        part
     }
 }
 

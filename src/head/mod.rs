@@ -337,6 +337,15 @@ impl HeadLoss {
         Ok(HeadLoss { iou, iou_weight: weight, ..self })
     }
 
+    /// Another ε of the box loss and of the IoU, in squared units of the stride.
+    ///
+    /// # Errors
+    /// It must be from 1e-30 to 1.
+    pub fn with_iou_eps(self, eps: f64) -> Result<Self> {
+        check_option("iou_eps", eps, "from 1e-30 to 1", (1e-30..=1.0).contains(&eps))?;
+        Ok(HeadLoss { iou_eps: eps, ..self })
+    }
+
     /// Another number of bins for each box side: reg_max + 1 in GFL's family, reg_max in
     /// Ultralytics'.
     ///
@@ -400,6 +409,11 @@ impl HeadLoss {
     /// What the box loss is multiplied by.
     pub fn iou_weight(&self) -> f64 {
         self.iou_weight
+    }
+
+    /// The ε of the box loss and of the IoU.
+    pub fn iou_eps(&self) -> f64 {
+        self.iou_eps
     }
 
     /// What the box logits say.

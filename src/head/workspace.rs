@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use cudarc::driver::DeviceSlice;
+
 use super::launch::Layout;
 use crate::cuda::{Borrowed, Buffer, Handle, Kernels, Parts};
 use crate::error::{Error, Result};
@@ -59,6 +61,38 @@ impl HeadWorkspace {
         let memory = parts.zeros(layout.normalisers / 8, stream)?;
         let normalisers = parts.zeros(2, stream)?;
         Ok(HeadWorkspace { memory, normalisers, batch, anchors: batch * anchors, layout })
+    }
+
+    /// As [`over`](Self::over), over memory as a workspace of the same numbers has left it, for
+    /// [`HeadCall::normalised`](super::HeadCall::normalised): what it found out in the forward pass of a
+    /// framework is there in the backward pass.
+    ///
+    /// # Errors
+    /// As [`over`](Self::over).
+    pub fn resumed(
+        handle: &Handle,
+        memory: Borrowed<u8>,
+        batch: usize,
+        anchors: usize,
+    ) -> Result<HeadWorkspace> {
+        let (stream, layout) = (handle.stream(), Layout::new(handle.kernels(), batch, anchors)?);
+        let mut parts = Parts::of(WORKSPACE, memory, layout.end, stream)?;
+        let memory = parts.as_they_are(layout.normalisers / 8);
+        let normalisers = parts.as_they_are(2);
+        Ok(HeadWorkspace { memory, normalisers, batch, anchors: batch * anchors, layout })
+    }
+
+    /// With the [`normalisers`](Self::normalisers) elsewhere: in two numbers of the caller's.
+    ///
+    /// # Errors
+    /// If there are not two, or they are of another context than the handle's stream.
+    pub fn with_normalisers(self, handle: &Handle, normalisers: Borrowed<f32>) -> Result<HeadWorkspace> {
+        let (tensor, actual) = ("normalisers", normalisers.len());
+        if actual != 2 {
+            return Err(Error::LevelTensors { tensor, actual, expected: 2 });
+        }
+        let normalisers = Buffer::over(tensor, normalisers, handle.stream())?;
+        Ok(HeadWorkspace { normalisers, ..self })
     }
 
     /// `[2]` f32: the number of positives, as the [`Normaliser`](super::Normaliser) counts them,
