@@ -7,27 +7,35 @@ try:
 except ImportError as error:
     raise ImportError("gfocal works on PyTorch's tensors; install it: pip install 'gfocal[torch]'") from error
 
+from ._assign import Assignment, atss, fcos
 from ._boxes import CIoULoss, DIoULoss, GIoULoss, IoULoss, box_loss
 from ._dfl import DistributionFocalLoss, distribution_focal_loss
+from ._head import GFLHeadLoss, HeadLosses, head_loss
 from ._integral import Integral, integral
 from ._native import CudaError, ShapeError, __version__, set_num_threads
 from ._qfl import QualityFocalLoss, quality_focal_loss
 from ._status import Status
 
 __all__ = [
+    "Assignment",
     "CIoULoss",
     "CudaError",
     "DIoULoss",
     "DistributionFocalLoss",
+    "GFLHeadLoss",
     "GIoULoss",
+    "HeadLosses",
     "Integral",
     "IoULoss",
     "QualityFocalLoss",
     "ShapeError",
     "Status",
     "__version__",
+    "atss",
     "box_loss",
     "distribution_focal_loss",
+    "fcos",
+    "head_loss",
     "integral",
     "quality_focal_loss",
     "set_num_threads",

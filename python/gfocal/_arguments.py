@@ -36,6 +36,27 @@ def optional(name: str, value: object, pred: Tensor) -> Tensor | None:
     return None if value is None else beside(name, value, pred)
 
 
+def levels(name: str, values: object) -> list[Tensor]:
+    """Logits of each level, wherever they are."""
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{name} must be a list of torch.Tensor, one a level, not {type(values).__name__}")
+    for level, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}[{level}] must be a torch.Tensor, not {type(value).__name__}")
+    return list(values)
+
+
+def all_beside(name: str, values: object, pred: Tensor) -> list[Tensor]:
+    """What is :func:`beside` the logits of each level."""
+    dtype = loss_dtype(pred.dtype)
+    return [
+        value
+        if value.dtype is dtype and value.is_contiguous() and not value.requires_grad
+        else beside(f"{name}[{level}]", value, pred)
+        for level, value in enumerate(levels(name, values))
+    ]
+
+
 def whole_numbers(name: str, value: object) -> Tensor:
     """Labels, or numbers of images."""
     if not isinstance(value, Tensor):

@@ -2,7 +2,7 @@
 are given as results, and wait for nothing. ``stream`` is a CUDA stream's address, for arrays whose library does not
 tell."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 __version__: str
@@ -87,6 +87,106 @@ class Boxes:
         self, pred: Any, target: Any, loss: Any, *, upstream: Any = None, grad: Any = None, stream: int | None = None
     ) -> None:
         """Writes ``loss [N]``, and ``grad [N, 4]`` if it is given."""
+
+@final
+class Head:
+    """The head loss with its options, which are checked when it is made; None: the profile's."""
+
+    def __new__(
+        cls,
+        profile: str,
+        coding: str,
+        bins: int | None,
+        beta: float | None,
+        alpha: float | None,
+        cls_weight: float | None,
+        background: str,
+        ignore_label: int | None,
+        iou: str | None,
+        box_weight: float | None,
+        iou_eps: float | None,
+        dfl_weight: float | None,
+        target_eps: float | None,
+        quality_source: str | None,
+        box_weighting: str | None,
+        normaliser: str | None,
+    ) -> Head: ...
+    def run(
+        self,
+        cls: Sequence[Any],
+        boxes: Sequence[Any],
+        labels: Sequence[Any],
+        targets: Sequence[Any],
+        strides: Sequence[float],
+        *,
+        offset: float = 0.0,
+        label_weights: Sequence[Any] = (),
+        quality: Sequence[Any] = (),
+        box_weights: Sequence[Any] = (),
+        box_scores: Sequence[Any] = (),
+        scores: Sequence[Any] = (),
+        element_weights: Sequence[Any] = (),
+        points: Sequence[Any] = (),
+        class_weights: Any = None,
+        normalisers: Any = None,
+        upstream: Any = None,
+        counted: Any = None,
+        losses: Any = None,
+        cls_grads: Sequence[Any] | None = None,
+        box_grads: Sequence[Any] | None = None,
+        found_inf: Any = None,
+        status: Any = None,
+        workspace: Any = None,
+        resume: bool = False,
+        stream: int | None = None,
+    ) -> None:
+        """Writes ``losses [levels, 3]`` and gradients, those that are given; with ``counted [2]``, float64 on the CPU
+        and float32 on CUDA, what to divide by and nothing else, as phase one. ``normalisers`` replaces that.
+
+        Lists have a tensor for each level, or none. Gradients have the shapes and types of their logits, and strides of
+        their own. On CUDA ``workspace`` is uint8 to work in; with ``resume`` it is as an earlier phase has left it, and
+        that is used.
+        """
+
+@final
+class Assigner:
+    """A rule of assignment with its options, which are checked when it is made."""
+
+    @staticmethod
+    def atss(topk: int, scale: float, offset: float, ignore_iof: float, fallback: int, background: str) -> Assigner: ...
+    @staticmethod
+    def fcos(
+        regress_ranges: Sequence[tuple[float, float]],
+        center_sampling: float | None,
+        offset: float,
+        ignore_iof: float,
+        fallback: int,
+        background: str,
+    ) -> Assigner: ...
+    def run(
+        self,
+        gt_boxes: Any,
+        gt_labels: Any,
+        gt_image: Any,
+        sizes: Sequence[tuple[int, int]],
+        strides: Sequence[float],
+        images: int,
+        classes: int,
+        *,
+        weights: Any = None,
+        ignore_boxes: Any = None,
+        ignore_image: Any = None,
+        image_sizes: Any = None,
+        labels: Any,
+        boxes: Any,
+        label_weights: Any = None,
+        box_weights: Any = None,
+        centerness: Any = None,
+        status: Any = None,
+        stream: int | None = None,
+    ) -> None:
+        """Writes the targets of all levels, one level after the other, images × H·W of each: ``labels [A]`` of the type
+        of ``gt_labels``, ``boxes [A, 4]`` float32, and those of the others that are given, ``[A]``."""
 
 def integral(logits: Any, expectation: Any, *, stream: int | None = None) -> None:
     """Writes the expectations ``[N]`` of logits ``[N, bins]``."""
