@@ -24,7 +24,7 @@ from torch.autograd import Function, forward_ad
 
 from . import _native
 from ._arguments import loss_dtype
-from ._autograd import once
+from ._autograd import Once, OnceInTransforms
 from ._library import is_plain, operator
 from ._status import WORDS
 
@@ -122,7 +122,7 @@ def _fake_backward(*args: Any) -> tuple[list[Tensor], list[Tensor]]:
     return _gradients(args[0]), _gradients(args[1])
 
 
-def _backward(*args: Any) -> tuple[list[Tensor], list[Tensor]]:
+def _backward_run(*args: Any) -> tuple[list[Tensor], list[Tensor]]:
     cls_grads, box_grads = results = _fake_backward(*args)
     normalisers, workspace = args[LISTS + 1 : LISTS + 3]
     _run(
@@ -145,7 +145,7 @@ head = operator(
 )
 head_backward = operator(
     f"head_backward({_LISTS}, {_PHASES}, {_OPTIONS}, Tensor upstream) -> (Tensor[], Tensor[])",
-    _backward,
+    _backward_run,
     _fake_backward,
 )
 
@@ -161,25 +161,30 @@ def _lists(lengths: Lengths, flat: Sequence[Any]) -> list[Any]:
     return [*lists, *flat[at:]]
 
 
-def _gradient(ctx: Any, upstream: Tensor | None, functional: bool) -> tuple[Tensor | None, ...]:
-    """The gradients of all that was flat."""
-    saved, logits = ctx.saved_tensors, 2 * ctx.lengths[0]
-    flat = saved[len(saved) - ctx.inputs :]
-    if upstream is None:
-        return (None,) * len(flat)
-    grads: Sequence[Tensor] | None = None
-    if ctx.early and is_plain(upstream):
+def _gradients_of(ctx: Any, upstream: Tensor) -> Sequence[Tensor]:
+    saved = ctx.saved_tensors
+    flat, made = saved[: ctx.inputs], saved[ctx.inputs :]
+    if made and is_plain(upstream):
         values = [value for level in upstream.tolist() for value in level]
         factor = values[0]
         if values.count(factor) == len(values):
-            made = saved[:logits]
-            grads = made if factor == 1.0 else [grad * factor for grad in made]
-    if grads is None:
-        of_cls, of_boxes = ctx.backward_op(*_lists(ctx.lengths, flat), *ctx.options, upstream)
-        grads = [*of_cls, *of_boxes]
+            return made if factor == 1.0 else [grad * factor for grad in made]
+    of_cls, of_boxes = ctx.backward_op(*_lists(ctx.lengths, flat), *ctx.options, upstream)
+    return [*of_cls, *of_boxes]
+
+
+def _backward(ctx: Any, upstream: Tensor | None, functional: bool) -> tuple[Tensor | None, ...]:
+    """The gradients of all that was flat; under ``create_graph`` ones that cannot be differentiated again."""
+    if upstream is None:
+        return (None,) * ctx.inputs
     if torch.is_grad_enabled():
-        grads = [once(grad, flat[i] if functional else None) for i, grad in enumerate(grads)]
-    return (*grads, *(None,) * (len(flat) - logits))
+        with torch.no_grad():
+            grads = _gradients_of(ctx, upstream)
+        refusing = OnceInTransforms if functional else Once
+        grads = [refusing.apply(grad, logits, upstream) for grad, logits in zip(grads, ctx.saved_tensors)]
+    else:
+        grads = _gradients_of(ctx, upstream)
+    return (*grads, *(None,) * (ctx.inputs - len(grads)))
 
 
 class Head(Function):
@@ -191,11 +196,11 @@ class Head(Function):
     ) -> Any:
         lists = _lists(lengths, flat)
         losses, workspace, status, cls_grads, box_grads = head(*lists, *options, early, counts)
-        ctx.lengths, ctx.options, ctx.early, ctx.inputs = lengths, options, early, len(flat)
+        ctx.lengths, ctx.options, ctx.inputs = lengths, options, len(flat)
         ctx.backward_op = head_backward
         ctx.set_materialize_grads(False)
         kept = flat if workspace is None or flat[-1] is not None else (*flat[:-1], workspace)
-        ctx.save_for_backward(*cls_grads, *box_grads, *kept)
+        ctx.save_for_backward(*kept, *cls_grads, *box_grads)
         if not counts:
             return losses
         ctx.mark_non_differentiable(status)
@@ -203,7 +208,7 @@ class Head(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return (None, None, None, None, *_gradient(ctx, grads[0], False))
+        return (None, None, None, None, *_backward(ctx, grads[0], False))
 
 
 class HeadInTransforms(Function):
@@ -218,7 +223,7 @@ class HeadInTransforms(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         lengths, options, _, *flat = inputs
         _, workspace, status = output
-        ctx.lengths, ctx.options, ctx.early, ctx.inputs = lengths, options, False, len(flat)
+        ctx.lengths, ctx.options, ctx.inputs = lengths, options, len(flat)
         ctx.backward_op = head_backward
         ctx.mark_non_differentiable(workspace, status)
         if flat[-1] is None and workspace.device.type == "cuda":
@@ -227,7 +232,7 @@ class HeadInTransforms(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return (None, None, None, *_gradient(ctx, grads[0], True))
+        return (None, None, None, *_backward(ctx, grads[0], True))
 
 
 def head_loss_of(
