@@ -41,7 +41,7 @@ def _single(value: float | Sequence[float]) -> float:
 
 
 @MODELS.register_module()
-class GfocalGFLHead(GFLHead):
+class GfocalGFLHead(GFLHead):  # type: ignore[misc]
     """``GFLHead`` whose training loss is :func:`gfocal.atss` and :func:`gfocal.head_loss`: the same numbers, without the
     assigner's and the losses' many operations. Its weights, outputs and predictions are ``GFLHead``'s.
 
