@@ -24,6 +24,7 @@ DTYPES = ["float32", "float16", "bfloat16"]
 
 @pytest.fixture
 def driver() -> Iterator[Driver]:
+    torch.manual_seed(0)
     _native.set_allocator(None)
     yield Driver()
 
@@ -64,7 +65,11 @@ class Both:
         for name, shape in outputs.items():
             kind = {"status": torch.int64}.get(name, self.kind if name in stored else torch.float32)
             host[name] = torch.full(shape, -1, dtype=kind)
-            on_device[name] = self.driver.upload(np.zeros(shape, str(kind).removeprefix("torch.").replace("bfloat16", "float32")), str(kind).removeprefix("torch."))  # fmt: skip
+            word = str(kind).removeprefix("torch.")
+            zeros = np.zeros(shape, np.float32 if kind.is_floating_point else np.int64)
+            on_device[name] = (
+                self.driver.upload(zeros, word) if word == "bfloat16" else self.driver.upload(zeros.astype(word))
+            )
         run(**host)
         run(**on_device, stream=self.driver.address)
         before, context = self.driver.counters(), self.driver.current()
@@ -95,7 +100,9 @@ def test_rows(driver: Driver, dtype: str) -> None:
     both(qfl.run, dict(**inputs, reduction="none", upstream=weight), rows)
     both(qfl.run, dict(pred=pred, labels=None, target=torch.rand(70, 20), avg_factor=7.0), one)
     probabilities = _native.Qfl(1.5, 1.0, 0.25, True, "last", None)
-    both(probabilities.run, dict(inputs | {"pred": torch.rand(70, 20)}, class_weights=torch.rand(20)), one)
+    both(
+        probabilities.run, dict(inputs | {"pred": 0.02 + 0.96 * torch.rand(70, 20)}, class_weights=torch.rand(20)), one
+    )
     dfl = _native.Dfl(0.25, 0.1)
     both(dfl.run, dict(pred=random(70, 17), label=16 * SCORE, reduction="sum"), one | {"grad": (70, 17)})
     both(_native.integral, dict(logits=random(70, 17)), {"expectation": (70,)})
