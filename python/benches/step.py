@@ -23,7 +23,7 @@ from torch.autograd import Function
 
 import gfocal
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[1]))
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from mmdet.models.losses import QualityFocalLoss

@@ -5,6 +5,23 @@ tell."""
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
+__all__ = [
+    "Assigner",
+    "Boxes",
+    "CudaError",
+    "Dfl",
+    "Head",
+    "Qfl",
+    "ShapeError",
+    "__version__",
+    "integral",
+    "integral_backward",
+    "read_status",
+    "scale",
+    "set_allocator",
+    "set_num_threads",
+]
+
 __version__: str
 
 class ShapeError(ValueError): ...
@@ -120,13 +137,13 @@ class Head:
         strides: Sequence[float],
         *,
         offset: float = 0.0,
-        label_weights: Sequence[Any] = (),
-        quality: Sequence[Any] = (),
-        box_weights: Sequence[Any] = (),
-        box_scores: Sequence[Any] = (),
-        scores: Sequence[Any] = (),
-        element_weights: Sequence[Any] = (),
-        points: Sequence[Any] = (),
+        label_weights: Sequence[Any] = ...,
+        quality: Sequence[Any] = ...,
+        box_weights: Sequence[Any] = ...,
+        box_scores: Sequence[Any] = ...,
+        scores: Sequence[Any] = ...,
+        element_weights: Sequence[Any] = ...,
+        points: Sequence[Any] = ...,
         class_weights: Any = None,
         normalisers: Any = None,
         upstream: Any = None,

@@ -6,8 +6,8 @@ Losses alone, in a head's config::
     loss_dfl=dict(type="GfocalDistributionFocalLoss", loss_weight=0.25)
     loss_bbox=dict(type="GfocalGIoULoss", loss_weight=2.0)
 
-The whole head, assignment included, which is many times faster: ``bbox_head=dict(type="GfocalGFLHead", …)``, with all else
-as it was.
+The whole head, assignment included, which is many times faster: ``bbox_head=dict(type="GfocalGFLHead", …)``, with all
+else as it was.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def _single(value: float | Sequence[float]) -> float:
 
 @MODELS.register_module()
 class GfocalGFLHead(GFLHead):  # type: ignore[misc]
-    """``GFLHead`` whose training loss is :func:`gfocal.atss` and :func:`gfocal.head_loss`: the same numbers, without the
-    assigner's and the losses' many operations. Its weights, outputs and predictions are ``GFLHead``'s.
+    """``GFLHead`` whose training loss is :func:`gfocal.atss` and :func:`gfocal.head_loss`: the same numbers, without
+    the assigner's and the losses' many operations. Its weights, outputs and predictions are ``GFLHead``'s.
 
-    What gfocal has not (another assigner, another loss, ``allowed_border``, regions to ignore) is computed by ``GFLHead``
-    as ever, and a warning says so once.
+    What gfocal has not (another assigner, another loss, ``allowed_border``, regions to ignore) is computed by
+    ``GFLHead`` as ever, and a warning says so once.
     """
 
     _told = False
@@ -113,28 +113,34 @@ class GfocalGFLHead(GFLHead):  # type: ignore[misc]
 
     def _missing(self, ignored: Sequence[Any] | None) -> str | None:
         """What the config has that gfocal has not."""
-        assigner = self.assigner
-        of_losses = [
-            (self.loss_cls, (QualityFocalLoss, gfocal.QualityFocalLoss)),
-            (self.loss_dfl, (DistributionFocalLoss, gfocal.DistributionFocalLoss)),
-            (self.loss_bbox, (GIoULoss, gfocal.GIoULoss)),
+        assigner, losses = self.assigner, [self.loss_cls, self.loss_dfl, self.loss_bbox]
+        known = [
+            (QualityFocalLoss, gfocal.QualityFocalLoss),
+            (DistributionFocalLoss, gfocal.DistributionFocalLoss),
+            (GIoULoss, gfocal.GIoULoss),
         ]
-        for loss, known in of_losses:
-            if type(loss) not in known or loss.reduction != "mean":
-                return f"a {type(loss).__name__} of reduction {loss.reduction!r}"
-        if self.loss_cls.activated:
-            return "probabilities in place of logits"
-        if type(assigner) is not ATSSAssigner or assigner.alpha is not None:
-            return f"the assigner {type(assigner).__name__}"
-        if type(assigner.iou_calculator) is not BboxOverlaps2D:
-            return f"the IoU of {type(assigner.iou_calculator).__name__}"
-        if assigner.ignore_iof_thr > 0 and ignored and any(len(instances.bboxes) for instances in ignored):
-            return "regions to ignore"
-        if self.train_cfg["allowed_border"] >= 0:
-            return f"allowed_border={self.train_cfg['allowed_border']}"
-        if self.prior_generator.num_base_priors != [1] * self.prior_generator.num_levels:
-            return f"{self.prior_generator.num_base_priors} anchors at a position"
-        return None
+        found = [
+            (
+                f"a {type(loss).__name__} of reduction {loss.reduction!r}",
+                type(loss) in kinds and loss.reduction == "mean",
+            )
+            for loss, kinds in zip(losses, known)
+        ]
+        ignored = [instances for instances in ignored or () if len(instances.bboxes)]
+        border, priors = self.train_cfg["allowed_border"], self.prior_generator.num_base_priors
+        found += [
+            ("probabilities in place of logits", not getattr(self.loss_cls, "activated", False)),
+            (
+                f"the assigner {type(assigner).__name__}",
+                type(assigner) is ATSSAssigner
+                and assigner.alpha is None
+                and type(assigner.iou_calculator) is BboxOverlaps2D,
+            ),
+            ("regions to ignore", not ignored or getattr(assigner, "ignore_iof_thr", -1) <= 0),
+            (f"allowed_border={border}", border < 0),
+            (f"{priors} anchors at a position", set(priors) == {1}),
+        ]
+        return next((what for what, supported in found if not supported), None)
 
 
 def _image_sizes(

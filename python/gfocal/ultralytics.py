@@ -19,8 +19,8 @@ import gfocal
 
 
 class DetectionLoss(v8DetectionLoss):  # type: ignore[misc]
-    """``v8DetectionLoss`` with its assigner, and :func:`gfocal.head_loss` behind it: the outputs are read where they are,
-    once. Heads without bins (``reg_max`` 1) have ``v8DetectionLoss``'s own loss."""
+    """``v8DetectionLoss`` with its assigner, and :func:`gfocal.head_loss` behind it: the outputs are read where they
+    are, once. Heads without bins (``reg_max`` 1) have ``v8DetectionLoss``'s own loss."""
 
     def get_assigned_targets_and_loss(
         self, preds: dict[str, Tensor], batch: dict[str, Any], **assign_kwargs: Any

@@ -1,4 +1,4 @@
-"""Nothing is imported from the source tree that was not built: pytest's `pythonpath` is not set."""
+"""What all tests have in common."""
 
 from __future__ import annotations
 

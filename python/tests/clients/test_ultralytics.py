@@ -50,8 +50,8 @@ LOSS, LOGITS, WEIGHTS = 4e-6, 8e-6, 2e-5
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
 def test_ten_steps(name: str) -> None:
-    """Ten steps of the original; each is taken by the swapped loss, too, from the same weights. (Left to themselves they
-    part after six: batch normalisation of two images makes much of a difference in the last bit, as of any other.)"""
+    """Ten steps of the original; each is taken by the swapped loss, too, from the same weights. (Left to themselves
+    they part after six: batch normalisation of two images makes much of any difference in the last bit.)"""
     models = [model_of(name), model_of(name)]
     criteria = [v8DetectionLoss(models[0]), DetectionLoss(models[1])]
     optimizer = torch.optim.SGD(models[0].parameters(), lr=0.001, momentum=0.9)
