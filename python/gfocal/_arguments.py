@@ -68,6 +68,14 @@ def whole_numbers(name: str, value: object) -> Tensor:
     return value if value.is_contiguous() else value.contiguous()
 
 
+def labels(name: str, values: object) -> list[Tensor]:
+    """Those of each level."""
+    return [
+        value if value.dtype is torch.int64 and value.is_contiguous() else whole_numbers(f"{name}[{level}]", value)
+        for level, value in enumerate(levels(name, values))
+    ]
+
+
 def average(value: float | Tensor | None, pred: Tensor) -> tuple[Tensor | None, float | None]:
     """An average factor: a tensor, which nobody waits for, or a number."""
     if value is None:

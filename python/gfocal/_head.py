@@ -169,11 +169,7 @@ def head_loss(
     lists = (
         cls,
         boxes,
-        [
-            value if type(value) is Tensor and value.dtype is torch.int64 and value.is_contiguous()
-            else arguments.whole_numbers(f"labels[{level}]", value)
-            for level, value in enumerate(labels)
-        ],
+        arguments.labels("labels", labels),
         arguments.all_beside("box_targets", box_targets, pred),
         arguments.all_beside("label_weights", label_weights, pred),
         arguments.all_beside("quality", quality, pred),
@@ -182,7 +178,7 @@ def head_loss(
         arguments.all_beside("scores", scores, pred),
         arguments.all_beside("element_weights", element_weights, pred),
         arguments.all_beside("points", points, pred),
-    )  # fmt: skip
+    )
     of_classes = arguments.optional("class_weights", class_weights, pred)
     if offset is None:
         offset = 0.5 if profile == "ultralytics" else 0.0

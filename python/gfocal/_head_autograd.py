@@ -175,8 +175,9 @@ def _gradients_of(ctx: Any, upstream: Tensor) -> Sequence[Tensor]:
 
 def _backward(ctx: Any, upstream: Tensor | None, functional: bool) -> tuple[Tensor | None, ...]:
     """The gradients of all that was flat; under ``create_graph`` ones that cannot be differentiated again."""
+    inputs: int = ctx.inputs
     if upstream is None:
-        return (None,) * ctx.inputs
+        return (None,) * inputs
     if torch.is_grad_enabled():
         with torch.no_grad():
             grads = _gradients_of(ctx, upstream)
@@ -184,7 +185,8 @@ def _backward(ctx: Any, upstream: Tensor | None, functional: bool) -> tuple[Tens
         grads = [refusing.apply(grad, logits, upstream) for grad, logits in zip(grads, ctx.saved_tensors)]
     else:
         grads = _gradients_of(ctx, upstream)
-    return (*grads, *(None,) * (ctx.inputs - len(grads)))
+    none: tuple[Tensor | None, ...] = (None,) * (inputs - len(grads))
+    return (*grads, *none)
 
 
 class Head(Function):
