@@ -69,10 +69,12 @@ impl Failure {
 
 /// What Rust calls otherwise than Python does.
 fn in_pythons_words(error: &gfocal::Error) -> String {
-    const WORDS: [(&str, &str); 9] = [
+    const WORDS: [(&str, &str); 11] = [
         ("the least average factor", "minimum"),
         ("the average factor", "avg_factor"),
-        ("the offset of the anchor points", "center_offset"),
+        ("the offset of the anchor points", "offset"),
+        ("iou_weight", "box_weight"),
+        ("the radius", "center_sampling"),
         ("the number of positives", "normalisers[0]"),
         ("the sum of box weights", "normalisers[1]"),
         ("Targets::quality", "quality"),

@@ -186,7 +186,7 @@ def test_errors(options: dict[str, Any], error: type[Exception], message: str) -
 def test_errors_of_one_rule() -> None:
     with pytest.raises(ValueError, match="topk is 0, it must be from 1 to 256"):
         atss(topk=0)
-    with pytest.raises(ValueError, match="the radius is -1"):
+    with pytest.raises(ValueError, match="center_sampling is -1"):
         fcos(center_sampling=-1.0)
     with pytest.raises(gfocal.ShapeError, match="2 levels of anchors, but regress ranges for 1"):
         fcos(regress_ranges=[(0, 1)])

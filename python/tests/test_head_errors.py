@@ -47,7 +47,7 @@ ONE = torch.ones(2, 24)
         ({"reg_max": 4}, ValueError, "bins is 5 and reg_max 4"),
         ({"beta": -1.0}, ValueError, "beta is -1"),
         ({"iou_eps": 0.0}, ValueError, "iou_eps is 0"),
-        ({"box_weight": float("nan")}, ValueError, "iou_weight is NaN"),
+        ({"box_weight": float("nan")}, ValueError, "box_weight is NaN"),
     ],
 )  # fmt: skip
 def test_errors(options: dict[str, Any], error: type[Exception], message: str) -> None:
