@@ -231,6 +231,18 @@ fn memory_is_looked_at(gpu: &Gpu, memory: &impl DevicePtr<u8>) {
     refusals("scratch", bytes, &|memory| Handle::over(stream, kernels.clone(), memory).map(drop));
     let bytes = HeadWorkspace::bytes(kernels, 2, 50).expect("a size");
     refusals("head", bytes, &|memory| HeadWorkspace::over(&gpu.handle, memory, 2, 50).map(drop));
+    refusals("head", bytes, &|memory| HeadWorkspace::resumed(&gpu.handle, memory, 2, 50).map(drop));
+    let three = stream.alloc_zeros::<f32>(3).expect("device memory");
+    let [few, right] = [3, 2].map(|len| {
+        // SAFETY: so many are there, and nothing is run with them.
+        let normalisers = unsafe { Borrowed::<f32>::new(stream, three.device_ptr(stream).0, len) };
+        let workspace = HeadWorkspace::new(&gpu.handle, 2, 50).expect("a workspace");
+        workspace.with_normalisers(&gpu.handle, normalisers).map(|workspace| {
+            assert_eq!(workspace.normalisers().device_ptr(stream).0, three.device_ptr(stream).0);
+        })
+    });
+    assert_eq!(few, Err(Error::LevelTensors { tensor: "normalisers", actual: 3, expected: 2 }));
+    assert_eq!(right, Ok(()));
     let bytes = AssignWorkspace::bytes(2, 50, 7).expect("a size");
     refusals("assignment", bytes, &|memory| AssignWorkspace::over(stream, memory, 2, 50, 7).map(drop));
     refusals("status", StatusBlock::BYTES, &|memory| StatusBlock::over(stream, memory).map(drop));

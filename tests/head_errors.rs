@@ -270,6 +270,11 @@ fn options() {
     }
     let error = HeadLoss::default().with_iou(IouKind::Giou, f64::NAN).expect_err("a weight that is NaN");
     assert_eq!(error.to_string(), "iou_weight is NaN, it must be a finite number");
+    for (eps, shown) in [(0.0, "0"), (1.5, "1.5"), (f64::NAN, "NaN")] {
+        let error = HeadLoss::default().with_iou_eps(eps).expect_err("an eps beyond its range");
+        assert_eq!(error.to_string(), format!("iou_eps is {shown}, it must be from 1e-30 to 1"));
+    }
+    assert_eq!(HeadLoss::ultralytics().with_iou_eps(1e-6).map(|head| head.iou_eps()), Ok(1e-6));
 }
 
 #[test]

@@ -321,31 +321,32 @@ impl Assigner {
         let grid = |(&[height, width], &stride): (&[usize; 2], &f32)| {
             AnchorGrid::new(height, width, stride).with_scale(self.scale).with_offset(self.offset)
         };
+        let of = |name, object: &Bound<'_, PyAny>| Tensor::on_stream(name, object, stream);
+        let optional =
+            |name, object: Option<&Bound<'_, PyAny>>| object.map(|object| of(name, object)).transpose();
         let ignore = match (ignore_boxes, ignore_image) {
-            (Some(boxes), Some(image)) => {
-                Some((Tensor::of("ignore_boxes", boxes)?, Tensor::of("ignore_image", image)?))
-            }
+            (Some(boxes), Some(image)) => Some((of("ignore_boxes", boxes)?, of("ignore_image", image)?)),
             (None, None) => None,
             _ => return Err(shape("ignore_boxes and ignore_image are given both, or neither".to_owned())),
         };
         let inputs = Inputs {
-            boxes: Tensor::on_stream("gt_boxes", gt_boxes, stream)?,
-            labels: Tensor::of("gt_labels", gt_labels)?,
-            image: Tensor::of("gt_image", gt_image)?,
-            weights: Tensor::optional("weights", weights)?,
+            boxes: of("gt_boxes", gt_boxes)?,
+            labels: of("gt_labels", gt_labels)?,
+            image: of("gt_image", gt_image)?,
+            weights: optional("weights", weights)?,
             ignore,
-            image_sizes: Tensor::optional("image_sizes", image_sizes)?,
+            image_sizes: optional("image_sizes", image_sizes)?,
             grids: sizes.iter().zip(&strides).map(grid).collect(),
             images,
             classes,
         };
         let mut out = Outputs {
-            labels: Tensor::of("labels", labels)?,
-            boxes: Tensor::of("boxes", boxes)?,
-            label_weights: Tensor::optional("label_weights", label_weights)?,
-            box_weights: Tensor::optional("box_weights", box_weights)?,
-            centerness: Tensor::optional("centerness", centerness)?,
-            status: Tensor::optional("status", status)?,
+            labels: of("labels", labels)?,
+            boxes: of("boxes", boxes)?,
+            label_weights: optional("label_weights", label_weights)?,
+            box_weights: optional("box_weights", box_weights)?,
+            centerness: optional("centerness", centerness)?,
+            status: optional("status", status)?,
         };
         inputs.check(&out)?;
         let of_i32 = inputs.labels.dtype == DType::I32;

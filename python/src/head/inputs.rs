@@ -8,18 +8,22 @@ use crate::error::{Outcome, shape, type_error};
 use crate::tensor::{DType, Device, Tensor};
 
 /// Tensors of an argument that is a list; `names` are those of its elements.
-pub fn of_levels(names: [&'static str; MAX_LEVELS], objects: Vec<Bound<'_, PyAny>>) -> Outcome<Vec<Tensor>> {
+pub fn of_levels(
+    names: [&'static str; MAX_LEVELS],
+    objects: Vec<Bound<'_, PyAny>>,
+    stream: Option<usize>,
+) -> Outcome<Vec<Tensor>> {
     if objects.len() > MAX_LEVELS {
         let list = names[0].trim_end_matches("[0]");
         let actual = objects.len();
         return Err(shape(format!("{list} has {actual} levels, there can be {MAX_LEVELS}")));
     }
-    names.into_iter().zip(&objects).map(|(name, object)| Tensor::of(name, object)).collect()
+    names.into_iter().zip(&objects).map(|(name, object)| Tensor::on_stream(name, object, stream)).collect()
 }
 
 /// The tensors of a list, named as its elements.
 macro_rules! each {
-    ($name:literal, $objects:expr) => {
+    ($name:literal, $objects:expr, $stream:expr) => {
         $crate::head::inputs::of_levels(
             [
                 concat!($name, "[0]"),
@@ -32,6 +36,7 @@ macro_rules! each {
                 concat!($name, "[7]"),
             ],
             $objects,
+            $stream,
         )
     };
 }

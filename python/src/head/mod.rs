@@ -190,40 +190,43 @@ impl Head {
         resume: bool,
         stream: Option<usize>,
     ) -> Outcome {
+        let optional = |name, object: Option<&Bound<'_, PyAny>>| {
+            object.map(|object| Tensor::on_stream(name, object, stream)).transpose()
+        };
         let inputs = Inputs {
-            cls: each!("cls_scores", cls)?,
-            boxes: each!("bbox_preds", boxes)?,
-            labels: each!("labels", labels)?,
-            targets: each!("box_targets", targets)?,
-            label_weights: each!("label_weights", label_weights)?,
-            quality: each!("quality", quality)?,
-            box_weights: each!("box_weights", box_weights)?,
-            box_scores: each!("box_scores", box_scores)?,
-            scores: each!("scores", scores)?,
-            element_weights: each!("element_weights", element_weights)?,
-            points: each!("points", points)?,
-            class_weights: Tensor::optional("class_weights", class_weights)?,
-            normalisers: Tensor::optional("normalisers", normalisers)?,
-            upstream: Tensor::optional("upstream", upstream)?,
+            cls: each!("cls_scores", cls, stream)?,
+            boxes: each!("bbox_preds", boxes, stream)?,
+            labels: each!("labels", labels, stream)?,
+            targets: each!("box_targets", targets, stream)?,
+            label_weights: each!("label_weights", label_weights, stream)?,
+            quality: each!("quality", quality, stream)?,
+            box_weights: each!("box_weights", box_weights, stream)?,
+            box_scores: each!("box_scores", box_scores, stream)?,
+            scores: each!("scores", scores, stream)?,
+            element_weights: each!("element_weights", element_weights, stream)?,
+            points: each!("points", points, stream)?,
+            class_weights: optional("class_weights", class_weights)?,
+            normalisers: optional("normalisers", normalisers)?,
+            upstream: optional("upstream", upstream)?,
             strides,
             offset,
         };
         inputs.check(&self.0)?;
         let gradients = match (cls_grads, box_grads) {
             (Some(cls), Some(boxes)) => Some(Gradients {
-                cls: each!("cls_scores' gradient", cls)?,
-                boxes: each!("bbox_preds' gradient", boxes)?,
+                cls: each!("cls_scores' gradient", cls, stream)?,
+                boxes: each!("bbox_preds' gradient", boxes, stream)?,
             }),
             (None, None) => None,
             _ => return Err(value("cls_grads and box_grads are given both, or neither".to_owned())),
         };
         let mut out = Outputs {
-            counted: Tensor::optional("counted", counted)?,
-            losses: Tensor::optional("losses", losses)?,
+            counted: optional("counted", counted)?,
+            losses: optional("losses", losses)?,
             gradients,
-            found_inf: Tensor::optional("found_inf", found_inf)?,
-            status: Tensor::optional("status", status)?,
-            workspace: Tensor::optional("workspace", workspace)?,
+            found_inf: optional("found_inf", found_inf)?,
+            status: optional("status", status)?,
+            workspace: optional("workspace", workspace)?,
             resume,
         };
         out.check(&inputs)?;
