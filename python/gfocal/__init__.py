@@ -9,6 +9,7 @@ except ImportError as error:
 
 from ._assign import Assignment, atss, fcos
 from ._boxes import CIoULoss, DIoULoss, GIoULoss, IoULoss, box_loss
+from ._decode import decode
 from ._dfl import DistributionFocalLoss, distribution_focal_loss
 from ._head import GFLHeadLoss, HeadLosses, head_loss
 from ._integral import Integral, integral
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "atss",
     "box_loss",
+    "decode",
     "distribution_focal_loss",
     "fcos",
     "head_loss",

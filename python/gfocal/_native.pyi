@@ -14,6 +14,7 @@ __all__ = [
     "Qfl",
     "ShapeError",
     "__version__",
+    "decode",
     "integral",
     "integral_backward",
     "read_status",
@@ -204,6 +205,20 @@ class Assigner:
     ) -> None:
         """Writes the targets of all levels, one level after the other, images × H·W of each: ``labels [A]`` of the type
         of ``gt_labels``, ``boxes [A, 4]`` float32, and those of the others that are given, ``[A]``."""
+
+def decode(
+    bbox_preds: Sequence[Any],
+    strides: Sequence[float],
+    boxes: Any,
+    *,
+    coding: str = "bins",
+    bins: int = 17,
+    offset: float = 0.0,
+    points: Sequence[Any] = ...,
+    grads: Sequence[Any] | None = None,
+    stream: int | None = None,
+) -> None:
+    """Writes ``boxes [B, A, 4]``; or with ``grads``, in the strides of the logits, reads their gradient from it."""
 
 def integral(logits: Any, expectation: Any, *, stream: int | None = None) -> None:
     """Writes the expectations ``[N]`` of logits ``[N, bins]``."""

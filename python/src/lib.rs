@@ -4,6 +4,7 @@
 mod assign;
 mod boxes;
 mod cuda;
+mod decode;
 mod dfl;
 mod dlpack;
 mod error;
@@ -28,6 +29,8 @@ mod _native {
     use crate::boxes::Boxes;
     #[pymodule_export]
     use crate::cuda::set_allocator;
+    #[pymodule_export]
+    use crate::decode::run_decode;
     #[pymodule_export]
     use crate::dfl::Dfl;
     #[pymodule_export]

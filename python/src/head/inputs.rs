@@ -40,7 +40,7 @@ macro_rules! each {
         )
     };
 }
-pub(super) use each;
+pub(crate) use each;
 
 /// All but the first four are optional: empty, or as many as there are levels.
 pub struct Inputs {
@@ -63,7 +63,7 @@ pub struct Inputs {
 }
 
 /// Batch, channels, height and width of logits; `[B, C, A]` is one row.
-fn axes(logits: &Tensor) -> Outcome<[usize; 4]> {
+pub fn axes(logits: &Tensor) -> Outcome<[usize; 4]> {
     match *logits.shape() {
         [batch, channels, height, width] => Ok([batch, channels, height, width]),
         [batch, channels, anchors] => Ok([batch, channels, 1, anchors]),

@@ -2,7 +2,7 @@
 
 mod cpu;
 mod cuda;
-mod inputs;
+pub mod inputs;
 
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxCoding, BoxWeight, Normaliser, QualitySource};
@@ -61,6 +61,15 @@ impl Outputs {
     }
 }
 
+pub fn coding(name: &str, bins: usize) -> Outcome<BoxCoding> {
+    match name {
+        "bins" => Ok(BoxCoding::Bins(bins)),
+        "exp" => Ok(BoxCoding::Exp),
+        "relu" => Ok(BoxCoding::Relu),
+        _ => Err(one_of("coding", name, &["bins", "exp", "relu"])),
+    }
+}
+
 #[pymethods]
 impl Head {
     /// What is `None` is the profile's.
@@ -106,12 +115,7 @@ impl Head {
         }
         let dfl = DistributionFocalLoss::new(target_eps.unwrap_or(dfl.target_eps()))?
             .with_loss_weight(dfl_weight.unwrap_or(dfl.loss_weight()))?;
-        let coding = match coding {
-            "bins" => BoxCoding::Bins(bins.unwrap_or(head.bins())),
-            "exp" => BoxCoding::Exp,
-            "relu" => BoxCoding::Relu,
-            _ => return Err(one_of("coding", coding, &["bins", "exp", "relu"])),
-        };
+        let coding = self::coding(coding, bins.unwrap_or(head.bins()))?;
         let iou = match iou {
             None => head.iou(),
             Some("iou") => IouKind::Iou,
