@@ -232,6 +232,28 @@ fn what_is_strange() {
     assert_eq!(labels, [1, 6]);
 }
 
+/// The centerness of points all over a box and all but on its sides: of those within its range, and of those that a box
+/// gets which has none.
+#[test]
+fn centerness_from_side_to_side() {
+    let gpu = gpu();
+    let levels = [Level::new(10, 12, 8.0).offset(0.5)];
+    let scene = Scene {
+        boxes: vec![[3.99, 3.9, 92.02, 76.5], [3.0, 1.0, 61.0, 40.0]],
+        labels: vec![1, 2],
+        image: vec![0, 1],
+        images: 2,
+        classes: 9,
+        ..Scene::default()
+    };
+    for (range, fallback) in [([0.0, f32::INFINITY], 0), ([1e6, f32::INFINITY], 120)] {
+        let rules = Rules::fcos(&[range], None).falling_back(fallback);
+        let want = as_defined("a side", &gpu, &rules, &levels, &scene);
+        let inside = want.levels[0].centerness.iter().filter(|&&centerness| centerness > 0.0);
+        assert!(inside.clone().count() > 120 && inside.clone().any(|&centerness| centerness < 1e-3));
+    }
+}
+
 #[test]
 fn errors() {
     let gpu = gpu();

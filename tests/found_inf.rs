@@ -254,10 +254,8 @@ fn one_gradient_of_a_head_that_overflows_anywhere() {
     places::<bf16>();
 }
 
-/// 0, and not 0 * inf; the other gradients are inf.
-fn masked<T: OnDevice>() {
-    let Some(gpu) = gpu() else { return };
-    let mut random = Random::new(112);
+/// Of each loss one of each kind of shape.
+fn cases(random: &mut Random) -> Vec<Case> {
     let mut cases = Vec::new();
     for shape @ [rows, classes] in [[700, 16], [9, 19]] {
         let logits = random.many(rows * classes, -3.0, 3.0);
@@ -271,7 +269,13 @@ fn masked<T: OnDevice>() {
     for bins in [16, 17, 9] {
         cases.push(Case::dfl([300, bins], &random.many(300 * bins, -3.0, 3.0), &[3.25; 300]));
     }
-    for case in cases {
+    cases
+}
+
+/// 0, and not 0 * inf; the other gradients are inf.
+fn masked<T: OnDevice>() {
+    let Some(gpu) = gpu() else { return };
+    for case in cases(&mut Random::new(112)) {
         let weight = (0..case.shape[0]).map(|row| if row % 3 == 0 { 0.0 } else { 1.0 }).collect();
         let case = case.with(|options| (options.grad_scale, options.weight) = (1e60, Some(weight)));
         for layout in &LAYOUTS {
@@ -285,4 +289,26 @@ fn masks_under_an_infinite_factor() {
     masked::<f32>();
     masked::<f16>();
     masked::<bf16>();
+}
+
+/// The weight of a row, and what all are multiplied by.
+fn not_a_number<T: OnDevice>() {
+    let Some(gpu) = gpu() else { return };
+    let layouts = LAYOUTS.map(|layout| Layout { device_grad_scale: true, ..layout });
+    let check = |case: Case| layouts.iter().for_each(|layout| check_cuda::<T>(&gpu, &case, layout));
+    for case in cases(&mut Random::new(113)) {
+        // Of a thread's two rows either.
+        for row in [4, 5] {
+            let weight = (0..case.shape[0]).map(|n| if n == row { f32::NAN } else { 1.0 }).collect();
+            check(case.clone().with(|options| options.weight = Some(weight)));
+        }
+        check(case.with(|options| options.grad_scale = f64::NAN));
+    }
+}
+
+#[test]
+fn factors_that_are_not_numbers() {
+    not_a_number::<f32>();
+    not_a_number::<f16>();
+    not_a_number::<bf16>();
 }

@@ -196,10 +196,17 @@ fn huge<T: OnDevice>(gpu: &Gpu) {
                 });
             }
         }
-        let want = expect(&scene.stored_as::<T>());
-        for pass in PASSES {
-            let got = cuda::run::<T>(gpu, &scene, form, 0, pass).expect("a legal call");
-            check(&format!("huge logits in {form:?}"), pass, &got, &want);
+        // And where one is NaN besides, the others' gradients are what they are.
+        for nan in [false, true] {
+            for level in scene.levels.iter_mut().filter(|_| nan) {
+                let positions = level.positions();
+                level.cls[12 * positions + positions / 2] = f64::NAN;
+            }
+            let want = expect(&scene.stored_as::<T>());
+            for pass in PASSES {
+                let got = cuda::run::<T>(gpu, &scene, form, 0, pass).expect("a legal call");
+                check(&format!("huge logits in {form:?}"), pass, &got, &want);
+            }
         }
     }
 }
@@ -211,29 +218,37 @@ fn huge_logits() {
     huge::<bf16>(&gpu);
 }
 
-/// What is masked has the gradient 0, and not 0 * inf, where the others' is too large for a float.
+/// What is masked has the gradient 0, and not 0 * inf or 0 * NaN, where the others' is too large for a float or no
+/// number. At beta 1.5 by the weight of its class, too.
 fn masks<T: OnDevice>(beta: f64) {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(51);
     let mut scene = scene(&mut random, 24, 2, beta, &[(8, 16, 8.0), (5, 7, 16.0), (10, 12, 32.0)]);
-    scene.grad_scale = 1e60;
-    for form in [Form::Nchw, Form::ChannelsLast, Form::JointLast, Form::Crop, Form::CropLast] {
-        let got = cuda::run::<T>(&gpu, &scene, form, 0, Pass::ForwardBackward).expect("a legal call");
-        for (level, of) in scene.levels.iter().enumerate() {
-            let (positions, weights) = (of.positions(), of.label_weights.as_ref().expect("weights"));
-            let mut masked = 0;
-            for (i, grad) in got.grads[level][0].iter().map(|grad| grad.to_f64()).enumerate() {
-                let anchor = i / (24 * positions) * positions + i % positions;
-                if weights[anchor] == 0.0 || of.labels[anchor] == -7 {
-                    masked += 1;
-                    assert_eq!(grad, 0.0, "{form:?}, level {level}, element {i}");
-                } else {
-                    assert!(!grad.is_finite(), "{form:?}, level {level}, element {i}: {grad}");
+    let class_weights: Vec<f32> = (0..24).map(|class| [0.5, 1.0, 0.0][class % 3]).collect();
+    scene.class_weights = (beta == 1.5).then(|| class_weights.clone());
+    let of_class = |class: usize| if beta == 1.5 { class_weights[class] } else { 1.0 };
+    for (grad_scale, upstream) in [(1e60, 1.0), (1.0, f64::NAN)] {
+        scene.grad_scale = grad_scale;
+        scene.upstream = Some(vec![upstream; 9]);
+        for form in [Form::Nchw, Form::ChannelsLast, Form::JointLast, Form::Crop, Form::CropLast] {
+            let got = cuda::run::<T>(&gpu, &scene, form, 0, Pass::ForwardBackward).expect("a legal call");
+            for (level, of) in scene.levels.iter().enumerate() {
+                let (positions, weights) = (of.positions(), of.label_weights.as_ref().expect("weights"));
+                let mut masked = 0;
+                for (i, grad) in got.grads[level][0].iter().map(|grad| grad.to_f64()).enumerate() {
+                    let anchor = i / (24 * positions) * positions + i % positions;
+                    let weight = weights[anchor] * of_class(i / positions % 24);
+                    if weight == 0.0 || of.labels[anchor] == -7 {
+                        masked += 1;
+                        assert_eq!(grad, 0.0, "{form:?}, level {level}, element {i}");
+                    } else {
+                        assert!(!grad.is_finite(), "{form:?}, level {level}, element {i}: {grad}");
+                    }
                 }
+                assert!(masked > 0, "{form:?}, level {level}");
             }
-            assert!(masked > 0, "{form:?}, level {level}");
+            assert_eq!(got.found_inf, 1.0);
         }
-        assert_eq!(got.found_inf, 1.0);
     }
 }
 
@@ -242,7 +257,83 @@ fn masks_under_an_infinite_factor() {
     masks::<f32>(2.0);
     masks::<f16>(2.0);
     masks::<bf16>(2.0);
-    masks::<f32>(1.5);
-    masks::<f16>(1.5);
-    masks::<bf16>(1.5);
+    for beta in [1.5, 1.25] {
+        masks::<f32>(beta);
+        masks::<f16>(beta);
+        masks::<bf16>(beta);
+    }
+}
+
+/// Weights that are NaN spoil their anchors, and no others: alone, and side by side.
+fn weights_that_are_not_numbers<T: OnDevice>(gpu: &Gpu, beta: f64) {
+    let mut scene = scene(&mut Random::new(52), 8, 2, beta, &[(8, 8, 8.0), (4, 7, 16.0)]);
+    for level in &mut scene.levels {
+        let weights = level.label_weights.as_mut().expect("weights");
+        (weights[1], weights[10]) = (f32::NAN, f32::NAN);
+        weights[14..31].fill(f32::NAN);
+    }
+    let want = expect(&scene.stored_as::<T>());
+    for (form, offset) in [(Form::Nchw, 0), (Form::Nchw, 1), (Form::ChannelsLast, 0)] {
+        for pass in PASSES {
+            let got = cuda::run::<T>(gpu, &scene, form, offset, pass).expect("a legal call");
+            check(&format!("beta {beta}, in {form:?}, {offset} off"), pass, &got, &want);
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_nan() {
+    let Some(gpu) = gpu() else { return };
+    for beta in [2.0, 1.5] {
+        weights_that_are_not_numbers::<f32>(&gpu, beta);
+        weights_that_are_not_numbers::<f16>(&gpu, beta);
+        weights_that_are_not_numbers::<bf16>(&gpu, beta);
+    }
+}
+
+/// Ranges so narrow that a wrong digit of any formula is one of a sum, too: from easy negatives to logits that are far
+/// above, and where series end; all background or all labelled; in vectors of positions, of half as many, of channels,
+/// and one by one.
+fn narrow_ranges<T: OnDevice>() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(71);
+    for (low, high) in [(-88.0, -20.0), (-6.0, -2.0), (-2.02, -2.0), (-0.01, 0.01), (1.0, 20.0), (20.0, 88.0)]
+    {
+        for (beta, classes) in [2.0, 0.0, 1.5].into_iter().flat_map(|beta| [(beta, 16), (beta, 1)]) {
+            let settings = Settings { beta, ..Settings::of(Profile::Nanodet) };
+            let sizes = vec![(4, 8, 8.0), (3, 4, 16.0)];
+            let positives = if classes == 1 { 1.0 } else { 0.0 };
+            let recipe = Recipe { batch: 1, classes, sizes, positives, ..Recipe::new(settings) };
+            let mut scene = recipe.scene(&mut random);
+            for level in &mut scene.levels {
+                level.cls = random.many(level.cls.len(), low, high);
+            }
+            let want = expect(&scene.stored_as::<T>());
+            let forms = if classes == 1 {
+                &[Form::Nchw][..]
+            } else {
+                &[Form::Nchw, Form::ChannelsLast, Form::Scattered]
+            };
+            for (&form, pass) in forms.iter().flat_map(|form| PASSES.map(|pass| (form, pass))) {
+                let got = cuda::run::<T>(&gpu, &scene, form, 0, pass).expect("a legal call");
+                let what = format!("{low} to {high}, {classes} classes, beta {beta}, in {form:?}");
+                check(&what, pass, &got, &want);
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_over_narrow_ranges_in_f32() {
+    narrow_ranges::<f32>();
+}
+
+#[test]
+fn sums_over_narrow_ranges_in_f16() {
+    narrow_ranges::<f16>();
+}
+
+#[test]
+fn sums_over_narrow_ranges_in_bf16() {
+    narrow_ranges::<bf16>();
 }

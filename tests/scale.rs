@@ -50,23 +50,26 @@ fn any<T: OnDevice>() {
     }
 }
 
-/// One that overflows, in a vector and at the ends.
+/// One that overflows, at the ends and anywhere in each of the vectors that a thread has on their way.
 fn overflows<T: OnDevice>() {
     let Some(gpu) = gpu() else { return };
     let most = if T::NAME == "f16" { 60_000.0 } else { 3e38 };
-    for len in [19, 1000] {
-        for at in [0, 5, len / 2, len - 1] {
-            let mut grad = vec![T::from_f64(0.25); len];
-            grad[at] = T::from_f64(most);
-            let (got, flag) = on_cuda(&gpu, &grad, 3, 2.0);
-            assert!(flag == 1.0 && !got[at].to_f64().is_finite(), "{at} of {len} in {}", T::NAME);
-            let mut flag = [0.0];
-            scale(&mut grad, T::Loss::from_f64(2.0), Some(&mut flag)).expect("a legal call");
-            check_same_bits("both", &got, &grad);
-            assert_eq!(flag, [1.0]);
-            // What is not finite already is nothing to it, if there is nothing to do.
-            assert_eq!(on_cuda(&gpu, &got, 3, 1.0).1, 0.0);
-        }
+    let few = [19, 1000].into_iter().flat_map(|len| [0, 5, len / 2, len - 1].map(|at| (len, at)));
+    // Of 4 for each of the emulator's threads, from a multiple of 16 bytes on.
+    let (vector, threads) = (16 / size_of::<T>(), 32 * 256);
+    let many = (0..4 * vector).map(|k| (k / vector * threads * vector + k % vector, vector - 3));
+    let many = many.map(|(at, head)| (head + 4 * threads * vector + 2, head + at));
+    for (len, at) in few.chain(many) {
+        let mut grad = vec![T::from_f64(0.25); len];
+        grad[at] = T::from_f64(most);
+        let (got, flag) = on_cuda(&gpu, &grad, 3, 2.0);
+        assert!(flag == 1.0 && !got[at].to_f64().is_finite(), "{at} of {len} in {}", T::NAME);
+        let mut flag = [0.0];
+        scale(&mut grad, T::Loss::from_f64(2.0), Some(&mut flag)).expect("a legal call");
+        check_same_bits("both", &got, &grad);
+        assert_eq!(flag, [1.0]);
+        // What is not finite already is nothing to it, if there is nothing to do.
+        assert_eq!(on_cuda(&gpu, &got, 3, 1.0).1, 0.0);
     }
 }
 

@@ -31,6 +31,15 @@ struct Everywhere {
     reason: String,
 }
 
+/// Constants whose last digits are of no account.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Digits {
+    /// As PTX has them, and which of their hexadecimal digits, from 1, is the first that may be another one.
+    numbers: Vec<(String, usize)>,
+    reason: String,
+}
+
 /// All of them.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +48,8 @@ pub struct Exceptions {
     within: Vec<Within>,
     #[serde(default)]
     everywhere: Vec<Everywhere>,
+    #[serde(default)]
+    digits: Vec<Digits>,
 }
 
 impl Exceptions {
@@ -60,7 +71,23 @@ impl Exceptions {
             within.entry == entry && plain(&within.from) == from && plain(&within.to) == plain(to)
         });
         let everywhere = || self.everywhere.iter().find(|everywhere| everywhere.excuses(text, line, to));
-        within.map(|within| within.reason.as_str()).or_else(|| Some(everywhere()?.reason.as_str()))
+        let digits = || self.digits.iter().find(|digits| digits.excuse(&from, &plain(to)));
+        within
+            .map(|within| within.reason.as_str())
+            .or_else(|| Some(everywhere()?.reason.as_str()))
+            .or_else(|| Some(digits()?.reason.as_str()))
+    }
+}
+
+impl Digits {
+    fn excuse(&self, from: &str, to: &str) -> bool {
+        let others = from.bytes().zip(to.bytes()).enumerate().filter(|(_, (a, b))| a != b);
+        let [(at, _)] = others.collect::<Vec<_>>()[..] else { return false };
+        let is_of = |(number, first): &(String, usize)| {
+            let start = from.find(number)?;
+            (start + 1 + first..start + number.len()).contains(&at).then_some(()) // after "0f" or "0d"
+        };
+        from.len() == to.len() && self.numbers.iter().any(|number| is_of(number).is_some())
     }
 }
 
@@ -165,6 +192,15 @@ mod tests {
         assert_eq!(reason(1, "sub.s32 %r3, %r1, %r7;"), None, "before the text");
         assert_eq!(reason(8, "exit;"), Some("the same"));
         assert_eq!(exceptions.reason(&text, "another_f32", 8, "exit;"), None);
+    }
+
+    #[test]
+    fn digits_from_one_on() {
+        let digits = Digits { numbers: vec![("0f3E35B613".to_owned(), 4)], reason: String::new() };
+        let excuse = |to| digits.excuse("mov.f32 %f1,0f3E35B613", to);
+        assert!(excuse("mov.f32 %f1,0f3E36B613") && excuse("mov.f32 %f1,0f3E35B614"));
+        assert!(!excuse("mov.f32 %f1,0f3E45B613"), "the third digit");
+        assert!(!excuse("mov.f32 %f2,0f3E35B613") && !excuse("mov.f32 %f1,0f3E36C613"));
     }
 
     #[test]
