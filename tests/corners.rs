@@ -4,20 +4,39 @@
 mod support;
 
 use gfocal::{AvgPolicy, Reduction, bf16, f16};
-use support::cuda::Layout;
+use support::cuda::{Buffers, Layout};
+use support::gpu::OnDevice;
 use support::random::Random;
-use support::{Case, Gpu, check_cuda, gpu};
+use support::tolerance::check_same_bits;
+use support::{Case, Gpu, Pass, check_cuda, gpu};
 
 /// Numbers on the device, beside buffers as the driver aligns them.
 const NUMBERS_ON_DEVICE: Layout =
     Layout { device_avg_factor: true, device_grad_scale: true, ..Layout::ALIGNED };
 const BETAS: [f64; 3] = [2.0, 0.0, 1.5];
+const PASSES: [Pass; 2] = [Pass::Forward, Pass::ForwardBackward];
 
 fn check(gpu: &Gpu, case: &Case) {
     for layout in [NUMBERS_ON_DEVICE, Layout::MISALIGNED] {
         check_cuda::<f32>(gpu, case, &layout);
         check_cuda::<f16>(gpu, case, &layout);
         check_cuda::<bf16>(gpu, case, &layout);
+    }
+}
+
+/// Without status and flag the results are the same.
+fn check_bare<T: OnDevice>(gpu: &Gpu, case: &Case) {
+    for (layout, pass) in
+        [Layout::ALIGNED, Layout::MISALIGNED].into_iter().flat_map(|layout| PASSES.map(|pass| (layout, pass)))
+    {
+        let [got, want] = [true, false].map(|bare| {
+            let mut buffers = Buffers::<T>::new(gpu, case, &layout);
+            buffers.bare = bare;
+            buffers.call(gpu, case, pass).expect("a legal call");
+            buffers.outcome(gpu, pass)
+        });
+        check_same_bits("losses", &got.loss, &want.loss);
+        check_same_bits("gradients", &got.grad, &want.grad);
     }
 }
 
@@ -35,22 +54,33 @@ fn dense(random: &mut Random, shape: [usize; 2]) -> Case {
     Case::dense(shape, &random.many(elements, -6.0, 3.0), &target)
 }
 
-#[test]
-fn a_divisor_on_the_device_that_is_below_its_least() {
-    let Some(gpu) = gpu() else { return };
-    let mut random = Random::new(401);
-    let below =
-        |case: Case| case.reduced(Reduction::MeanBy { avg_factor: 0.25, policy: AvgPolicy::AtLeast(0.75) });
+/// A call of each kind of shape.
+fn check_all(gpu: &Gpu, seed: u64, reduction: Reduction) {
+    let mut random = Random::new(seed);
     for shape in [[12, 16], [9, 5]] {
         for beta in BETAS {
-            check(&gpu, &below(sparse(&mut random, shape).with_beta(beta)));
-            check(&gpu, &below(dense(&mut random, shape).with_beta(beta)));
+            check(gpu, &sparse(&mut random, shape).with_beta(beta).reduced(reduction));
+            check(gpu, &dense(&mut random, shape).with_beta(beta).reduced(reduction));
         }
     }
     for bins in [16, 17, 9] {
         let target: Vec<f32> = (0..20).map(|_| random.between(0.0, bins as f64 - 1.0) as f32).collect();
-        check(&gpu, &below(Case::dfl([20, bins], &random.many(20 * bins, -3.0, 3.0), &target)));
+        let case = Case::dfl([20, bins], &random.many(20 * bins, -3.0, 3.0), &target);
+        check(gpu, &case.reduced(reduction));
     }
+}
+
+#[test]
+fn a_divisor_on_the_device_that_is_below_its_least() {
+    let Some(gpu) = gpu() else { return };
+    check_all(&gpu, 401, Reduction::MeanBy { avg_factor: 0.25, policy: AvgPolicy::AtLeast(0.75) });
+}
+
+/// Which the host cannot see: nothing is finite.
+#[test]
+fn a_divisor_on_the_device_that_is_nan() {
+    let Some(gpu) = gpu() else { return };
+    check_all(&gpu, 405, Reduction::MeanBy { avg_factor: f64::NAN, policy: AvgPolicy::Exact });
 }
 
 #[test]
@@ -62,7 +92,14 @@ fn rows_of_whole_vectors_with_wrong_labels_and_qualities() {
         (labels[4], labels[21]) = (17, -1);
         (quality[3], quality[4], quality[5], quality[33]) = (f32::NAN, f32::NAN, f32::NAN, f32::NAN);
         *narrow = narrow_labels;
-        BETAS.into_iter().for_each(|beta| check(&gpu, &case.clone().with_beta(beta)));
+        for case in BETAS.map(|beta| case.clone().with_beta(beta)) {
+            check(&gpu, &case);
+            for case in [case.clone(), case.reduced(Reduction::None)] {
+                check_bare::<f32>(&gpu, &case);
+                check_bare::<f16>(&gpu, &case);
+                check_bare::<bf16>(&gpu, &case);
+            }
+        }
     }
 }
 

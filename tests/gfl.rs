@@ -198,13 +198,15 @@ fn both_and_their_sum() {
     }
 }
 
-/// Divisors on the device, below their least; rows of whole vectors and others, masked or with a target that is NaN.
+/// Divisors on the device, below their least or NaN; rows of whole vectors and others, masked or with a target that is
+/// NaN.
 #[test]
 fn least_divisors_and_bad_rows() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(62);
     let below = Reduction::MeanBy { avg_factor: 0.25, policy: AvgPolicy::AtLeast(0.75) };
-    for classes in [16, 19] {
+    let nan = Reduction::MeanBy { avg_factor: f64::NAN, policy: AvgPolicy::Exact };
+    for (classes, by) in [(16, below), (19, below), (16, nan), (19, nan)] {
         for (dense, beta) in KINDS {
             let [mut qfl, dfl] = step(&mut random, [40, classes], [24, 17], dense);
             match &mut qfl.loss {
@@ -214,7 +216,7 @@ fn least_divisors_and_bad_rows() {
             }
             let weights = qfl.options.weight.as_mut().expect("a step has them");
             (weights[2], weights[3]) = (0.0, 1.0);
-            let (qfl, dfl) = (qfl.with_beta(beta).reduced(below), dfl.reduced(below));
+            let (qfl, dfl) = (qfl.with_beta(beta).reduced(by), dfl.reduced(by));
             let what = format!("{classes} classes, dense {dense}, beta {beta}");
             let on_device = Layout { device_avg_factor: true, ..Layout::ALIGNED };
             for layouts in [[&on_device, &Layout::MISALIGNED], [&Layout::MISALIGNED, &on_device]] {

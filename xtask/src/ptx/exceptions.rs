@@ -28,6 +28,9 @@ struct Everywhere {
     lines: String,
     /// Instructions of it as they are, and changed.
     changes: Vec<[String; 2]>,
+    /// What the names of entry points begin with; if there is none, all.
+    #[serde(default)]
+    entries: Vec<String>,
     reason: String,
 }
 
@@ -70,7 +73,11 @@ impl Exceptions {
         let within = self.within.iter().find(|within| {
             within.entry == entry && plain(&within.from) == from && plain(&within.to) == plain(to)
         });
-        let everywhere = || self.everywhere.iter().find(|everywhere| everywhere.excuses(text, line, to));
+        let is_of = |everywhere: &Everywhere| {
+            let named = everywhere.entries.iter().any(|start| entry.starts_with(start));
+            (named || everywhere.entries.is_empty()) && everywhere.excuses(text, line, to)
+        };
+        let everywhere = || self.everywhere.iter().find(|everywhere| is_of(everywhere));
         let digits = || self.digits.iter().find(|digits| digits.excuse(&from, &plain(to)));
         within
             .map(|within| within.reason.as_str())
@@ -182,7 +189,7 @@ mod tests {
 
     #[test]
     fn names_do_not_count_but_places_do() {
-        let exceptions = exceptions("[[\"add.s32 %r30,%r10,%r20;\", \"sub.s32 %r30, %r10, %r20;\"]]");
+        let mut exceptions = exceptions("[[\"add.s32 %r30,%r10,%r20;\", \"sub.s32 %r30, %r10, %r20;\"]]");
         let text = Text::new("unit.f32.sm_75.ptx".to_owned(), TEXT);
         let reason = |line, to| exceptions.reason(&text, "k_f32", line, to);
         assert_eq!(reason(6, "sub.s32 %r2, %r7, %r1;"), Some("it is 0"));
@@ -192,6 +199,9 @@ mod tests {
         assert_eq!(reason(1, "sub.s32 %r3, %r1, %r7;"), None, "before the text");
         assert_eq!(reason(8, "exit;"), Some("the same"));
         assert_eq!(exceptions.reason(&text, "another_f32", 8, "exit;"), None);
+        exceptions.everywhere[0].entries = vec!["l_".to_owned(), "k_".to_owned()];
+        assert_eq!(exceptions.reason(&text, "k_f32", 6, "sub.s32 %r2, %r7, %r1;"), Some("it is 0"));
+        assert_eq!(exceptions.reason(&text, "another_f32", 6, "sub.s32 %r2, %r7, %r1;"), None);
     }
 
     #[test]
