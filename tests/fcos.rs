@@ -157,6 +157,10 @@ fn ties() {
     assert_eq!(labels[5..7], [0, 0], "(12, 12) and (20, 12) are on the sides of the second");
     assert_eq!(labels.iter().filter(|&&label| label != 9).count(), 4);
     same_on_cuda("sides", &gpu, &rules, &levels, &on_sides);
+    // Nor is it in a region to ignore, all sides of which have points here.
+    let ignored = Scene { ignore: Some((vec![[4.0, 4.0, 20.0, 20.0]], vec![0])), ..on_sides };
+    let want = as_defined("a region", &gpu, &rules.clone().ignoring(0.5), &levels, &ignored);
+    assert_eq!(want.label_weights().filter(|&weight| weight == 0.0).count(), 1, "(12, 12)");
     // The same area, in another shape or twice.
     let rules = Rules::fcos(&[[-1.0, 64.0]], None);
     let equal = scene(&[

@@ -6,9 +6,11 @@ mod support;
 
 use gfocal::{bf16, f16};
 use support::gpu::OnDevice;
+use support::head::cuda::{OnCuda, Phases};
 use support::head::scenes::Recipe;
 use support::head::{Form, Profile, Scene, Settings, check, cuda, expect};
 use support::random::Random;
+use support::tolerance::check_same_bits;
 use support::{Gpu, Pass, gpu};
 
 const PASSES: [Pass; 2] = [Pass::Forward, Pass::ForwardBackward];
@@ -248,6 +250,13 @@ fn masks<T: OnDevice>(beta: f64) {
                 assert!(masked > 0, "{form:?}, level {level}");
             }
             assert_eq!(got.found_inf, 1.0);
+            let mut bare = OnCuda::<T>::new(&gpu, &scene, form, 0);
+            bare.bare = true;
+            bare.call(&gpu, &scene, Pass::ForwardBackward, Phases::Both).expect("a legal call");
+            let bare = bare.outcome(&gpu, &scene, Pass::ForwardBackward);
+            for (bare, got) in bare.grads.iter().flatten().zip(got.grads.iter().flatten()) {
+                check_same_bits("without a flag", bare, got);
+            }
         }
     }
 }

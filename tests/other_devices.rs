@@ -5,14 +5,16 @@ mod support;
 
 use std::process::Command;
 
-use gfocal::cuda;
+use gfocal::cuda::driver_version;
 use gfocal::{Reduction, bf16, f16};
 use support::cuda::{Buffers, Layout};
 use support::gpu::OnDevice;
 use support::head::scenes::Recipe;
 use support::head::{self, Form, Profile, Settings};
 use support::random::Random;
-use support::{Case, Gpu, LOUD, Pass, QUIET, check_alone, check_cuda, gpu, nearly_most};
+use support::{
+    Case, Gpu, LOUD, Pass, QUIET, check_alone, check_cuda, check_with, cuda, expect, gpu, nearly_most,
+};
 
 /// Whether this is the process with this setting. If not it is started, and runs the test of this name.
 fn has(test: &str, (variable, value): (&str, &str)) -> bool {
@@ -56,10 +58,36 @@ fn a_driver_of_cuda_12_0() {
         return;
     }
     let Some(gpu) = gpu() else { return };
-    assert_eq!(cuda::driver_version(), Ok(12_000));
+    assert_eq!(driver_version(), Ok(12_000));
     of_all_kinds::<f32>(&gpu);
     of_all_kinds::<f16>(&gpu);
     of_all_kinds::<bf16>(&gpu);
+}
+
+/// More blocks than a warp has lanes, in every kernel with a sum.
+fn several_warps_of_blocks<T: OnDevice>(gpu: &Gpu) {
+    let mut random = Random::new(98);
+    let rows = 34 * 256;
+    let mut cases = Vec::new();
+    // Whole vectors; rows at any address, with labels and with targets.
+    for shape @ [rows, classes] in [[5500, 16], [rows, 1]] {
+        let logits = random.many(rows * classes, -6.0, 4.0);
+        let labels: Vec<i64> = (0..rows).map(|row| row as i64 % 40).collect();
+        let sparse = Case::sparse(shape, &logits, &labels, &vec![0.5; rows]);
+        cases.extend([2.0, 1.5].map(|beta| sparse.clone().with_beta(beta)));
+    }
+    let dense = Case::dense([rows, 1], &random.many(rows, -6.0, 4.0), &vec![0.5; rows]);
+    cases.extend([2.0, 1.5].map(|beta| dense.clone().with_beta(beta)));
+    for bins in [16, 17, 2] {
+        cases.push(Case::dfl([rows, bins], &random.many(rows * bins, -4.0, 4.0), &vec![0.25; rows]));
+    }
+    for case in cases {
+        let want = expect(&case.stored_as::<T>());
+        for pass in [Pass::Forward, Pass::ForwardBackward] {
+            let got = cuda::run::<T>(gpu, &case, pass, &Layout::ALIGNED).expect("a legal call");
+            check_with(&format!("{:?}", case.shape), &case, pass, &got, &want);
+        }
+    }
 }
 
 /// With 132 multiprocessors there are more blocks than a block has threads, which add up the blocks.
@@ -85,6 +113,9 @@ fn more_blocks_than_threads() {
     let scene = recipe.scene(&mut random);
     let got = head::cuda::run::<f32>(&gpu, &scene, Form::Scattered, 0, Pass::Forward).expect("a legal call");
     head::check("a large head", Pass::Forward, &got, &head::expect(&scene));
+    several_warps_of_blocks::<f32>(&gpu);
+    several_warps_of_blocks::<f16>(&gpu);
+    several_warps_of_blocks::<bf16>(&gpu);
 }
 
 /// Of so many rows each of the blocks of one multiprocessor, at most 6, has four steps, which a thread has in flight

@@ -68,6 +68,9 @@ fn overflows<T: OnDevice>() {
         scale(&mut grad, T::Loss::from_f64(2.0), Some(&mut flag)).expect("a legal call");
         check_same_bits("both", &got, &grad);
         assert_eq!(flag, [1.0]);
+        let (mut again, by) = (Buffer::new(&gpu, &[T::from_f64(most)], 0), Buffer::new(&gpu, &[2f32], 0));
+        cuda::scale(&gpu.handle, &mut again.view_mut(), &by.view(), None)
+            .expect("a legal call without a flag");
         // What is not finite already is nothing to it, if there is nothing to do.
         assert_eq!(on_cuda(&gpu, &got, 3, 1.0).1, 0.0);
     }
