@@ -123,3 +123,22 @@ fn upstream_gradients_of_dense_rows() {
         }
     }
 }
+
+/// Labelled logits that are so far away that exponentials end.
+#[test]
+fn labelled_logits_far_away() {
+    let Some(gpu) = gpu() else { return };
+    let far = [-6e4, -1e3, -710.0, -690.0, 690.0, 710.0, 1e3, 6e4];
+    for classes in [16, 5, 1] {
+        let mut logits = vec![-1.0; 8 * classes];
+        far.iter().enumerate().for_each(|(row, &x)| logits[row * classes + row % classes] = x);
+        let labels: Vec<i64> = (0..8).map(|row| (row % classes) as i64).collect();
+        let sparse = Case::sparse([8, classes], &logits, &labels, &[0.25; 8]);
+        let dense = Case::dense([8, classes], &logits, &vec![0.25; 8 * classes]);
+        for case in
+            [sparse, dense].into_iter().flat_map(|case| BETAS.map(|beta| case.clone().with_beta(beta)))
+        {
+            check(&gpu, &case);
+        }
+    }
+}

@@ -266,8 +266,8 @@ proptest! {
 fn sums_over_narrow_ranges() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(67);
-    let ranges = [(-88.0, -20.0), (-4.0, -2.0), (-0.01, 0.01), (1.0, 20.0), (20.0, 88.0)];
-    let spreads = [1.0, 0.1, 10.0, 40.0, 3.0];
+    let ranges = [(-88.0, -20.0), (-4.0, -2.0), (-0.01, 0.01), (1.0, 20.0), (20.0, 88.0), (705.0, 6e4)];
+    let spreads = [1.0, 0.1, 10.0, 40.0, 3.0, 2.0];
     for ((low, high), spread) in ranges.into_iter().zip(spreads) {
         for (targets, beta) in
             ["none", "labels", "all"].into_iter().flat_map(|of| BETAS.map(|beta| (of, beta)))

@@ -306,7 +306,8 @@ fn weights_that_are_nan() {
 fn narrow_ranges<T: OnDevice>() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(71);
-    for (low, high) in [(-88.0, -20.0), (-6.0, -2.0), (-2.02, -2.0), (-0.01, 0.01), (1.0, 20.0), (20.0, 88.0)]
+    for (low, high) in
+        [(-88.0, -20.0), (-6.0, -2.0), (-2.02, -2.0), (-0.01, 0.01), (1.0, 20.0), (20.0, 88.0), (705.0, 6e4)]
     {
         for (beta, classes) in [2.0, 0.0, 1.5].into_iter().flat_map(|beta| [(beta, 16), (beta, 1)]) {
             let settings = Settings { beta, ..Settings::of(Profile::Nanodet) };
