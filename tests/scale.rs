@@ -59,7 +59,9 @@ fn overflows<T: OnDevice>() {
     let (vector, threads) = (16 / size_of::<T>(), 32 * 256);
     let many = (0..4 * vector).map(|k| (k / vector * threads * vector + k % vector, vector - 3));
     let many = many.map(|(at, head)| (head + 4 * threads * vector + 2, head + at));
-    for (len, at) in few.chain(many) {
+    // The last vector is the first, the second, ... of its thread.
+    let last = (1..5).map(|n| (n * threads - 5) * vector + vector).map(|len| (len, len - 4));
+    for (len, at) in few.chain(many).chain(last) {
         let mut grad = vec![T::from_f64(0.25); len];
         grad[at] = T::from_f64(most);
         let (got, flag) = on_cuda(&gpu, &grad, 3, 2.0);
