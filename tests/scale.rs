@@ -55,12 +55,14 @@ fn overflows<T: OnDevice>() {
     let Some(gpu) = gpu() else { return };
     let most = if T::NAME == "f16" { 60_000.0 } else { 3e38 };
     let few = [19, 1000].into_iter().flat_map(|len| [0, 5, len / 2, len - 1].map(|at| (len, at)));
-    // Of 4 for each of the emulator's threads, from a multiple of 16 bytes on.
-    let (vector, threads) = (16 / size_of::<T>(), 32 * 256);
-    let many = (0..4 * vector).map(|k| (k / vector * threads * vector + k % vector, vector - 3));
-    let many = many.map(|(at, head)| (head + 4 * threads * vector + 2, head + at));
+    // Of four for each of the emulator's threads, from a multiple of 16 bytes on: 4096, or twice as many from compute
+    // capability 8.0 on.
+    let (vector, threads) = (16 / size_of::<T>(), 16 * 256);
+    let places =
+        [0, 1, 2, 3, 4, 6].into_iter().flat_map(|n| (0..vector).map(move |k| n * threads * vector + k));
+    let many = places.map(|at| (8 * threads * vector + vector, vector - 3 + at));
     // The last vector is the first, the second, ... of its thread.
-    let last = (1..5).map(|n| (n * threads - 5) * vector + vector).map(|len| (len, len - 4));
+    let last = (1..9).map(|n| (n * threads - 5) * vector + vector).map(|len| (len, len - 4));
     for (len, at) in few.chain(many).chain(last) {
         let mut grad = vec![T::from_f64(0.25); len];
         grad[at] = T::from_f64(most);
