@@ -144,6 +144,32 @@ fn steps<T: OnDevice>(gpu: &Gpu) {
     }
 }
 
+/// A lane goes through its anchors in several rounds, and there are rests of images.
+fn rounds<T: OnDevice>(gpu: &Gpu) {
+    for beta in [2.0, 1.5] {
+        let settings = Settings { beta, ..Settings::of(Profile::Mmdetection) };
+        let sizes = vec![(61, 69, 8.0), (33, 37, 16.0)];
+        let recipe = Recipe { batch: 1, classes: 16, sizes, positives: 0.01, ..Recipe::new(settings) };
+        let scene = recipe.scene(&mut Random::new(99));
+        let want = head::expect(&scene.stored_as::<T>());
+        for pass in [Pass::Forward, Pass::ForwardBackward] {
+            let got = head::cuda::run::<T>(gpu, &scene, Form::ChannelsLast, 0, pass).expect("a legal call");
+            head::check(&format!("long ways, beta {beta}"), pass, &got, &want);
+        }
+    }
+}
+
+#[test]
+fn a_small_device_and_a_large_head() {
+    if !has("a_small_device_and_a_large_head", ("GFOCAL_EMULATOR_SMS", "1")) {
+        return;
+    }
+    let Some(gpu) = gpu() else { return };
+    rounds::<f32>(&gpu);
+    rounds::<f16>(&gpu);
+    rounds::<bf16>(&gpu);
+}
+
 /// One gradient that overflows sets the flag, wherever it is of what a thread has at once.
 #[test]
 fn one_gradient_that_overflows_anywhere_in_a_tile() {
