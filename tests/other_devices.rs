@@ -159,6 +159,34 @@ fn rounds<T: OnDevice>(gpu: &Gpu) {
     }
 }
 
+/// Of so many rows as in [`steps`], the sums of ranges so narrow that each vector of a thread counts.
+fn narrow_ranges<T: OnDevice>(gpu: &Gpu) {
+    let (classes, rows) = (16, 6 * 4 * 320 / (16 / (16 / size_of::<T>())));
+    let mut random = Random::new(100);
+    for (low, high) in [(-6.0, -2.1), (-0.01, 0.01), (1.0, 20.0)] {
+        let logits = random.many(rows * classes, low, high);
+        let case = Case::sparse([rows, classes], &logits, &vec![-1; rows], &vec![0.0; rows]);
+        for case in [2.0, 1.5, 0.0].map(|beta| case.clone().with_beta(beta)) {
+            let want = expect(&case.stored_as::<T>());
+            for pass in [Pass::Forward, Pass::ForwardBackward] {
+                let got = cuda::run::<T>(gpu, &case, pass, &Layout::ALIGNED).expect("a legal call");
+                check_with(&format!("{low} to {high}"), &case, pass, &got, &want);
+            }
+        }
+    }
+}
+
+#[test]
+fn whole_tiles_of_narrow_ranges() {
+    if !has("whole_tiles_of_narrow_ranges", ("GFOCAL_EMULATOR_SMS", "1")) {
+        return;
+    }
+    let Some(gpu) = gpu() else { return };
+    narrow_ranges::<f32>(&gpu);
+    narrow_ranges::<f16>(&gpu);
+    narrow_ranges::<bf16>(&gpu);
+}
+
 #[test]
 fn a_small_device_and_a_large_head() {
     if !has("a_small_device_and_a_large_head", ("GFOCAL_EMULATOR_SMS", "1")) {
