@@ -123,6 +123,9 @@ pub fn changes(line: &str, below: &mut dyn FnMut(usize) -> usize) -> Vec<Change>
         let changed = Instruction { guard: Some(other), ..instruction.clone() };
         found.push(Change { kind: "the other way", to: changed.write() });
     }
+    // Operands that are alike, swapped.
+    let unchanged = instruction.write();
+    found.retain(|change| change.to != unchanged);
     found
 }
 
