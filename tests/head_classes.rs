@@ -226,7 +226,7 @@ fn masks<T: OnDevice>(beta: f64) {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(51);
     let mut scene = scene(&mut random, 24, 2, beta, &[(8, 16, 8.0), (5, 7, 16.0), (10, 12, 32.0)]);
-    let class_weights: Vec<f32> = (0..24).map(|class| [0.5, 1.0, 0.0][class % 3]).collect();
+    let class_weights: Vec<f64> = (0..24).map(|class| [0.5, 1.0, 0.0][class % 3]).collect();
     scene.class_weights = (beta == 1.5).then(|| class_weights.clone());
     let of_class = |class: usize| if beta == 1.5 { class_weights[class] } else { 1.0 };
     for (grad_scale, upstream) in [(1e60, 1.0), (1.0, f64::NAN)] {
@@ -278,8 +278,8 @@ fn weights_that_are_not_numbers<T: OnDevice>(gpu: &Gpu, beta: f64) {
     let mut scene = scene(&mut Random::new(52), 8, 2, beta, &[(8, 8, 8.0), (4, 7, 16.0)]);
     for level in &mut scene.levels {
         let weights = level.label_weights.as_mut().expect("weights");
-        (weights[1], weights[10]) = (f32::NAN, f32::NAN);
-        weights[14..31].fill(f32::NAN);
+        (weights[1], weights[10]) = (f64::NAN, f64::NAN);
+        weights[14..31].fill(f64::NAN);
     }
     let want = expect(&scene.stored_as::<T>());
     for (form, offset) in [(Form::Nchw, 0), (Form::Nchw, 1), (Form::ChannelsLast, 0)] {
