@@ -5,7 +5,8 @@
 //     again in each pass, from the cache.
 //  2. Boxes and their gradients go through shared memory, so that they are read and written in the order in which they
 //     lie.
-//  3. The storage type is told at run time and chosen once, outside of all loops.
+//  3. Rows that lie apart from each other cost a division more, where there are any.
+//  4. The storage type is told at run time and chosen once, outside of all loops.
 #include "any_storage.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
@@ -19,6 +20,7 @@ struct DecodeLevel {
     const void* logits;    // its first element; channel = side * bins + bin
     void* grad;            // in the same strides; null without a gradient
     u64 batch, channel, position;  // strides, in elements
+    u64 row_gap;           // what is between rows besides; wraps below 0
     const float* points;   // [positions, 2] or [batch, positions, 2] in pixels; null: a grid
     float stride;
     float grid_offset;     // in units of the stride
@@ -138,7 +140,11 @@ DEVICE void decode_as(const DecodeArgs& a) {
             const bool valid = at < count;
             const u32 number = base + (valid ? at : 0), of = number / level.positions;
             const u32 position = number - of * level.positions;
-            const u64 start = of * level.batch + position * level.position + side * a.bins * level.channel;
+            u64 start = of * level.batch + position * level.position + side * a.bins * level.channel;
+            if (level.row_gap) {
+                rare();
+                start += position / level.width * level.row_gap;
+            }
             const float way = side < 2 ? -level.stride : level.stride;
             float distance;
             if (a.coding == CODING_BINS) {

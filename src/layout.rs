@@ -85,6 +85,13 @@ impl Layout {
         let follow = |rows: &Rows| rows.width.checked_mul(self.position) == Some(rows.step);
         self.rows.filter(|rows| positions > rows.width && !follow(rows))
     }
+
+    /// What is between rows besides, as kernels take it: 0 if they follow each other. Of rows that overlap, or go before
+    /// each other, it is below 0, and wraps.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn row_gap(&self, positions: usize) -> u64 {
+        self.pitch(positions).map_or(0, |rows| rows.step.wrapping_sub(rows.width * self.position)) as u64
+    }
 }
 
 /// As a struct without the rows that there are not.

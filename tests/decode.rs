@@ -1,278 +1,34 @@
 //! Shows that boxes are decoded as equations (5) and (10) say, and gradients are their derivatives: five levels at once,
 //! every coding, storage type and form of memory, on the CPU and on CUDA, there in one launch and nothing else; that
-//! extreme and useless logits give what is promised; and that a wrong call says what is wrong and writes nothing.
+//! extreme and useless logits give what is promised, and one gradient that overflows sets the flag; and that a wrong call
+//! says what is wrong and writes nothing.
 
 mod support;
 
 use gfocal::cuda::Device;
 use gfocal::cudarc::driver::{DevicePtr, DevicePtrMut};
 use gfocal::decode::{self, Level};
-use gfocal::head::{BoxCoding, HeadLoss, Layout, Logits, Points, Targets};
-use gfocal::{Element as _, Host, bf16, f16};
-use gfocal_reference::integral;
+use gfocal::head::{BoxCoding, Layout, Logits, Points, Targets};
+use gfocal::{Host, bf16, f16};
+use support::decode::{Outcome, Scene, level};
 use support::gpu::OnDevice;
-use support::head::{Form, as_stored, places};
-use support::random::Random;
-use support::tolerance::{Want, check_same_bits};
-use support::{Buffer, Gpu, Stored, check_elements, gpu};
+use support::head::{Form, PointsAt, places};
+use support::tolerance::check_same_bits;
+use support::{Buffer, check_alone, gpu, nearly_most};
 
 const CODINGS: [BoxCoding; 5] =
     [BoxCoding::Bins(17), BoxCoding::Bins(2), BoxCoding::Bins(9), BoxCoding::Exp, BoxCoding::Relu];
 
-fn bins(coding: BoxCoding) -> usize {
-    HeadLoss::default().with_box_coding(coding).expect("a coding").bins()
-}
-
-/// What a level has, before it is stored.
-#[derive(Clone)]
-struct OfLevel {
-    size: [usize; 2],
-    stride: f64,
-    offset: f64,
-    /// Explicit points, of all images or of each.
-    points: Option<Vec<f64>>,
-    /// `[B, 4K, P]`
-    logits: Vec<f64>,
-}
-
-impl OfLevel {
-    fn positions(&self) -> usize {
-        self.size[0] * self.size[1]
-    }
-}
-
-#[derive(Clone)]
-struct Scene {
-    coding: BoxCoding,
-    batch: usize,
-    levels: Vec<OfLevel>,
-    /// `[B, A, 4]`
-    upstream: Vec<f64>,
-}
-
-/// Boxes, and the gradient of each level's logits `[B, 4K, P]`.
-struct Outcome<T: Stored> {
-    boxes: Vec<T::Loss>,
-    grads: Vec<Vec<T>>,
-}
-
-impl Scene {
-    fn new(coding: BoxCoding, batch: usize, sizes: &[[usize; 2]], seed: u64) -> Scene {
-        let mut random = Random::new(seed);
-        let channels = 4 * bins(coding);
-        let level = |(index, &size): (usize, &[usize; 2])| {
-            let positions = size[0] * size[1];
-            let explicit = match index {
-                1 => 2 * positions,
-                2 => 2 * positions * batch,
-                _ => 0,
-            };
-            let points = random.many(explicit, -20.0, 300.0);
-            OfLevel {
-                size,
-                stride: [8.0, 16.0, 32.0, 50.0, 7.5][index],
-                offset: if index % 2 == 0 { 0.5 } else { 0.0 },
-                points: (explicit > 0).then_some(points),
-                logits: random.many(batch * channels * positions, -4.0, 4.0),
-            }
-        };
-        let levels: Vec<_> = sizes.iter().enumerate().map(level).collect();
-        let anchors: usize = levels.iter().map(|level| batch * level.positions()).sum();
-        Scene { coding, batch, levels, upstream: random.many(4 * anchors, -2.0, 2.0) }
-    }
-
-    /// Five levels, none of a round size, and of as many positions as a vector and a tile.
-    fn five(coding: BoxCoding) -> Scene {
-        Scene::new(coding, 2, &[[5, 14], [8, 4], [5, 3], [1, 4], [1, 1]], 5)
-    }
-
-    fn channels(&self) -> usize {
-        4 * bins(self.coding)
-    }
-
-    /// On what storage leaves.
-    fn stored_as<T: Stored>(&self) -> Scene {
-        let mut stored = self.clone();
-        for logit in stored.levels.iter_mut().flat_map(|level| &mut level.logits) {
-            *logit = T::from_f64(*logit).to_f64();
-        }
-        let points = stored.levels.iter_mut().filter_map(|level| level.points.as_mut()).flatten();
-        for beside in points.chain(&mut stored.upstream) {
-            *beside = T::Loss::from_f64(*beside).to_f64();
-        }
-        stored
-    }
-
-    /// Layout and places of a level's logits, and the length of their buffer.
-    fn place(&self, level: &OfLevel, form: Form) -> (Layout, Vec<usize>, usize) {
-        let placement = form.place(self.batch, [3, self.channels()], level.size);
-        let len = placement.lengths.unwrap_or_else(|[_, boxes]| boxes);
-        (placement.boxes, places(&placement.boxes, self.batch, self.channels(), level.positions()), len)
-    }
-
-    /// Each level's buffer: the logits, and `rest` in between.
-    fn buffers<T: Stored>(&self, form: Form, rest: T) -> Vec<Vec<T>> {
-        let fill = |level: &OfLevel| {
-            let (_, places, len) = self.place(level, form);
-            let mut buffer = vec![rest; len];
-            for (place, &logit) in places.into_iter().zip(&level.logits) {
-                buffer[place] = T::from_f64(logit);
-            }
-            buffer
-        };
-        self.levels.iter().map(fill).collect()
-    }
-
-    /// The gradients out of their buffers, whose rest must be as it was.
-    #[track_caller]
-    fn grads<T: Stored>(&self, form: Form, buffers: Vec<Vec<T>>, rest: T) -> Vec<Vec<T>> {
-        let read = |(level, mut buffer): (&OfLevel, Vec<T>)| {
-            let (_, places, _) = self.place(level, form);
-            let grad = places.iter().map(|&place| std::mem::replace(&mut buffer[place], rest)).collect();
-            assert!(buffer.iter().all(|value| value.bits() == rest.bits()), "written outside of {form:?}");
-            grad
-        };
-        self.levels.iter().zip(buffers).map(read).collect()
-    }
-
-    fn level<'a, M: gfocal::Memory, T: Stored>(
-        &self,
-        level: &OfLevel,
-        form: Form,
-        logits: M::Slice<'a, T>,
-        points: Option<M::Slice<'a, T::Loss>>,
-    ) -> Level<'a, M, T> {
-        let ([height, width], layout) = (level.size, self.place(level, form).0);
-        let points = points.map_or(Points::Grid { offset: level.offset }, Points::Explicit);
-        Level { height, width, stride: level.stride, points, logits, layout }
-    }
-
-    fn cpu<T: Stored>(&self, form: Form) -> Outcome<T> {
-        let nan = T::from_f64(f64::NAN);
-        let logits = self.buffers(form, nan);
-        let points: Vec<_> =
-            self.levels.iter().map(|level| level.points.as_deref().map(as_stored::<T::Loss>)).collect();
-        let levels: Vec<Level<Host, T>> = (self.levels.iter().zip(&logits).zip(&points))
-            .map(|((level, logits), points)| self.level(level, form, &logits[..], points.as_deref()))
-            .collect();
-        let mut boxes = vec![T::Loss::from_f64(f64::NAN); self.upstream.len()];
-        decode::forward(self.coding, self.batch, &levels, &mut boxes).expect("a legal call");
-        let mut grads: Vec<Vec<T>> = logits.iter().map(|logits| vec![nan; logits.len()]).collect();
-        let mut slices: Vec<&mut [T]> = grads.iter_mut().map(|grad| &mut grad[..]).collect();
-        let upstream = as_stored::<T::Loss>(&self.upstream);
-        decode::backward(self.coding, self.batch, &levels, &upstream, &mut slices).expect("a legal call");
-        Outcome { boxes, grads: self.grads(form, grads, nan) }
-    }
-
-    fn cuda<T: OnDevice>(&self, gpu: &Gpu, form: Form, offset: usize) -> Outcome<T> {
-        let rest = T::from_f64(f64::NAN);
-        let logits: Vec<_> =
-            self.buffers(form, rest).iter().map(|logits| Buffer::new(gpu, logits, offset)).collect();
-        let points: Vec<_> = (self.levels.iter())
-            .map(|level| {
-                level.points.as_ref().map(|points| Buffer::new(gpu, &as_stored::<f32>(points), offset))
-            })
-            .collect();
-        let views: Vec<_> = logits.iter().map(Buffer::view).collect();
-        let point_views: Vec<_> = points.iter().map(|points| points.as_ref().map(Buffer::view)).collect();
-        let levels: Vec<Level<Device, T>> = (self.levels.iter().zip(&views).zip(&point_views))
-            .map(|((level, logits), points)| {
-                let points = points.as_ref().map(|points| points as &dyn DevicePtr<f32>);
-                self.level(level, form, logits as &dyn DevicePtr<T>, points)
-            })
-            .collect();
-        let upstream = Buffer::new(gpu, &as_stored::<f32>(&self.upstream), offset);
-        let mut boxes = Buffer::<f32>::poisoned(gpu, self.upstream.len(), offset);
-        let mut grads: Vec<_> =
-            logits.iter().map(|logits| Buffer::new(gpu, &vec![rest; logits.view().len()], offset)).collect();
-        gpu.handle.prepare(decode::units()).expect("the kernels load");
-        let before = gpu.emulator.map(|emulator| emulator.counters());
-        decode::forward_cuda(&gpu.handle, self.coding, self.batch, &levels, &mut boxes.view_mut())
-            .expect("a legal call");
-        let mut grad_views: Vec<_> = grads.iter_mut().map(Buffer::view_mut).collect();
-        let mut slices: Vec<_> = grad_views.iter_mut().map(|grad| grad as &mut dyn DevicePtrMut<T>).collect();
-        decode::backward_cuda(&gpu.handle, self.coding, self.batch, &levels, &upstream.view(), &mut slices)
-            .expect("a legal call");
-        if let (Some(emulator), Some(before)) = (gpu.emulator, before) {
-            let spent = emulator.counters().since(&before);
-            let launches = if self.upstream.is_empty() { 0 } else { 2 };
-            let counts = (spent.allocations, spent.frees, spent.waits, spent.copies_to_host, spent.launches);
-            assert_eq!(counts, (0, 0, 0, 0, launches), "allocations, frees, waits, copies, launches");
-        }
-        let grads = grads.iter().map(|grad| grad.read(gpu)).collect();
-        // Boxes of f32, f16 and bf16 are f32.
-        let boxes = boxes.read(gpu).iter().map(|&value| T::Loss::from_f64(value.into())).collect();
-        Outcome { boxes, grads: self.grads(form, grads, rest) }
-    }
-
-    /// Equations (5) and (10).
-    fn expect(&self) -> (Vec<Option<Want>>, Vec<Vec<Option<Want>>>) {
-        let bins = bins(self.coding);
-        let mut boxes = Vec::new();
-        let mut grads: Vec<Vec<_>> = self.levels.iter().map(|level| vec![None; level.logits.len()]).collect();
-        for image in 0..self.batch {
-            for (level, grad) in self.levels.iter().zip(&mut grads) {
-                let positions = level.positions();
-                for position in 0..positions {
-                    for side in 0..4 {
-                        let element = |bin| ((image * 4 + side) * bins + bin) * positions + position;
-                        let z: Vec<f64> = (0..bins).map(|bin| level.logits[element(bin)]).collect();
-                        let (e, slopes) = match self.coding {
-                            _ if !z.iter().all(|z| z.is_finite()) => (f64::NAN, vec![f64::NAN; bins]),
-                            BoxCoding::Bins(_) => integral(&z),
-                            BoxCoding::Exp => (z[0].exp(), vec![z[0].exp()]),
-                            BoxCoding::Relu => (z[0].max(0.0), vec![if z[0] > 0.0 { 1.0 } else { 0.0 }]),
-                        };
-                        let way = if side < 2 { -level.stride } else { level.stride };
-                        let point = match &level.points {
-                            Some(points) => {
-                                let of_batch = points.len() > 2 * positions;
-                                let row = if of_batch { image * positions + position } else { position };
-                                points[2 * row + side % 2]
-                            }
-                            None => {
-                                let at = [position % level.size[1], position / level.size[1]][side % 2];
-                                (at as f64 + level.offset) * level.stride
-                            }
-                        };
-                        let upstream = self.upstream[boxes.len()];
-                        for (bin, slope) in slopes.into_iter().enumerate() {
-                            grad[element(bin)] = Some(Want::new(slope, way * upstream, true));
-                        }
-                        let magnitude = point.abs() + level.stride * e;
-                        let value = point + way * e;
-                        boxes.push(Some(Want { value, magnitude, scale: level.stride, cancels: false }));
-                    }
-                }
-            }
-        }
-        (boxes, grads)
-    }
-
-    #[track_caller]
-    fn check<T: Stored>(&self, what: &str, got: &Outcome<T>) {
-        let (boxes, grads) = self.stored_as::<T>().expect();
-        let what = format!("{:?} of {what} in {}", self.coding, T::NAME);
-        check_elements(&format!("boxes: {what}"), &got.boxes, &boxes);
-        for (level, (got, want)) in got.grads.iter().zip(&grads).enumerate() {
-            check_elements(&format!("gradient of level {level}: {what}"), got, want);
-        }
-    }
-
-    fn check_cpu<T: Stored>(&self, form: Form) {
-        self.check(&format!("{form:?} on the CPU"), &self.cpu::<T>(form));
-    }
-
-    fn check_cuda<T: OnDevice>(&self, gpu: &Gpu, form: Form, offset: usize) {
-        self.check(&format!("{form:?} on CUDA"), &self.cuda::<T>(gpu, form, offset));
-    }
-}
+const FORMS: [Form; 8] = {
+    let ([a, b, c, d, e], [f, g, h]) = (Form::ALL, Form::ROWS);
+    [a, b, c, d, e, f, g, h]
+};
 
 #[test]
 fn five_levels_on_the_cpu() {
     for coding in CODINGS {
         let scene = Scene::five(coding);
-        for form in Form::ALL {
+        for form in FORMS {
             scene.check_cpu::<f64>(form);
             scene.check_cpu::<f32>(form);
             scene.check_cpu::<f16>(form);
@@ -286,7 +42,7 @@ fn five_levels_on_cuda() {
     let Some(gpu) = gpu() else { return };
     for coding in CODINGS {
         let scene = Scene::five(coding);
-        for (offset, form) in Form::ALL.into_iter().enumerate() {
+        for (offset, form) in FORMS.into_iter().enumerate() {
             scene.check_cuda::<f32>(&gpu, form, offset);
             scene.check_cuda::<f16>(&gpu, form, offset);
             scene.check_cuda::<bf16>(&gpu, form, offset);
@@ -298,7 +54,8 @@ fn five_levels_on_cuda() {
 #[test]
 fn many_positions() {
     let gpu = gpu();
-    for (coding, form) in [(BoxCoding::Bins(16), Form::Nchw), (BoxCoding::Exp, Form::Scattered)] {
+    let bins = BoxCoding::Bins(16);
+    for (coding, form) in [(bins, Form::Nchw), (bins, Form::Crop), (BoxCoding::Exp, Form::Scattered)] {
         let scene = Scene::new(coding, 2, &[[31, 29], [17, 20]], 7);
         let of = |threads: usize| -> Outcome<f32> {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
@@ -360,7 +117,7 @@ fn central_differences() {
             for (element, &slope) in grad.iter().enumerate() {
                 let [above, below] = [STEP, -STEP].map(|step| {
                     let mut moved = scene.clone();
-                    moved.levels[level].logits[element] += step;
+                    moved.of.levels[level].boxes[element] += step;
                     sum(&moved)
                 });
                 let difference = (above - below) / (2.0 * STEP);
@@ -377,8 +134,8 @@ fn extremes() {
     let gpu = gpu();
     for coding in CODINGS {
         let mut scene = Scene::five(coding);
-        let (bins, positions) = (bins(coding), scene.levels[0].positions());
-        let logits = &mut scene.levels[0].logits;
+        let (bins, positions) = (scene.of.box_channels() / 4, scene.of.levels[0].positions());
+        let logits = &mut scene.of.levels[0].boxes;
         // Of the first image, a side each.
         for (position, extreme) in
             [30.0, -30.0, 80.0, -200.0, 3e38, f64::INFINITY, f64::NEG_INFINITY, f64::NAN]
@@ -390,8 +147,8 @@ fn extremes() {
             }
         }
         for (at, upstream) in scene.upstream.iter_mut().enumerate() {
-            // Signs stay; some are 0, huge and tiny. Not where exp is huge as well.
-            *upstream *= [1.0, 0.0, 1e20, 1e-20][if at > 360 { at / 4 % 4 } else { 0 }];
+            // Signs stay; some are 0, huge and tiny. Where exp is huge as well, none but 0.
+            *upstream *= [1.0, 0.0, 1e20, 1e-20][if at > 360 { at / 4 % 4 } else { at % 2 }];
         }
         for form in [Form::Nchw, Form::JointLast] {
             scene.check_cpu::<f64>(form);
@@ -401,6 +158,44 @@ fn extremes() {
             }
         }
     }
+}
+
+/// One gradient that overflows, on each side, wherever it is of a level, a vector and a tile.
+fn alone<T: OnDevice>() {
+    let gpu = gpu();
+    for (coding, quiet, loud) in [(BoxCoding::Bins(17), 0.0, 16f64.ln()), (BoxCoding::Exp, -3.0, 1.0)] {
+        let mut scene = Scene::new(coding, 1, &[[3, 22], [2, 3]], 17);
+        let channels = scene.of.box_channels();
+        for level in &mut scene.of.levels {
+            (level.stride, level.boxes) = (8.0, vec![quiet; level.boxes.len()]);
+        }
+        scene.upstream.fill(0.9 / 8.0 * nearly_most::<T>());
+        for (level, position) in [(0, 0), (0, 20), (0, 21), (0, 65), (1, 4)] {
+            let positions = scene.of.levels[level].positions();
+            for channel in [0, channels / 4 + 3, channels / 2, channels - 1].map(|channel| channel % channels)
+            {
+                let at = channel * positions + position;
+                scene.of.levels[level].boxes[at] = loud;
+                for form in [Form::Nchw, Form::ChannelsLast, Form::Crop, Form::Scattered] {
+                    let what = format!("{coding:?} in {form:?}, level {level}, position {position}");
+                    let got = scene.cpu::<T>(form);
+                    check_alone(&what, &got.grads[level], at, got.found_inf);
+                    if let Some(gpu) = &gpu {
+                        let got = scene.cuda::<T>(gpu, form, 1);
+                        check_alone(&what, &got.grads[level], at, got.found_inf);
+                    }
+                }
+                scene.of.levels[level].boxes[at] = quiet;
+            }
+        }
+    }
+}
+
+#[test]
+fn one_gradient_that_overflows() {
+    alone::<f32>();
+    alone::<f16>();
+    alone::<bf16>();
 }
 
 #[test]
@@ -420,20 +215,16 @@ fn nothing_of_nothing() {
 fn levels_of_one_tensor() {
     let coding = BoxCoding::Bins(4);
     let mut scene = Scene::new(coding, 2, &[[2, 3], [1, 4]], 3);
-    scene.levels[1].points = None;
+    scene.of.levels[1].points = PointsAt::Grid(0.0);
     let want = scene.cpu::<f32>(Form::Nchw).boxes;
     let mut all = vec![0.0f32; 2 * 16 * 10];
     let layouts = [0, 6].map(|first| Layout { offset: first, ..Layout::nchw(16, 10) });
-    for (level, layout) in scene.levels.iter().zip(&layouts) {
+    for (level, layout) in scene.of.levels.iter().zip(&layouts) {
         let places = places(layout, 2, 16, level.positions());
-        places.iter().zip(&level.logits).for_each(|(&place, &z)| all[place] = z as f32);
+        places.iter().zip(&level.boxes).for_each(|(&place, &z)| all[place] = z as f32);
     }
-    let levels: Vec<Level<Host, f32>> = (scene.levels.iter().zip(layouts))
-        .map(|(level, layout)| Level {
-            layout,
-            ..scene.level::<Host, f32>(level, Form::Nchw, &all[..], None)
-        })
-        .collect();
+    let levels: Vec<Level<Host, f32>> =
+        scene.of.levels.iter().zip(layouts).map(|(of, layout)| level(of, layout, &all[..], None)).collect();
     let mut boxes = vec![f32::NAN; want.len()];
     decode::forward(coding, 2, &levels, &mut boxes).expect("a legal call");
     check_same_bits("levels of one tensor", &boxes, &want);
@@ -471,7 +262,7 @@ fn wrong_calls() {
     let (two, none) = (BoxCoding::Bins(2), BoxCoding::Exp);
     let overlapping = Layout { channel: 1, position: 1, ..level.layout };
     type Wrong<'a> = (&'a str, BoxCoding, Vec<Level<'a, Host, f32>>, usize);
-    let cases: [Wrong; 12] = [
+    let cases: [Wrong; 13] = [
         ("0 levels, there must be 1 to 8", two, vec![], 48),
         ("9 levels, there must be 1 to 8", two, vec![level; 9], 48),
         ("bins is 1, it must be from 2 to 1024", BoxCoding::Bins(1), vec![level], 48),
@@ -514,10 +305,16 @@ fn wrong_calls() {
             48,
         ),
         (
-            "the step of rows is 7, it must be the width times the step from one position to the next: rows follow each \
-             other in decoding",
+            "level 0: rows of box_logits have 2 positions, those of the level 3",
             two,
-            vec![Level { layout: level.layout.with_rows(level.width, 7), ..level }],
+            vec![Level { layout: level.layout.with_rows(2, 4), ..level }],
+            48,
+        ),
+        (
+            "level 0: box_logits has 96 elements, Layout { offset: 0, batch: 48, channel: 6, position: 1, rows: Rows { \
+             width: 3, step: 4 } } needs 97",
+            two,
+            vec![Level { layout: level.layout.with_rows(3, 4), ..level }],
             48,
         ),
     ];
@@ -532,7 +329,8 @@ fn wrong_calls() {
         }
         let mut grads: Vec<_> = levels.iter().map(|level| vec![7.0f32; level.logits.len()]).collect();
         let mut slices: Vec<&mut [f32]> = grads.iter_mut().map(|grad| &mut grad[..]).collect();
-        let error = decode::backward(coding, 2, &levels, &boxes, &mut slices).expect_err("a wrong call");
+        let error =
+            decode::backward(coding, 2, &levels, &boxes, &mut slices, None).expect_err("a wrong call");
         assert_eq!(error.to_string(), words("upstream"));
         assert!(grads.iter().flatten().chain(&boxes).all(|&value| value == 7.0), "something was written");
 
@@ -561,14 +359,19 @@ fn wrong_calls() {
         let mut grads: Vec<_> = grads.iter().map(|grad| Buffer::new(gpu, grad, 0)).collect();
         let mut grads: Vec<_> = grads.iter_mut().map(Buffer::view_mut).collect();
         let mut grads: Vec<_> = grads.iter_mut().map(|grad| grad as &mut dyn DevicePtrMut<f32>).collect();
-        let error = decode::backward_cuda(&gpu.handle, coding, 2, &levels, &out.view(), &mut grads);
+        let error = decode::backward_cuda(&gpu.handle, coding, 2, &levels, &out.view(), &mut grads, None);
         assert_eq!(error.expect_err("a wrong call").to_string(), words("upstream"));
     }
     let mut boxes = [0.0f32; 48];
-    let error = decode::backward(two, 2, &[level], &boxes, &mut []).expect_err("a wrong call");
+    let error = decode::backward(two, 2, &[level], &boxes, &mut [], None).expect_err("a wrong call");
     assert_eq!(error.to_string(), "gradients has 0 elements, these levels need 1");
     let mut short = vec![0.0f32; 95];
-    let error = decode::backward(two, 2, &[level], &boxes, &mut [&mut short]).expect_err("a wrong call");
+    let error =
+        decode::backward(two, 2, &[level], &boxes, &mut [&mut short], None).expect_err("a wrong call");
     assert!(error.to_string().starts_with("level 0: box_logits has 95 elements"), "{error}");
+    let (mut whole, mut flags) = (vec![0.0f32; 96], [0.0; 2]);
+    let call = decode::backward(two, 2, &[level], &boxes, &mut [&mut whole], Some(&mut flags));
+    let words = "found_inf has 2 elements, these levels need 1";
+    assert_eq!(call.expect_err("a wrong call").to_string(), words);
     decode::forward(two, 2, &[level], &mut boxes).expect("a legal call");
 }

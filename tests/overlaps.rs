@@ -12,7 +12,7 @@ use gfocal::head::{
     BoxCoding, BoxWeight, Gradients, HeadLoss, HeadWorkspace, Layout, Level, Logits, Points, QualitySource,
     Targets,
 };
-use gfocal::{DistributionFocalLoss, Gfl, QualityFocalLoss, Reduction, Result, f16, integral};
+use gfocal::{DistributionFocalLoss, Gfl, QualityFocalLoss, Reduction, Result, decode, f16, integral};
 use support::{Gpu, gpu};
 
 /// The buffers of a call, each at a place of its own.
@@ -35,7 +35,7 @@ struct Kind {
     call: fn(&At) -> Result<()>,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind {
         tensors: &[
             ("loss", 4),
@@ -222,6 +222,30 @@ const KINDS: [Kind; 12] = [
         ],
         written: 2,
         call: head_with_options,
+    },
+    Kind {
+        tensors: &[
+            ("box_logits' gradient", 128),
+            ("found_inf", 4),
+            ("upstream", 64),
+            ("box_logits", 128),
+            ("points", 32),
+        ],
+        written: 2,
+        call: |at| {
+            let (mut grad, mut flag, upstream) = (at.get::<f32>(0, 32), at.get(1, 1), at.get(2, 16));
+            let (logits, points) = (at.get::<f32>(3, 32), at.get::<f32>(4, 8));
+            let level: decode::Level<Device, f32> = decode::Level {
+                height: 2,
+                width: 2,
+                stride: 8.0,
+                points: Points::Explicit(&points as &dyn DevicePtr<f32>),
+                logits: &logits,
+                layout: Layout::nchw(8, 4),
+            };
+            let (handle, coding, grads) = (&at.gpu.handle, BoxCoding::Bins(2), &mut [&mut grad as _]);
+            decode::backward_cuda(handle, coding, 1, &[level], &upstream, grads, Some(&mut flag))
+        },
     },
 ];
 

@@ -62,7 +62,7 @@ fn everything(rows: usize) -> Vec<u64> {
     let (mut losses, mut of_boxes) = ([0.0f32; 3], vec![0.0f32; 8 * rows]);
     let (two, raw, mut decoded) = (BoxCoding::Bins(2), [decode::Level::from(&level)], vec![0.0f32; 4 * rows]);
     decode::forward(two, 1, &raw, &mut decoded).expect("a legal call");
-    decode::backward(two, 1, &raw, &x[..4 * rows], &mut [&mut of_boxes]).expect("a legal call");
+    decode::backward(two, 1, &raw, &x[..4 * rows], &mut [&mut of_boxes], None).expect("a legal call");
     keep(&decoded);
     keep(&of_boxes);
     let gradients: Gradients<Host, f32> = Gradients::Separate { cls: &mut grad, boxes: &mut of_boxes };

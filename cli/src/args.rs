@@ -7,6 +7,7 @@ use gfocal::AvgPolicy;
 
 use crate::assign::AssignArgs;
 use crate::bench::BenchArgs;
+use crate::decode::DecodeArgs;
 use crate::head::HeadArgs;
 use crate::plot::PlotArgs;
 use crate::values::{
@@ -24,6 +25,8 @@ Examples:
       DFL of logits rounded to bf16, told in JSON
   gfocal head step.safetensors --assign --output out.safetensors
       the whole head loss, with targets from the ground truth by ATSS
+  gfocal decode step.safetensors --output boxes.safetensors
+      the boxes in pixels that the head's outputs say
   gfocal bench --device cpu --plot bench.svg
       how fast it is here, and how far from a plain copy
   gfocal info
@@ -87,6 +90,8 @@ pub enum Command {
     Gfl(GflArgs),
     /// The whole head loss of a detector's raw outputs: three losses, and the gradients of both outputs
     Head(HeadArgs),
+    /// The boxes of a detector's raw outputs, and the gradients of box logits for those of boxes
+    Decode(DecodeArgs),
     /// Which anchors are trained on which box: targets for a head from the ground truth
     Assign(AssignArgs),
     /// Pictures of a head's distributions, of the loss, and of scores against IoU

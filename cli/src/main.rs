@@ -7,6 +7,7 @@ mod bench;
 mod buffer;
 mod case;
 mod commands;
+mod decode;
 mod device;
 mod error;
 mod file;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Dfl(args) => commands::dfl(args),
         Command::Gfl(args) => commands::gfl(args),
         Command::Head(args) => head::run(args),
+        Command::Decode(args) => decode::run(args),
         Command::Assign(args) => assign::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Bench(args) => bench::run(args),

@@ -1,6 +1,37 @@
-//! Equations (10) to (13): from four distances to the loss of a box, and what sums are divided by.
+//! Equations (10) to (13): from the logits of four sides to the loss of a box, and what sums are divided by.
 
-use crate::{BoxLoss, Dual, box_loss};
+use std::ops::{Add, Sub};
+
+use crate::{BoxLoss, Dual, box_loss, integral};
+
+/// What the logits of a side say of its distance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BoxCoding {
+    /// A distribution over bins, of which it is the expectation.
+    Bins,
+    /// One number, of which it is the exponential.
+    Exp,
+    /// One number, which it is if that is above 0, else 0.
+    Relu,
+}
+
+/// (10): E of a side and its derivatives by the logits. NaN if a logit is not finite.
+pub fn distance(coding: BoxCoding, z: &[f64]) -> (f64, Vec<f64>) {
+    match coding {
+        _ if !z.iter().all(|z| z.is_finite()) => (f64::NAN, vec![f64::NAN; z.len()]),
+        BoxCoding::Bins => integral(z),
+        BoxCoding::Exp => (z[0].exp(), vec![z[0].exp()]),
+        BoxCoding::Relu => (z[0].max(0.0), vec![if z[0] > 0.0 { 1.0 } else { 0.0 }]),
+    }
+}
+
+/// (10): the box that has these distances to a point.
+pub fn box_around<T>([x, y]: [T; 2], [left, top, right, bottom]: [T; 4]) -> [T; 4]
+where
+    T: Copy + Add<Output = T> + Sub<Output = T>,
+{
+    [x - left, y - top, x + right, y + bottom]
+}
 
 /// What the distances of a positive come to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,8 +54,7 @@ pub fn decoded_loss(
 ) -> Decoded {
     let by = |side: usize| {
         let e = |other: usize| Dual(distances[other], if other == side { 1.0 } else { 0.0 });
-        let at = Dual::constant;
-        let pred = [at(x) - e(0), at(y) - e(1), at(x) + e(2), at(y) + e(3)];
+        let pred = box_around([x, y].map(Dual::constant), [0, 1, 2, 3].map(e));
         box_loss(kind, pred, target, eps)
     };
     let losses = [0, 1, 2, 3].map(by);

@@ -31,7 +31,7 @@
 //! the weight of its box, E its four distances in strides:
 //!
 //! ```text
-//! (10) box = (x − E_0, y − E_1, x + E_2, y + E_3)
+//! (10) box = (x − E_0, y − E_1, x + E_2, y + E_3)   E of one logit in place of bins is e^z, or max(z, 0)
 //! (11) cls = Σ QFL / D_0     y is q in a positive's class, else 0
 //! (12) box = Σ v·(1 − GIoU) / D_1,   dfl = Σ v·Σ DFL over sides / D_2
 //! (13) D of mmdetection, NanoDet and Ultralytics: see [`Normaliser::divisors`]
@@ -58,5 +58,5 @@ mod rows;
 
 pub use boxes::{BoxLoss, box_loss};
 pub use dual::Dual;
-pub use head::{Decoded, Normaliser, decoded_loss, distances};
+pub use head::{BoxCoding, Decoded, Normaliser, box_around, decoded_loss, distance, distances};
 pub use rows::{dfl, integral, qfl, qfl_of_probability, qfl_row};

@@ -1,12 +1,13 @@
 //! Decoding on the CPU: tiles of positions on all threads. Bins in f32 and halves go through vectors of f32, 16
 //! positions at a time; f64, sides of one logit, and what f32 has no room for, through f64.
 
+use std::iter;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::{Level, check};
+use super::{Level, check, check_flag};
 use crate::cpu::{fits_single, map, split_off};
 use crate::element::{Element, compiled};
 use crate::error::Result;
@@ -30,6 +31,7 @@ compiled! {
             levels: &[Level<'_, Host, Self>],
             upstream: &[<Self as Element>::Loss],
             grads: &mut [&mut [Self]],
+            found_inf: Option<&mut [f32]>,
         ) = decode_slopes;
     }
 }
@@ -64,28 +66,34 @@ fn decode<T: Element>(
 /// The gradients of the logits, a buffer for each level in the layout of its logits, given the gradient `upstream`
 /// `[B, A, 4]` with respect to the boxes. All of the box logits' places are written, others are not.
 ///
+/// `found_inf`, `[1]`, is set to 1 if a gradient that is stored is inf or NaN, and is otherwise left as it is.
+///
 /// # Errors
-/// As [`forward`], and if a layout has two elements in one place.
+/// As [`forward`], and if a layout has two elements in one place, or `found_inf` is not one element.
 pub fn backward<T: Element>(
     coding: BoxCoding,
     batch: usize,
     levels: &[Level<Host, T>],
     upstream: &[T::Loss],
     grads: &mut [&mut [T]],
+    found_inf: Option<&mut [f32]>,
 ) -> Result<()> {
     let bins = check(coding, batch, levels, ("upstream", upstream.len()), Some(grads))?;
-    T::decode_slopes((coding, bins), batch, levels, upstream, grads);
+    check_flag(found_inf.as_deref().map(<[_]>::len))?;
+    T::decode_slopes((coding, bins), batch, levels, upstream, grads, found_inf);
     Ok(())
 }
 
-/// After [`check`].
+/// After [`check`] and [`check_flag`].
 fn decode_slopes<T: Element>(
     (coding, bins): (BoxCoding, usize),
     batch: usize,
     levels: &[Level<Host, T>],
     upstream: &[T::Loss],
     grads: &mut [&mut [T]],
+    found_inf: Option<&mut [f32]>,
 ) {
+    let look_for_inf = found_inf.is_some();
     let grads: Vec<_> = grads.iter_mut().map(|grad| Places::new(grad)).collect();
     let mut rest = upstream;
     let tiles = tiles(coding, bins, batch, levels, |level, count| {
@@ -95,7 +103,10 @@ fn decode_slopes<T: Element>(
     });
     // SAFETY: `check` has seen that the elements of a layout are in different places, and each tile has positions that
     // no other has.
-    run(tiles, |tile, (upstream, grad)| unsafe { tile.slopes(upstream, grad) });
+    let finite = run(tiles, |tile, (upstream, grad)| unsafe { tile.slopes(upstream, grad, look_for_inf) });
+    if let Some([found_inf]) = found_inf.filter(|_| finite.contains(&false)) {
+        *found_inf = 1.0;
+    }
 }
 
 /// Positions of an image of a level.
@@ -132,12 +143,12 @@ fn tiles<'l, 'a, T: Element, P>(
     tiles
 }
 
-fn run<'l, 'a: 'l, T: Element, P: Send>(
+fn run<'l, 'a: 'l, T: Element, P: Send, R: Send>(
     tiles: Vec<(Tile<'l, 'a, T>, P)>,
-    run: impl Fn(&Tile<'l, 'a, T>, P) + Sync,
-) {
+    run: impl Fn(&Tile<'l, 'a, T>, P) -> R + Sync,
+) -> Vec<R> {
     let logits: usize = tiles.iter().map(|(tile, _)| 4 * tile.bins * tile.positions.len()).sum();
-    map(logits, tiles.into_iter(), |(tile, part)| run(&tile, part));
+    map(logits, tiles.into_iter(), |(tile, part)| run(&tile, part))
 }
 
 /// Room for a side of [`LANES`] positions.
@@ -165,12 +176,6 @@ impl<T: Element> Room<T> {
     }
 }
 
-/// [`LANES`] positions of a tile, or those that are left.
-fn groups(positions: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-    let end = positions.end;
-    positions.clone().step_by(LANES).map(move |start| start..end.min(start + LANES))
-}
-
 /// Left and top are on the lower side of the point.
 fn sign(side: usize) -> f64 {
     if side < 2 { -1.0 } else { 1.0 }
@@ -182,10 +187,22 @@ impl<T: Element> Tile<'_, '_, T> {
         self.bins > 1 && is_single::<T>(self.bins)
     }
 
+    /// [`LANES`] positions, or those that are left, here or in a row that lies apart from the next.
+    fn groups(&self) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let Range { start: mut next, end } = self.positions;
+        let width = self.level.layout.pitch(self.level.positions()).map_or(usize::MAX, |rows| rows.width);
+        iter::from_fn(move || {
+            let start = next;
+            next = end.min(start + LANES).min((start / width + 1) * width);
+            (start < end).then_some(start..next)
+        })
+    }
+
     /// Writes the boxes.
-    fn decode(&self, boxes: &mut [T::Loss]) {
+    fn decode(&self, mut boxes: &mut [T::Loss]) {
         let (isa, mut room) = (Isa::detect(), Room::new(self.bins));
-        for (group, boxes) in groups(&self.positions).zip(boxes.chunks_mut(4 * LANES)) {
+        for group in self.groups() {
+            let boxes = split_off(&mut boxes, 4 * group.len());
             for side in 0..4 {
                 let mut distances = [0.0; LANES];
                 if self.single() {
@@ -213,17 +230,25 @@ impl<T: Element> Tile<'_, '_, T> {
         }
     }
 
-    /// Writes the gradients of the logits.
+    /// Writes the gradients of the logits, and says whether they are finite, if one looks.
     ///
     /// # Safety
     /// As [`Places::write`], for all elements of these positions.
-    unsafe fn slopes(&self, upstream: &[T::Loss], grad: &Places<T>) {
+    unsafe fn slopes(&self, mut upstream: &[T::Loss], grad: &Places<T>, look_for_inf: bool) -> bool {
         let (isa, mut room) = (Isa::detect(), Room::new(self.bins));
         let layout = self.level.layout;
-        for (group, upstream) in groups(&self.positions).zip(upstream.chunks(4 * LANES)) {
+        let mut finite = true;
+        let mut write = |place, step, values: &[T]| {
+            finite &= !look_for_inf || values.iter().all(|value| value.to_f64().is_finite());
+            // SAFETY: the caller's promise.
+            unsafe { grad.write(place, step, values) };
+        };
+        for group in self.groups() {
+            let of_group;
+            (of_group, upstream) = upstream.split_at(4 * group.len());
             for side in 0..4 {
                 let mut scales = [0.0; LANES];
-                for (scale, of_box) in scales.iter_mut().zip(upstream.chunks_exact(4)) {
+                for (scale, of_box) in scales.iter_mut().zip(of_group.chunks_exact(4)) {
                     *scale = sign(side) * self.level.stride * of_box[side].to_f64();
                 }
                 if self.single() && scales.iter().all(|&scale| fits_single(scale)) {
@@ -232,9 +257,7 @@ impl<T: Element> Tile<'_, '_, T> {
                     let (x, step) = self.lanes(side, &group, logits);
                     integral_columns(isa, x, step, z, &mut lanes, Some((&scales, to)));
                     for (bin, values) in to.chunks_exact(LANES).enumerate() {
-                        let place = self.place(side, bin, group.start);
-                        // SAFETY: the caller's promise.
-                        unsafe { grad.write(place, layout.position, &values[..group.len()]) };
+                        write(self.place(side, bin, group.start), layout.position, &values[..group.len()]);
                     }
                     continue;
                 }
@@ -243,13 +266,15 @@ impl<T: Element> Tile<'_, '_, T> {
                     self.gather(side, position, row);
                     match self.coding {
                         BoxCoding::Bins(_) => slopes(row, scale, row_grad),
+                        // An exponential without end, times 0, is 0.
+                        _ if scale == 0.0 && row[0].to_f64().is_finite() => row_grad[0] = T::from_f64(0.0),
                         coding => row_grad[0] = T::from_f64(scale * number(coding, row[0].to_f64()).1),
                     }
-                    // SAFETY: the caller's promise.
-                    unsafe { grad.write(self.place(side, 0, position), layout.channel, row_grad) };
+                    write(self.place(side, 0, position), layout.channel, row_grad);
                 }
             }
         }
+        finite
     }
 
     fn place(&self, side: usize, bin: usize, position: usize) -> usize {

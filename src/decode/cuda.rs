@@ -1,9 +1,9 @@
 //! Decoding on CUDA: checks, addresses, launch.
 
-use cudarc::driver::{DevicePtr, DevicePtrMut};
+use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceSlice};
 
 use super::launch::{DecodeArgs, DecodeLevel, decode_units, launch_decode};
-use super::{Level, check};
+use super::{Level, check, check_flag};
 use crate::cuda::{Device, Handle, Pass, Prepared, StorageElement, Units};
 use crate::error::{Error, Result};
 use crate::head::launch::MAX_ANCHORS;
@@ -37,7 +37,7 @@ pub fn forward_cuda<T: StorageElement>(
 }
 
 /// Enqueues the gradients of the logits, a buffer for each level in the layout of its logits, given the gradient
-/// `upstream` `[B, A, 4]` with respect to the boxes. One launch.
+/// `upstream` `[B, A, 4]` with respect to the boxes, and sets `found_inf` as [`backward`](super::backward) does. One launch.
 ///
 /// # Errors
 /// As [`backward`](super::backward), and if a buffer is in another context, or the driver refuses the launch.
@@ -48,11 +48,14 @@ pub fn backward_cuda<T: StorageElement>(
     levels: &[Level<Device, T>],
     upstream: &impl DevicePtr<f32>,
     grads: &mut [&mut dyn DevicePtrMut<T>],
+    found_inf: Option<&mut dyn DevicePtrMut<f32>>,
 ) -> Result<()> {
     let bins = check(coding, batch, levels, ("upstream", upstream.len()), Some(grads))?;
+    check_flag(found_inf.as_deref().map(DeviceSlice::len))?;
     let (stream, mut prepared) = (handle.stream(), Prepared::on(handle)?);
     let mut args = args(coding, bins, batch, levels)?;
     args.upstream = prepared.read("upstream", Some(upstream), stream)?;
+    args.found_inf = prepared.write("found_inf", found_inf, stream)?;
     read_levels(&mut args, levels, handle, &mut prepared)?;
     for ((grad, level), to) in grads.iter_mut().zip(levels).zip(&mut args.levels) {
         let base = prepared.write_of_level("box_logits' gradient", &mut **grad, stream)?;
@@ -93,6 +96,7 @@ fn args<T: StorageElement>(
             batch: level.layout.batch as u64,
             channel: level.layout.channel as u64,
             position: level.layout.position as u64,
+            row_gap: level.layout.row_gap(positions),
             stride: level.stride as f32,
             grid_offset: match level.points {
                 Points::Grid { offset } => offset as f32,

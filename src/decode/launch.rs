@@ -23,6 +23,8 @@ pub struct DecodeLevel {
     pub channel: u64,
     /// From one position to the next.
     pub position: u64,
+    /// What is between rows besides; wraps below 0.
+    pub row_gap: u64,
     /// `[positions, 2]` or `[batch, positions, 2]` f32 in pixels; null: a grid.
     pub points: DeviceAddress,
     /// Pixels from one position to the next.

@@ -34,13 +34,13 @@
 //! assert_eq!(boxes, [0.0, 0.0, 8.0, 8.0, 8.0, 0.0, 16.0, 8.0]); // half a stride to each side
 //!
 //! let mut grad = [0.0f32; 16];
-//! decode::backward(BoxCoding::Bins(2), 1, &[level], &[1.0; 8], &mut [&mut grad])?;
+//! decode::backward(BoxCoding::Bins(2), 1, &[level], &[1.0; 8], &mut [&mut grad], None)?;
 //! assert_eq!(grad[..4], [2.0, 2.0, -2.0, -2.0]); // the left side: −s·p·(j − E)
 //! # Ok::<(), gfocal::Error>(())
 //! ```
 //!
 //! A side with a logit that is not finite is NaN, and so are the gradients of all its logits. exp(z) that is too large
-//! for the boxes' type is inf.
+//! for the boxes' type is inf; times an upstream gradient of 0 it is 0.
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
@@ -121,9 +121,6 @@ fn check<M: Memory, T: Element>(
     if !(1..=MAX_LEVELS).contains(&levels.len()) {
         return Err(Error::LevelCount { actual: levels.len(), maximum: MAX_LEVELS });
     }
-    let whole = |tensor, actual, expected| {
-        if actual == expected { Ok(()) } else { Err(Error::LevelTensors { tensor, actual, expected }) }
-    };
     grads.map_or(Ok(()), |grads| whole("gradients", grads.len(), levels.len()))?;
     let mut all = 0usize;
     for (index, level) in levels.iter().enumerate() {
@@ -134,6 +131,15 @@ fn check<M: Memory, T: Element>(
     }
     whole(boxes.0, boxes.1, 4 * all)?;
     Ok(head.bins())
+}
+
+/// Checks the length of `found_inf`, if it is given.
+fn check_flag(found_inf: Option<usize>) -> Result<()> {
+    found_inf.map_or(Ok(()), |len| whole("found_inf", len, 1))
+}
+
+fn whole(tensor: &'static str, actual: usize, expected: usize) -> Result<()> {
+    if actual == expected { Ok(()) } else { Err(Error::LevelTensors { tensor, actual, expected }) }
 }
 
 /// How many anchors a level has, all images together.
@@ -164,11 +170,6 @@ fn check_level<M: Memory, T: Element>(
                 return Err(Error::LevelLength { level: index, tensor, actual, batch, positions, expected });
             }
         }
-    }
-    if let Some(rows) = level.layout.pitch(positions) {
-        let rule =
-            "the width times the step from one position to the next: rows follow each other in decoding";
-        return Err(Error::InvalidOption { option: "the step of rows", value: rows.step as f64, rule });
     }
     let (layout, width) = (level.layout, level.width);
     let shape = Shape { tensor: "box_logits", layout, batch, channels, width, positions };

@@ -349,9 +349,8 @@ fn at<T>(base: DeviceAddress, offset: usize) -> DeviceAddress {
 
 fn strides(layout: Layout, positions: usize) -> Strides {
     let Layout { batch, channel, position, .. } = layout;
-    // Rows that overlap, or go before each other, have a gap below 0.
-    let gap = layout.pitch(positions).map_or(0, |rows| rows.step.wrapping_sub(rows.width * position));
-    Strides { batch: batch as u64, channel: channel as u64, position: position as u64, row_gap: gap as u64 }
+    let [batch, channel, position] = [batch, channel, position].map(|step| step as u64);
+    Strides { batch, channel, position, row_gap: layout.row_gap(positions) }
 }
 
 /// The parameters of a level that are not addresses.

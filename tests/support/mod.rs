@@ -6,6 +6,7 @@ pub mod assign;
 pub mod case;
 pub mod cpu;
 pub mod cuda;
+pub mod decode;
 pub mod gpu;
 pub mod head;
 pub mod plan;

@@ -1,6 +1,8 @@
 //! Where the anchors of a level are.
 
 use gfocal::assign::AnchorGrid;
+use gfocal::head::Points;
+use gfocal::{Element, Memory};
 
 use crate::error::Result;
 use crate::file::{Input, Tensors};
@@ -115,6 +117,11 @@ impl Place {
                 anchors.iter().flat_map(centre).collect()
             }
         }
+    }
+
+    /// The anchor points for the library, of which explicit ones are [`points`](Self::points).
+    pub fn points_in<'a, M: Memory, W: Element>(&self, explicit: M::Slice<'a, W>) -> Points<'a, M, W> {
+        self.offset().map_or(Points::Explicit(explicit), |offset| Points::Grid { offset })
     }
 
     /// An anchor point in pixels.

@@ -81,16 +81,13 @@ pub struct HeadArgs {
     pub json: bool,
 }
 
-/// How a file is to be understood.
+/// Where the levels of a head are in a file, and what they say of boxes.
 #[derive(Debug, Args)]
-pub struct SceneArgs {
-    /// Whose head it is: the constants, and where qualities, weights and normalisers come from
+pub struct LevelArgs {
+    /// Whose head it is: how --reg-max counts and where the grid is, and of the losses the constants, and where
+    /// qualities, weights and normalisers come from
     #[arg(long, value_name = "WHOSE", value_enum)]
     pub profile: Option<Profile>,
-
-    /// Find labels and box targets from the ground truth; those in the file are not read
-    #[arg(long)]
-    pub assign: bool,
 
     /// Both outputs are channels of one tensor: raw, or level{i}.raw
     #[arg(long)]
@@ -114,9 +111,34 @@ pub struct SceneArgs {
     pub image_size: Option<[usize; 2]>,
 
     /// Anchor points are at (x + OFFSET) * stride; takes the place of those in the file [default: those in the
-    /// file, else from the metadata, else 0, and 0.5 in --profile ultralytics and with --assigner fcos]
+    /// file, else from the metadata, else 0, and 0.5 in --profile ultralytics and to assign by FCOS]
     #[arg(long, value_name = "OFFSET", value_parser = finite, allow_hyphen_values = true)]
     pub offset: Option<f64>,
+
+    /// What box logits say of the distances to the sides [default: bins]
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub boxes: Option<BoxesChoice>,
+}
+
+impl LevelArgs {
+    pub fn profile(&self) -> Profile {
+        self.profile.unwrap_or(Profile::Mmdetection)
+    }
+
+    pub fn boxes(&self) -> BoxesChoice {
+        self.boxes.unwrap_or_default()
+    }
+}
+
+/// How a file is to be understood.
+#[derive(Debug, Args)]
+pub struct SceneArgs {
+    #[command(flatten)]
+    pub levels: LevelArgs,
+
+    /// Find labels and box targets from the ground truth; those in the file are not read
+    #[arg(long)]
+    pub assign: bool,
 
     /// Which label means background
     #[arg(long, value_name = "WHICH", value_enum, default_value = "last")]
@@ -134,10 +156,6 @@ pub struct SceneArgs {
     /// What the box losses of a positive are weighted by [default: quality in --profile ultralytics, else max-score]
     #[arg(long, value_name = "BY", value_enum)]
     pub box_weight: Option<BoxWeightChoice>,
-
-    /// What box logits say of the distances to the sides [default: bins]
-    #[arg(long, value_name = "WHAT", value_enum)]
-    pub boxes: Option<BoxesChoice>,
 
     /// What the losses are divided by, and whose way [default: the profile's]
     #[arg(long, value_name = "WHOSE", value_enum)]

@@ -1,6 +1,6 @@
 //! On the CPU.
 
-use gfocal::head::{Gradients, LOSSES, Level, Logits, Points, Targets};
+use gfocal::head::{Gradients, LOSSES, Level, Logits, Targets};
 use gfocal::{Element, Host, Result};
 
 use super::Outcome;
@@ -29,10 +29,7 @@ where
             height: place.height,
             width: place.width,
             stride: place.stride,
-            points: match place.offset() {
-                Some(offset) => Points::Grid { offset },
-                None => Points::Explicit(points[i].as_slice()),
-            },
+            points: place.points_in(points[i].as_slice()),
             logits: match logits[i] {
                 Pair::Separate([cls, boxes]) => {
                     Logits::Separate { cls: T::of(&cls.numbers), boxes: U::of(&boxes.numbers) }

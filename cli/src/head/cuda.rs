@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gfocal::Result;
 use gfocal::cuda::{Device, LabelBuffer, StatusBlock, check};
 use gfocal::cudarc::driver::{CudaStream, DevicePtr};
-use gfocal::head::{Gradients, HeadWorkspace, LOSSES, Level, Logits, Normalisers, Points, Targets};
+use gfocal::head::{Gradients, HeadWorkspace, LOSSES, Level, Logits, Normalisers, Targets};
 
 use super::Outcome;
 use super::scene::{Pair, Scene, Tensor};
@@ -65,10 +65,7 @@ pub fn run<T: Stored, U: Stored>(
             height: place.height,
             width: place.width,
             stride: place.stride,
-            points: match place.offset() {
-                Some(offset) => Points::Grid { offset },
-                None => Points::<Device>::Explicit(&points[i]),
-            },
+            points: place.points_in::<Device, f32>(&points[i]),
             logits: match &logits[i] {
                 Buffers::Separate(cls, boxes) => Logits::Separate { cls, boxes },
                 Buffers::Joint(both) => Logits::<Device, T, U>::Joint(both),

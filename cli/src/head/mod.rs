@@ -16,9 +16,12 @@ use gfocal::Status;
 use gfocal::cuda::{Pass, Storage, Units};
 use gfocal::head::{LOSSES, Normalisers};
 
-pub use args::{HeadArgs, SceneArgs};
-pub use choices::BoxesChoice;
-pub use scene::Scene;
+pub use args::{HeadArgs, LevelArgs, SceneArgs};
+pub use choices::{BoxesChoice, Profile};
+pub use level::{BoxLevel, LevelReader, Levels};
+pub use options::{check_classes, check_coding};
+pub use raw::add_gradients;
+pub use scene::{Scene, Tensor, check_types};
 pub use targets::LevelTargets;
 
 use crate::assign::{self, Assigner};
@@ -30,7 +33,7 @@ use crate::floats::{Dtype, Floats, with_floats};
 use crate::report::json;
 use crate::terminal;
 use report::HeadReport;
-use scene::{Pair, SceneLevel, Tensor};
+use scene::{Pair, SceneLevel};
 
 /// What comes out.
 pub struct Outcome {
@@ -160,11 +163,7 @@ fn add(output: &mut Output, scene: &Scene, outcome: &Outcome) {
                 }
             }
             (logits, gradients) => {
-                let tensor = Tensor { shape: logits.cls().shape.clone(), numbers: gradients.cls().clone() };
-                if !scene.whole_raw {
-                    output.add(name("grad_raw"), &tensor.shape, &tensor.numbers);
-                }
-                parts.push(tensor);
+                parts.push(Tensor { shape: logits.cls().shape.clone(), numbers: gradients.cls().clone() });
             }
         }
         if scene.assignment.is_some() {
@@ -172,8 +171,5 @@ fn add(output: &mut Output, scene: &Scene, outcome: &Outcome) {
             outcome.targets[i].as_assigned().add(output, i, anchors);
         }
     }
-    if scene.whole_raw {
-        let gradient = raw::join(&parts);
-        output.add("grad_raw".to_owned(), &gradient.shape, &gradient.numbers);
-    }
+    raw::add_gradients(output, &parts, scene.whole_raw);
 }

@@ -3,7 +3,7 @@
 use gfocal::head::{BoxWeight, HeadLoss, QualitySource};
 use gfocal::{DistributionFocalLoss, QualityFocalLoss};
 
-use super::args::SceneArgs;
+use super::args::{LevelArgs, SceneArgs};
 use super::choices::{BoxesChoice, NormaliserChoice, Profile};
 use super::targets::Reads;
 use crate::case::Case;
@@ -19,8 +19,8 @@ pub fn head(
     args: &SceneArgs,
     case: &Case,
 ) -> Result<HeadLoss> {
-    let head = profile.head().with_box_coding(args.boxes.unwrap_or_default().coding(bins))?;
-    let told = |value: Option<f64>| if args.profile.is_some() { None } else { value };
+    let head = profile.head().with_box_coding(args.levels.boxes().coding(bins))?;
+    let told = |value: Option<f64>| if args.levels.profile.is_some() { None } else { value };
     let (qfl, dfl) = (head.qfl(), head.dfl());
     let beta = args.beta.or(told(case.beta)).unwrap_or(qfl.beta());
     let cls_weight = args.cls_weight.or(told(case.weights.qfl)).unwrap_or(qfl.loss_weight());
@@ -81,16 +81,17 @@ pub fn check(args: &SceneArgs) -> Result<()> {
     if let (false, Some(option)) = (args.assign, args.assigner.given()) {
         return Err(Error::NeedsAssign { option });
     }
-    if let (true, None, Some(Profile::Ultralytics)) = (args.assign, args.quality, args.profile) {
+    if let (true, None, Some(Profile::Ultralytics)) = (args.assign, args.quality, args.levels.profile) {
         return Err(Error::QualityOfOthers { profile: Profile::Ultralytics.name() });
     }
-    let boxes = args.boxes.unwrap_or_default();
-    let of_bins = [
-        ("--reg-max", args.reg_max.is_some()),
-        ("--dfl-weight", args.dfl_weight.is_some()),
-        ("--target-eps", args.target_eps.is_some()),
-    ];
-    match of_bins.iter().find(|(_, given)| *given && boxes != BoxesChoice::Bins) {
+    let of_bins = [("--dfl-weight", args.dfl_weight.is_some()), ("--target-eps", args.target_eps.is_some())];
+    check_coding(&args.levels, &of_bins)
+}
+
+/// Refuses options that are given and for bins, if there are none.
+pub fn check_coding(args: &LevelArgs, others: &[(&'static str, bool)]) -> Result<()> {
+    let (boxes, of_levels) = (args.boxes(), [("--reg-max", args.reg_max.is_some())]);
+    match of_levels.iter().chain(others).find(|(_, given)| *given && boxes != BoxesChoice::Bins) {
         Some(&(option, _)) => Err(Error::WithoutBins { option, boxes: boxes.name() }),
         None => Ok(()),
     }
@@ -98,9 +99,9 @@ pub fn check(args: &SceneArgs) -> Result<()> {
 
 /// How many bins (numbers a side, without bins) the channels of --raw have: as told, else what is left beside the classes, else the
 /// profile's.
-pub fn bins_of(channels: usize, args: &SceneArgs, case: &Case, profile: Profile) -> usize {
-    let classes = args.classes.or(case.num_classes);
-    if args.boxes.unwrap_or_default() != BoxesChoice::Bins {
+pub fn bins_of(channels: usize, args: &LevelArgs, case: &Case) -> usize {
+    let (classes, profile) = (args.classes.or(case.num_classes), args.profile());
+    if args.boxes() != BoxesChoice::Bins {
         return 1;
     }
     match (args.reg_max.or(case.reg_max), classes) {
@@ -111,10 +112,11 @@ pub fn bins_of(channels: usize, args: &SceneArgs, case: &Case, profile: Profile)
 }
 
 /// Refuses bins that are not those of the largest distance, if that is told.
-pub fn check_bins(input: &Input, args: &SceneArgs, case: &Case, profile: Profile, bins: usize) -> Result<()> {
-    if args.boxes.unwrap_or_default() != BoxesChoice::Bins {
+pub fn check_bins(input: &Input, args: &LevelArgs, case: &Case, bins: usize) -> Result<()> {
+    if args.boxes() != BoxesChoice::Bins {
         return Ok(());
     }
+    let profile = args.profile();
     let (found, name) = (profile.reg_max(bins), profile.name());
     let (told, by) = match (args.reg_max, case.reg_max) {
         (Some(told), _) => (told, "--reg-max is"),
@@ -129,7 +131,7 @@ pub fn check_bins(input: &Input, args: &SceneArgs, case: &Case, profile: Profile
 }
 
 /// Refuses other classes than those told.
-pub fn check_classes(input: &Input, args: &SceneArgs, case: &Case, classes: usize) -> Result<()> {
+pub fn check_classes(input: &Input, args: &LevelArgs, case: &Case, classes: usize) -> Result<()> {
     if classes == 0 {
         return Err(input.head("it has no classes; there must be 1 or more"));
     }

@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-use super::args::SceneArgs;
-use super::choices::Profile;
+use super::args::LevelArgs;
 use super::options;
 use super::scene::Tensor;
 use crate::assign::positions_of;
 use crate::case::Case;
 use crate::error::Result;
-use crate::file::{Input, Tensors};
+use crate::file::{Input, Output, Tensors};
 use crate::floats::{Float, Floats, with_floats};
 use crate::words::count;
 
@@ -20,7 +19,7 @@ pub struct Outputs {
 
 impl Outputs {
     /// `None`: there is no such tensor.
-    pub fn read(input: &Input, tensors: &Tensors, args: &SceneArgs, case: &Case) -> Result<Option<Outputs>> {
+    pub fn read(input: &Input, tensors: &Tensors, args: &LevelArgs, case: &Case) -> Result<Option<Outputs>> {
         if !tensors.has("raw") {
             return Ok(None);
         }
@@ -76,11 +75,10 @@ pub fn box_channels(
     input: &Input,
     name: &str,
     channels: usize,
-    args: &SceneArgs,
+    args: &LevelArgs,
     case: &Case,
-    profile: Profile,
 ) -> Result<usize> {
-    let bins = options::bins_of(channels, args, case, profile);
+    let bins = options::bins_of(channels, args, case);
     match bins.checked_mul(4) {
         Some(of_boxes) if of_boxes < channels => Ok(of_boxes),
         _ => Err(input.head(format!(
@@ -90,8 +88,19 @@ pub fn box_channels(
     }
 }
 
+/// Adds the gradients of levels, in a tensor for each as the outputs were, or in one for all.
+pub fn add_gradients(output: &mut Output, levels: &[Tensor], whole: bool) {
+    if whole {
+        let Tensor { shape, numbers } = join(levels);
+        return output.add("grad_raw".to_owned(), &shape, &numbers);
+    }
+    for (i, Tensor { shape, numbers }) in levels.iter().enumerate() {
+        output.add(format!("level{i}.grad_raw"), shape, numbers);
+    }
+}
+
 /// Levels one after another in one tensor again.
-pub fn join(levels: &[Tensor]) -> Tensor {
+fn join(levels: &[Tensor]) -> Tensor {
     let [batch, channels] = [0, 1].map(|axis| levels[0].shape[axis]);
     let numbers = with_floats!(&levels[0].numbers, like => Float::floats(rows(like, levels)));
     let positions = levels.iter().map(|level| level.shape[2]).sum();

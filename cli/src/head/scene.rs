@@ -4,9 +4,8 @@ use gfocal::head::{HeadLoss, Layout};
 
 use super::args::SceneArgs;
 use super::choices::{NormaliserChoice, Profile};
-use super::level::LevelReader;
+use super::level::{LevelReader, Levels};
 use super::options;
-use super::raw;
 use super::targets::LevelTargets;
 use crate::assign::{Assigner, AssignerChoice, Place, Problem, Truth};
 use crate::case::Case;
@@ -93,49 +92,35 @@ impl Scene {
     pub fn read(input: &Input, args: &SceneArgs, dtype: Option<Dtype>) -> Result<Scene> {
         options::check(args)?;
         let (tensors, case) = (input.tensors()?, Case::read(input)?);
-        let profile = args.profile.unwrap_or(Profile::Mmdetection);
-        let outputs = if args.raw { raw::Outputs::read(input, &tensors, args, &case)? } else { None };
-        let count = match &outputs {
-            Some(outputs) => outputs.levels(),
-            None => levels_with(&tensors, if args.raw { "raw" } else { "cls_logits" })?,
+        let profile = args.levels.profile();
+        let offset = match args.assigner.choice() {
+            AssignerChoice::Fcos => AssignerChoice::Fcos.offset(),
+            AssignerChoice::Atss => profile.offset(),
         };
-        let strides = case.strides(input, &args.strides, Some(count))?;
-
-        let (mut places, mut levels, mut axes) = (Vec::new(), Vec::new(), None);
-        let reader = |level: usize| {
-            let stride = strides[level];
-            LevelReader { input, tensors: &tensors, args, case: &case, profile, level, stride, dtype }
-        };
-        for i in 0..count {
-            let (place, level, of_level) = reader(i).read(outputs.as_ref())?;
-            let first: Axes = *axes.get_or_insert(of_level);
-            first.check_same(input, i, of_level)?;
-            places.push(place);
-            levels.push(level);
-        }
-        let Some(axes) = axes else { return Err(tensors.missing("level0.cls_logits")) };
+        let read = |reader: &LevelReader, outputs: Option<&_>| reader.read(outputs, dtype);
+        let levels = Levels::read(input, &tensors, &args.levels, &case, offset, "cls_logits", read)?;
+        let Levels { readers, places, mut levels, axes, whole_raw } = levels;
         let Axes { batch, classes, bins } = axes;
-        options::check_bins(input, args, &case, profile, bins)?;
-        options::check_classes(input, args, &case, classes)?;
-        check_types(input, &levels)?;
+        options::check_classes(input, &args.levels, &case, classes)?;
+        check_types(input, levels.iter().map(SceneLevel::types))?;
 
         let assignment = if args.assign {
             check_anchors(input, &places, batch)?;
             let assigner = Assigner::new(input, &args.assigner, &case, args.background, places.len())?;
-            let (ignores, image) = (args.assigner.ignore_iof.is_some(), args.image_size.or(case.image_hw));
+            let (ignores, image) =
+                (args.assigner.ignore_iof.is_some(), args.levels.image_size.or(case.image_hw));
             Some((Truth::read(input, &tensors, ignores, batch, image)?, assigner))
         } else {
             None
         };
         let head = options::head(profile, bins, &tensors, args, &case)?;
         let reads = options::reads(args, profile, &tensors);
-        for (i, level) in levels.iter_mut().enumerate() {
-            let reader = LevelReader { dtype: Some(level.logits.cls().numbers.dtype()), ..reader(i) };
-            level.targets = LevelTargets::read(&reader, axes, places[i].positions(), reads)?;
-        }
         let dtype = levels[0].logits.cls().numbers.dtype();
+        for ((level, reader), place) in levels.iter_mut().zip(&readers).zip(&places) {
+            level.targets = LevelTargets::read(reader, args, axes, place.positions(), reads, dtype)?;
+        }
         let class_weights = class_weights(input, &tensors, classes, dtype)?;
-        let (normaliser, whole_raw) = (options::normaliser(args, profile), outputs.is_some());
+        let normaliser = options::normaliser(args, profile);
         Ok(Scene {
             profile,
             head,
@@ -175,13 +160,25 @@ impl Scene {
 }
 
 impl Tensor {
-    pub fn to(self, dtype: Dtype) -> Tensor {
-        Tensor { numbers: self.numbers.to(dtype), ..self }
+    pub fn to(self, dtype: impl Into<Option<Dtype>>) -> Tensor {
+        match dtype.into() {
+            Some(dtype) => Tensor { numbers: self.numbers.to(dtype), ..self },
+            None => self,
+        }
+    }
+}
+
+impl SceneLevel {
+    fn types(&self) -> String {
+        let [cls, boxes] =
+            [self.logits.cls(), self.logits.boxes()].map(|tensor| tensor.numbers.dtype().name());
+        format!("class logits of {cls} and box logits of {boxes}")
     }
 }
 
 impl Axes {
-    fn check_same(self, input: &Input, level: usize, other: Axes) -> Result<()> {
+    /// Refuses a level that is not as the first.
+    pub fn check_same(self, input: &Input, level: usize, other: Axes) -> Result<()> {
         if self == other {
             return Ok(());
         }
@@ -194,27 +191,12 @@ impl Axes {
     }
 }
 
-/// How many levels have a tensor.
-fn levels_with(tensors: &Tensors, tensor: &str) -> Result<usize> {
-    match (0..).take_while(|i| tensors.has(&format!("level{i}.{tensor}"))).count() {
-        0 => Err(tensors.missing(format!("level0.{tensor}"))),
-        count => Ok(count),
-    }
-}
-
-/// Class logits of all levels are of one type, and so are box logits.
-fn check_types(input: &Input, levels: &[SceneLevel]) -> Result<()> {
-    let types = |level: &SceneLevel| {
-        [level.logits.cls(), level.logits.boxes()].map(|tensor| tensor.numbers.dtype().name())
-    };
-    let first = types(&levels[0]);
-    let Some(i) = levels.iter().position(|level| types(level) != first) else { return Ok(()) };
-    let both = |[cls, boxes]: [&str; 2]| format!("class logits of {cls} and box logits of {boxes}");
-    Err(input.head(format!(
-        "level 0 has {}, level {i} {}; make them the same with --dtype",
-        both(first),
-        both(types(&levels[i]))
-    )))
+/// The types of all levels, in words, are those of the first.
+pub fn check_types(input: &Input, levels: impl Iterator<Item = String>) -> Result<()> {
+    let levels: Vec<String> = levels.collect();
+    let Some(i) = levels.iter().position(|types| *types != levels[0]) else { return Ok(()) };
+    let [first, other] = [0, i].map(|i| &levels[i]);
+    Err(input.head(format!("level 0 has {first}, level {i} {other}; make them the same with --dtype")))
 }
 
 /// `[C]`, if there are any.

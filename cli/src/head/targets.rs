@@ -4,11 +4,12 @@ use gfocal::QualityFocalLoss;
 use gfocal::head::{BoxWeight, QualitySource};
 use gfocal::qfl::Class;
 
+use super::args::SceneArgs;
 use super::choices::QualityChoice;
 use super::level::LevelReader;
 use super::scene::Axes;
 use crate::assign::AssignedLevel;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::floats::{Dtype, numbers};
 use crate::inputs::Labels;
 
@@ -78,32 +79,48 @@ impl<T> TargetOptions<T> {
 }
 
 impl LevelTargets {
-    pub fn read(reader: &LevelReader, axes: Axes, positions: usize, reads: Reads) -> Result<LevelTargets> {
+    /// Those beside class logits of a type.
+    pub fn read(
+        reader: &LevelReader,
+        args: &SceneArgs,
+        axes: Axes,
+        positions: usize,
+        reads: Reads,
+        logits: Dtype,
+    ) -> Result<LevelTargets> {
         let anchors = [axes.batch, positions];
         let elements = [axes.batch, positions, axes.classes];
-        let (labels, boxes) = if reader.args.assign {
+        let floats = |tensor: &str, expected: &[usize]| reader.floats(tensor, expected, logits);
+        let optional = |tensor: &str, expected: &[usize]| {
+            let is_there = reader.tensors.has(&reader.name(tensor));
+            is_there.then(|| floats(tensor, expected)).transpose()
+        };
+        let (labels, boxes) = if args.assign {
             (Labels::default(), Vec::new())
         } else {
-            reader.labels_and_boxes(anchors)?
+            (reader.labels(&anchors)?, floats("box_targets", &[axes.batch, positions, 4])?)
         };
-        let scores = reader.optional("scores", &elements)?;
+        let scores = optional("scores", &elements)?;
         // Dense targets take the place of the quality, but for the weights of boxes.
         let by_quality = scores.is_none() || reads.box_weight == BoxWeight::Quality;
         let quality = match reads.quality {
-            QualitySource::Given if by_quality => Some(reader.quality(&anchors)?),
+            QualitySource::Given if by_quality => {
+                let quality = optional("quality", &anchors)?;
+                Some(quality.ok_or_else(|| reader.no_quality(args.quality))?)
+            }
             _ => None,
         };
         let box_scores = match reads.box_weight {
-            BoxWeight::Given => Some(reader.floats("box_scores", &anchors)?),
+            BoxWeight::Given => Some(floats("box_scores", &anchors)?),
             _ => None,
         };
         let options = TargetOptions {
-            label_weights: reader.optional("label_weights", &anchors)?,
+            label_weights: optional("label_weights", &anchors)?,
             quality,
-            box_weights: reader.optional("box_weights", &anchors)?,
+            box_weights: optional("box_weights", &anchors)?,
             box_scores,
             scores,
-            element_weights: reader.optional("element_weights", &elements)?,
+            element_weights: optional("element_weights", &elements)?,
         };
         Ok(LevelTargets { labels, boxes, options, centerness: None })
     }
@@ -160,40 +177,30 @@ impl LevelTargets {
 }
 
 impl LevelReader<'_> {
-    fn labels_and_boxes(&self, anchors @ [batch, positions]: [usize; 2]) -> Result<(Labels, Vec<f64>)> {
+    fn labels(&self, anchors: &[usize]) -> Result<Labels> {
         let name = self.name("labels");
         if !self.tensors.has(&name) && self.tensors.has("gt_boxes") {
             return Err(self.tensors.missing(format!("{name} (with --assign, none is needed)")));
         }
         let (shape, labels) = self.tensors.labels(&name)?;
-        if shape != anchors {
-            return Err(self.wrong_shape(name, shape, &anchors));
-        }
-        Ok((labels, self.floats("box_targets", &[batch, positions, 4])?))
+        if shape == anchors { Ok(labels) } else { Err(self.wrong_shape(name, shape, anchors)) }
     }
 
-    fn quality(&self, anchors: &[usize]) -> Result<Vec<f64>> {
+    fn no_quality(&self, choice: Option<QualityChoice>) -> Error {
         let name = self.name("quality");
-        if self.tensors.has(&name) {
-            return self.floats("quality", anchors);
-        }
-        let why = match self.args.quality {
+        let why = match choice {
             Some(QualityChoice::Given) => "--quality given".to_owned(),
-            _ => format!("--profile {}", self.profile.name()),
+            _ => format!("--profile {}", self.args.profile().name()),
         };
-        Err(self.tensors.missing(format!(
+        self.tensors.missing(format!(
             "{name}, from which {why} takes the quality of positives (--quality iou takes the IoU of their boxes)"
-        )))
+        ))
     }
 
-    fn optional(&self, tensor: &str, expected: &[usize]) -> Result<Option<Vec<f64>>> {
-        if self.tensors.has(&self.name(tensor)) { self.floats(tensor, expected).map(Some) } else { Ok(None) }
-    }
-
-    fn floats(&self, tensor: &str, expected: &[usize]) -> Result<Vec<f64>> {
+    /// Numbers beside logits of a type.
+    fn floats(&self, tensor: &str, expected: &[usize], logits: Dtype) -> Result<Vec<f64>> {
         let name = self.name(tensor);
         let (shape, numbers) = self.tensors.floats(&name)?;
-        let logits = self.dtype.unwrap_or(Dtype::F32);
         if shape == expected {
             Ok(numbers.beside(logits))
         } else {

@@ -82,7 +82,7 @@ pub fn run(args: &PlotArgs) -> Result<()> {
         let reason = "only SVG is drawn; give a name that ends in .svg".to_owned();
         return Err(Error::Output { path: args.out.clone(), reason });
     }
-    let boxes = args.scene.boxes.unwrap_or_default();
+    let boxes = args.scene.levels.boxes();
     if boxes != BoxesChoice::Bins {
         return Err(Error::WithoutBins { option: "gfocal plot", boxes: boxes.name() });
     }

@@ -47,6 +47,19 @@ pub fn on_cuda(op: &str, file: &Path, args: &str) -> Option<Run> {
     Some(command.output().unwrap().into())
 }
 
+/// What is written on the CPU, and on CUDA.
+pub fn on_both(op: &str, file: &Path, args: &str, check: impl Fn(&Tensors)) {
+    let folder = Folder::new();
+    let out = folder.path("out.safetensors");
+    let args = format!("{args} --output {}", out.display());
+    cpu(op, file, &args).ok();
+    check(&read(&out));
+    if let Some(run) = on_cuda(op, file, &format!("--device cuda {args}")) {
+        run.ok();
+        check(&read(&out));
+    }
+}
+
 #[test]
 fn it_gives_what_the_cpu_gives() {
     let folder = Folder::new();

@@ -3,6 +3,7 @@
 mod assign;
 mod bench;
 mod cuda;
+mod decode;
 mod formula;
 mod grads;
 mod head;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cuda::on_cuda;
+use crate::cuda::on_both;
 use crate::support::*;
 
 fn golden() -> PathBuf {
@@ -13,7 +13,7 @@ const LEVELS: usize = 3;
 const CHANNELS: [usize; 2] = [68, 4];
 
 /// The golden case with box and class logits of a level in one tensor.
-fn joined(tensors: &Tensors, kind: [&str; 2]) -> Vec<(Vec<usize>, Vec<f64>)> {
+pub fn joined(tensors: &Tensors, kind: [&str; 2]) -> Vec<(Vec<usize>, Vec<f64>)> {
     let level = |level: usize| {
         let [boxes, cls] = kind.map(|tensor| &tensors[&format!("level{level}.{tensor}")]);
         let positions: usize = boxes.1[2..].iter().product();
@@ -29,7 +29,7 @@ fn joined(tensors: &Tensors, kind: [&str; 2]) -> Vec<(Vec<usize>, Vec<f64>)> {
 }
 
 /// Levels one after another.
-fn whole(levels: &[(Vec<usize>, Vec<f64>)]) -> (Vec<usize>, Vec<f64>) {
+pub fn whole(levels: &[(Vec<usize>, Vec<f64>)]) -> (Vec<usize>, Vec<f64>) {
     let [batch, channels] = [levels[0].0[0], levels[0].0[1]];
     let positions = |shape: &[usize]| shape[2..].iter().product::<usize>();
     let row = |row: usize| {
@@ -52,18 +52,6 @@ fn rest(tensors: &Tensors) -> Vec<(&str, Tensor)> {
         .collect()
 }
 
-fn on_both(file: &Path, args: &str, check: impl Fn(&Tensors)) {
-    let folder = Folder::new();
-    let out = folder.path("out.safetensors");
-    let args = format!("{args} --output {}", out.display());
-    cpu("head", file, &args).ok();
-    check(&read(&out));
-    if let Some(run) = on_cuda("head", file, &format!("--device cuda {args}")) {
-        run.ok();
-        check(&read(&out));
-    }
-}
-
 const TOLD: &str = "--strides 8,16,32 --image-size 128x160";
 
 #[test]
@@ -76,7 +64,7 @@ fn one_tensor_for_all_levels_gives_the_same() {
     file.push(("raw", f32s(&shape, &numbers)));
     let file = folder.file("raw.safetensors", &file);
     for args in ["", "--assign", "--reg-max 16", "--classes 4"] {
-        on_both(&file, &format!("{TOLD} --raw {args}"), |written| {
+        on_both("head", &file, &format!("{TOLD} --raw {args}"), |written| {
             assert_eq!(written["grad_raw"].1, expected.0);
             for (actual, expected) in written["grad_raw"].2.iter().zip(&expected.1) {
                 assert!(
@@ -115,7 +103,7 @@ fn a_tensor_for_each_level() {
             file.push((name, f32s(&shape, numbers)));
         }
         let file = folder.file("levels.safetensors", &file);
-        on_both(&file, &format!("{TOLD} --raw"), |written| {
+        on_both("head", &file, &format!("{TOLD} --raw"), |written| {
             for (level, (shape, numbers)) in expected.iter().enumerate() {
                 let (_, found, gradient) = &written[&format!("level{level}.grad_raw")];
                 assert_eq!(found.iter().product::<usize>(), shape.iter().product::<usize>());

@@ -84,6 +84,18 @@ impl Settings {
         }
     }
 
+    /// What box logits say, whose other constants are the profile's.
+    pub fn with_coding(self, coding: BoxCoding) -> Settings {
+        match coding {
+            BoxCoding::Bins(bins) => Settings { bins, numbers: None, ..self },
+            numbers => Settings { numbers: Some(numbers), ..self },
+        }
+    }
+
+    pub fn coding(&self) -> BoxCoding {
+        self.numbers.unwrap_or(BoxCoding::Bins(self.bins))
+    }
+
     pub fn iou_eps(&self) -> f64 {
         if self.profile == Profile::Ultralytics { 1e-7 } else { 1e-6 }
     }
@@ -108,7 +120,7 @@ impl Settings {
             .with_qfl(qfl)
             .with_dfl(dfl)
             .with_iou(self.iou, self.weights[1])?
-            .with_box_coding(self.numbers.unwrap_or(BoxCoding::Bins(self.bins)))?
+            .with_box_coding(self.coding())?
             .with_quality(self.quality)
             .with_box_weight(self.box_weight)
             .with_normaliser(self.normaliser))

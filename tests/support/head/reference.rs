@@ -4,7 +4,7 @@
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxCoding, BoxWeight, Normaliser, Normalisers, QualitySource};
 use gfocal::{Background, Status};
-use gfocal_reference::{BoxLoss, Decoded, decoded_loss, dfl, distances, integral, qfl};
+use gfocal_reference::{BoxLoss, Decoded, decoded_loss, dfl, distance, distances, qfl};
 
 use super::super::tolerance::Want;
 use super::{LevelScene, PointsAt, Scene};
@@ -65,7 +65,8 @@ impl Scene {
         (0..classes).map(|c| level.cls[(image * classes + c) * positions + position]).collect()
     }
 
-    fn sides(&self, level: &LevelScene, image: usize, position: usize) -> [Vec<f64>; 4] {
+    /// The logits of each side.
+    pub fn sides(&self, level: &LevelScene, image: usize, position: usize) -> [Vec<f64>; 4] {
         let (bins, positions) = (self.box_channels() / 4, level.positions());
         [0, 1, 2, 3].map(|side| {
             let at = |bin| ((image * 4 + side) * bins + bin) * positions + position;
@@ -130,17 +131,17 @@ impl Scene {
     }
 
     /// E of a side and its derivatives by the logits.
-    fn distance(&self, z: &[f64]) -> (f64, Vec<f64>) {
-        match self.settings.numbers {
-            None | Some(BoxCoding::Bins(_)) => integral(z),
-            Some(BoxCoding::Exp) => (z[0].exp(), vec![z[0].exp()]),
-            Some(BoxCoding::Relu) if z[0] > 0.0 => (z[0], vec![1.0]),
-            Some(BoxCoding::Relu) => (0.0, vec![0.0]),
-        }
+    pub fn distance(&self, z: &[f64]) -> (f64, Vec<f64>) {
+        let coding = match self.settings.coding() {
+            BoxCoding::Bins(_) => gfocal_reference::BoxCoding::Bins,
+            BoxCoding::Exp => gfocal_reference::BoxCoding::Exp,
+            BoxCoding::Relu => gfocal_reference::BoxCoding::Relu,
+        };
+        distance(coding, z)
     }
 
     /// In units of the stride.
-    fn point(&self, level: &LevelScene, anchor: usize) -> [f64; 2] {
+    pub fn point(&self, level: &LevelScene, anchor: usize) -> [f64; 2] {
         let positions = level.positions();
         match &level.points {
             PointsAt::Grid(offset) => {

@@ -1,0 +1,248 @@
+//! Decoding: its scenes are heads without classes.
+
+use gfocal::cuda::Device;
+use gfocal::cudarc::driver::{DevicePtr, DevicePtrMut};
+use gfocal::decode::{self, Level};
+use gfocal::head::{BoxCoding, Layout, Points};
+use gfocal::{Element, Host, Memory};
+use gfocal_reference::box_around;
+
+use super::gpu::{Buffer, Gpu, OnDevice};
+use super::head::{
+    self, Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, LevelScene, PointsAt, Profile, Settings, as_stored,
+};
+use super::random::Random;
+use super::tolerance::{Stored, Want, check_elements};
+
+/// A head without classes, and the gradient with respect to its boxes, `[B, A, 4]`.
+#[derive(Clone)]
+pub struct Scene {
+    pub of: head::Scene,
+    pub upstream: Vec<f64>,
+}
+
+/// Boxes, and the gradient of each level's logits `[B, 4K, P]`.
+pub struct Outcome<T: Stored> {
+    pub boxes: Vec<T::Loss>,
+    pub grads: Vec<Vec<T>>,
+    pub found_inf: f32,
+}
+
+/// The buffer of box logits, of which classes have no place.
+fn of_boxes<T>(buffers: &mut Buffers<T>) -> &mut Vec<T> {
+    buffers.boxes.as_mut().unwrap_or(&mut buffers.cls)
+}
+
+pub fn level<'a, M: Memory, T: Stored>(
+    level: &LevelScene,
+    layout: Layout,
+    logits: M::Slice<'a, T>,
+    points: Option<M::Slice<'a, T::Loss>>,
+) -> Level<'a, M, T> {
+    let &LevelScene { height, width, stride, .. } = level;
+    let points = match (&level.points, points) {
+        (PointsAt::Grid(offset), _) => Points::Grid { offset: *offset },
+        (PointsAt::Explicit(_), points) => Points::Explicit(points.expect("points")),
+    };
+    Level { height, width, stride, points, logits, layout }
+}
+
+impl Scene {
+    pub fn new(coding: BoxCoding, batch: usize, sizes: &[[usize; 2]], seed: u64) -> Scene {
+        let mut random = Random::new(seed);
+        let settings = Settings::of(Profile::Mmdetection).with_coding(coding);
+        let recipe =
+            head::scenes::Recipe { batch, classes: 0, sizes: vec![], ..head::scenes::Recipe::new(settings) };
+        let mut of = recipe.scene(&mut random);
+        for (index, &[height, width]) in sizes.iter().enumerate() {
+            let positions = height * width;
+            let points = match index {
+                1 => 2 * positions,
+                2 => 2 * positions * batch,
+                _ => 0,
+            };
+            of.levels.push(LevelScene {
+                height,
+                width,
+                stride: [8.0, 16.0, 32.0, 50.0, 7.5][index],
+                points: match random.many(points, -20.0, 300.0) {
+                    points if points.is_empty() => PointsAt::Grid([0.5, 0.0][index % 2]),
+                    points => PointsAt::Explicit(points),
+                },
+                boxes: random.many(batch * of.box_channels() * positions, -4.0, 4.0),
+                ..LevelScene::default()
+            });
+        }
+        let anchors: usize = of.levels.iter().map(|level| batch * level.positions()).sum();
+        Scene { of, upstream: random.many(4 * anchors, -2.0, 2.0) }
+    }
+
+    /// Five levels, none of a round size, and of as many positions as a vector and a tile; a row has more than a vector.
+    pub fn five(coding: BoxCoding) -> Scene {
+        Scene::new(coding, 2, &[[4, 19], [8, 4], [5, 3], [1, 4], [1, 1]], 5)
+    }
+
+    fn coding(&self) -> BoxCoding {
+        self.of.settings.coding()
+    }
+
+    /// A buffer of each level.
+    fn buffers<T: Stored>(
+        &self,
+        form: Form,
+        of: fn(&head::Scene, &LevelScene, Form) -> Buffers<T>,
+    ) -> Vec<Buffers<T>> {
+        self.of.levels.iter().map(|level| of(&self.of, level, form)).collect()
+    }
+
+    fn logits<T: Stored>(&self, form: Form) -> Vec<Buffers<T>> {
+        self.buffers(form, Buffers::logits)
+    }
+
+    fn grads<T: Stored>(&self, form: Form) -> Vec<Buffers<T>> {
+        self.buffers(form, |scene, level, form| Buffers::filled(scene, level, form, GRAD_BEFORE))
+    }
+
+    /// Explicit points of each level.
+    fn points<W: Element>(&self) -> Vec<Option<Vec<W>>> {
+        let of_level = |level: &LevelScene| match &level.points {
+            PointsAt::Grid(_) => None,
+            PointsAt::Explicit(points) => Some(as_stored(points)),
+        };
+        self.of.levels.iter().map(of_level).collect()
+    }
+
+    pub fn cpu<T: Stored>(&self, form: Form) -> Outcome<T> {
+        let (mut logits, mut grads) = (self.logits::<T>(form), self.grads::<T>(form));
+        let points = self.points::<T::Loss>();
+        let levels: Vec<Level<Host, T>> = (self.of.levels.iter().zip(&mut logits).zip(&points))
+            .map(|((of, logits), points)| {
+                level(of, logits.placement.boxes, &**of_boxes(logits), points.as_deref())
+            })
+            .collect();
+        let (coding, batch) = (self.coding(), self.of.batch);
+        let mut boxes = vec![T::Loss::from_f64(f64::NAN); self.upstream.len()];
+        decode::forward(coding, batch, &levels, &mut boxes).expect("a legal call");
+        let mut slices: Vec<&mut [T]> = grads.iter_mut().map(|grad| &mut of_boxes(grad)[..]).collect();
+        let upstream = as_stored::<T::Loss>(&self.upstream);
+        let mut flag = [FLAG_BEFORE];
+        decode::backward(coding, batch, &levels, &upstream, &mut slices, Some(&mut flag))
+            .expect("a legal call");
+        Outcome {
+            boxes,
+            grads: grads.iter().map(|grad| grad.read(GRAD_BEFORE).1).collect(),
+            found_inf: flag[0],
+        }
+    }
+
+    pub fn cuda<T: OnDevice>(&self, gpu: &Gpu, form: Form, offset: usize) -> Outcome<T> {
+        let (mut logits, mut grads) = (self.logits::<T>(form), self.grads::<T>(form));
+        let on_device = |buffers: &mut Buffers<T>| Buffer::new(gpu, of_boxes(buffers), offset);
+        let of_logits: Vec<_> = logits.iter_mut().map(on_device).collect();
+        let mut of_grads: Vec<_> = grads.iter_mut().map(on_device).collect();
+        let points: Vec<_> = self
+            .points()
+            .iter()
+            .map(|points| points.as_ref().map(|points| Buffer::new(gpu, points, offset)))
+            .collect();
+        let views: Vec<_> = of_logits.iter().map(Buffer::view).collect();
+        let point_views: Vec<_> = points.iter().map(|points| points.as_ref().map(Buffer::view)).collect();
+        let levels: Vec<Level<Device, T>> =
+            (self.of.levels.iter().zip(&logits).zip(&views).zip(&point_views))
+                .map(|(((of, logits), view), points)| {
+                    let points = points.as_ref().map(|points| points as &dyn DevicePtr<f32>);
+                    level(of, logits.placement.boxes, view as &dyn DevicePtr<T>, points)
+                })
+                .collect();
+        let (coding, batch) = (self.coding(), self.of.batch);
+        let upstream = Buffer::new(gpu, &as_stored::<f32>(&self.upstream), offset);
+        let mut boxes = Buffer::<f32>::poisoned(gpu, self.upstream.len(), offset);
+        let mut flag = Buffer::new(gpu, &[FLAG_BEFORE], offset);
+        gpu.handle.prepare(decode::units()).expect("the kernels load");
+        gpu.enqueued(if self.upstream.is_empty() { 0 } else { 2 }, || {
+            decode::forward_cuda(&gpu.handle, coding, batch, &levels, &mut boxes.view_mut())
+                .expect("a legal call");
+            let mut views: Vec<_> = of_grads.iter_mut().map(Buffer::view_mut).collect();
+            let mut slices: Vec<_> = views.iter_mut().map(|grad| grad as &mut dyn DevicePtrMut<T>).collect();
+            let (upstream, mut flag) = (upstream.view(), flag.view_mut());
+            decode::backward_cuda(
+                &gpu.handle,
+                coding,
+                batch,
+                &levels,
+                &upstream,
+                &mut slices,
+                Some(&mut flag),
+            )
+            .expect("a legal call");
+        });
+        for (grad, of_grad) in grads.iter_mut().zip(&of_grads) {
+            *of_boxes(grad) = of_grad.read(gpu);
+        }
+        Outcome {
+            // Boxes of f32, f16 and bf16 are f32.
+            boxes: boxes.read(gpu).iter().map(|&value| T::Loss::from_f64(value.into())).collect(),
+            grads: grads.iter().map(|grad| grad.read(GRAD_BEFORE).1).collect(),
+            found_inf: flag.read(gpu)[0],
+        }
+    }
+
+    /// Equations (5) and (10), of what storage leaves.
+    fn expect<T: Stored>(&self) -> (Vec<Option<Want>>, Vec<Vec<Option<Want>>>) {
+        let scene = self.of.stored_as::<T>();
+        let channels = scene.box_channels();
+        let mut boxes = Vec::new();
+        let mut grads: Vec<_> = scene.levels.iter().map(|level| vec![None; level.boxes.len()]).collect();
+        for image in 0..scene.batch {
+            for (level, grad) in scene.levels.iter().zip(&mut grads) {
+                let positions = level.positions();
+                for position in 0..positions {
+                    let sides = scene.sides(level, image, position).map(|z| scene.distance(&z));
+                    let point = scene.point(level, image * positions + position).map(|at| at * level.stride);
+                    let distances = [0, 1, 2, 3].map(|side| level.stride * sides[side].0);
+                    let corners = box_around(point, distances);
+                    // How a box depends on its distances: each coordinate on one.
+                    let ways = box_around([0.0; 2], [level.stride; 4]);
+                    for (side, (_, slopes)) in sides.into_iter().enumerate() {
+                        let upstream = T::Loss::from_f64(self.upstream[boxes.len()]).to_f64();
+                        for (bin, slope) in slopes.iter().enumerate() {
+                            let channel = side * channels / 4 + bin;
+                            // An exponential without end, times 0, is 0.
+                            let slope = if upstream == 0.0 && !slope.is_nan() { 0.0 } else { *slope };
+                            grad[(image * channels + channel) * positions + position] =
+                                Some(Want::new(slope, ways[side] * upstream, true));
+                        }
+                        let magnitude = point[side % 2].abs() + distances[side];
+                        boxes.push(Some(Want {
+                            value: corners[side],
+                            magnitude,
+                            scale: level.stride,
+                            cancels: false,
+                        }));
+                    }
+                }
+            }
+        }
+        (boxes, grads)
+    }
+
+    #[track_caller]
+    pub fn check<T: Stored>(&self, what: &str, got: &Outcome<T>) {
+        let (boxes, grads) = self.expect::<T>();
+        let what = format!("{:?} of {what} in {}", self.coding(), T::NAME);
+        check_elements(&format!("boxes: {what}"), &got.boxes, &boxes);
+        for (level, (got, want)) in got.grads.iter().zip(&grads).enumerate() {
+            check_elements(&format!("gradient of level {level}: {what}"), got, want);
+        }
+        let raised = got.grads.iter().flatten().any(|grad| !grad.to_f64().is_finite());
+        assert_eq!(got.found_inf, if raised { 1.0 } else { FLAG_BEFORE }, "found_inf: {what}");
+    }
+
+    pub fn check_cpu<T: Stored>(&self, form: Form) {
+        self.check(&format!("{form:?} on the CPU"), &self.cpu::<T>(form));
+    }
+
+    pub fn check_cuda<T: OnDevice>(&self, gpu: &Gpu, form: Form, offset: usize) {
+        self.check(&format!("{form:?} on CUDA"), &self.cuda::<T>(gpu, form, offset));
+    }
+}
