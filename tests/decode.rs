@@ -8,11 +8,11 @@ mod support;
 use gfocal::cuda::Device;
 use gfocal::cudarc::driver::{DevicePtr, DevicePtrMut};
 use gfocal::decode::{self, Level};
-use gfocal::head::{BoxCoding, Layout, Logits, Points, Targets};
+use gfocal::head::{BoxCoding, Layout, Points};
 use gfocal::{Host, bf16, f16};
-use support::decode::{Outcome, Scene, level};
+use support::decode::{Outcome, Scene};
 use support::gpu::OnDevice;
-use support::head::{Form, PointsAt, places};
+use support::head::{Form, LevelScene, PointsAt, places};
 use support::tolerance::check_same_bits;
 use support::{Buffer, check_alone, gpu, nearly_most};
 
@@ -210,7 +210,7 @@ fn nothing_of_nothing() {
     }
 }
 
-/// Levels that interleave in one tensor, `[B, 4K, A]`, and what a level of the head loss has.
+/// Levels that interleave in one tensor, `[B, 4K, A]`.
 #[test]
 fn levels_of_one_tensor() {
     let coding = BoxCoding::Bins(4);
@@ -223,27 +223,16 @@ fn levels_of_one_tensor() {
         let places = places(layout, 2, 16, level.positions());
         places.iter().zip(&level.boxes).for_each(|(&place, &z)| all[place] = z as f32);
     }
-    let levels: Vec<Level<Host, f32>> =
-        scene.of.levels.iter().zip(layouts).map(|(of, layout)| level(of, layout, &all[..], None)).collect();
+    let level = |(of, layout): (&LevelScene, Layout)| -> Level<Host, f32> {
+        let &LevelScene { height, width, stride, points: PointsAt::Grid(offset), .. } = of else {
+            panic!("a grid")
+        };
+        Level { height, width, stride, points: Points::Grid { offset }, logits: &all, layout }
+    };
+    let levels: Vec<_> = scene.of.levels.iter().zip(layouts).map(level).collect();
     let mut boxes = vec![f32::NAN; want.len()];
     decode::forward(coding, 2, &levels, &mut boxes).expect("a legal call");
     check_same_bits("levels of one tensor", &boxes, &want);
-
-    // As levels of a head have them.
-    let of_head = levels.iter().map(|level| gfocal::head::Level {
-        height: level.height,
-        width: level.width,
-        stride: level.stride,
-        points: level.points,
-        logits: Logits::Joint(level.logits),
-        cls_layout: level.layout,
-        box_layout: level.layout,
-        targets: Targets::new((&[] as &[i64]).into(), &[][..]),
-    });
-    let levels: Vec<Level<Host, f32>> = of_head.map(|level| Level::from(&level)).collect();
-    boxes.fill(f32::NAN);
-    decode::forward(coding, 2, &levels, &mut boxes).expect("a legal call");
-    check_same_bits("levels of a head", &boxes, &want);
 }
 
 /// What is wrong with a call, in words; and that nothing was written.

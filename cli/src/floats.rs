@@ -102,6 +102,19 @@ macro_rules! with_floats {
 }
 pub(crate) use with_floats;
 
+/// The same with the types that CUDA has; returns that f64 is none of them.
+macro_rules! with_cuda_floats {
+    ($floats:expr, $numbers:ident => $run:expr) => {
+        match $floats {
+            $crate::floats::Floats::F64(_) => return Err($crate::error::Error::F64OnCuda),
+            $crate::floats::Floats::F32($numbers) => $run,
+            $crate::floats::Floats::F16($numbers) => $run,
+            $crate::floats::Floats::Bf16($numbers) => $run,
+        }
+    };
+}
+pub(crate) use with_cuda_floats;
+
 impl Floats {
     /// The numbers of little-endian bytes; `None` for a type that is none of the floats.
     pub fn read(dtype: FileDtype, bytes: &[u8]) -> Option<Floats> {

@@ -1,13 +1,14 @@
 //! Decoding: its scenes are heads without classes.
 
-use gfocal::cuda::Device;
-use gfocal::cudarc::driver::{DevicePtr, DevicePtrMut};
 use gfocal::decode::{self, Level};
-use gfocal::head::{BoxCoding, Layout, Points};
-use gfocal::{Element, Host, Memory};
+use gfocal::head::BoxCoding;
+use gfocal::{Element as _, Host};
 use gfocal_reference::box_around;
 
+use super::case::Pass;
 use super::gpu::{Buffer, Gpu, OnDevice};
+use super::head::cuda::OnCuda;
+use super::head::scenes::Recipe;
 use super::head::{
     self, Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, LevelScene, PointsAt, Profile, Settings, as_stored,
 };
@@ -28,31 +29,11 @@ pub struct Outcome<T: Stored> {
     pub found_inf: f32,
 }
 
-/// The buffer of box logits, of which classes have no place.
-fn of_boxes<T>(buffers: &mut Buffers<T>) -> &mut Vec<T> {
-    buffers.boxes.as_mut().unwrap_or(&mut buffers.cls)
-}
-
-pub fn level<'a, M: Memory, T: Stored>(
-    level: &LevelScene,
-    layout: Layout,
-    logits: M::Slice<'a, T>,
-    points: Option<M::Slice<'a, T::Loss>>,
-) -> Level<'a, M, T> {
-    let &LevelScene { height, width, stride, .. } = level;
-    let points = match (&level.points, points) {
-        (PointsAt::Grid(offset), _) => Points::Grid { offset: *offset },
-        (PointsAt::Explicit(_), points) => Points::Explicit(points.expect("points")),
-    };
-    Level { height, width, stride, points, logits, layout }
-}
-
 impl Scene {
     pub fn new(coding: BoxCoding, batch: usize, sizes: &[[usize; 2]], seed: u64) -> Scene {
         let mut random = Random::new(seed);
         let settings = Settings::of(Profile::Mmdetection).with_coding(coding);
-        let recipe =
-            head::scenes::Recipe { batch, classes: 0, sizes: vec![], ..head::scenes::Recipe::new(settings) };
+        let recipe = Recipe { batch, classes: 0, sizes: vec![], ..Recipe::new(settings) };
         let mut of = recipe.scene(&mut random);
         for (index, &[height, width]) in sizes.iter().enumerate() {
             let positions = height * width;
@@ -86,104 +67,38 @@ impl Scene {
         self.of.settings.coding()
     }
 
-    /// A buffer of each level.
-    fn buffers<T: Stored>(
-        &self,
-        form: Form,
-        of: fn(&head::Scene, &LevelScene, Form) -> Buffers<T>,
-    ) -> Vec<Buffers<T>> {
-        self.of.levels.iter().map(|level| of(&self.of, level, form)).collect()
-    }
-
-    fn logits<T: Stored>(&self, form: Form) -> Vec<Buffers<T>> {
-        self.buffers(form, Buffers::logits)
-    }
-
-    fn grads<T: Stored>(&self, form: Form) -> Vec<Buffers<T>> {
-        self.buffers(form, |scene, level, form| Buffers::filled(scene, level, form, GRAD_BEFORE))
-    }
-
-    /// Explicit points of each level.
-    fn points<W: Element>(&self) -> Vec<Option<Vec<W>>> {
-        let of_level = |level: &LevelScene| match &level.points {
-            PointsAt::Grid(_) => None,
-            PointsAt::Explicit(points) => Some(as_stored(points)),
-        };
-        self.of.levels.iter().map(of_level).collect()
-    }
-
     pub fn cpu<T: Stored>(&self, form: Form) -> Outcome<T> {
-        let (mut logits, mut grads) = (self.logits::<T>(form), self.grads::<T>(form));
-        let points = self.points::<T::Loss>();
-        let levels: Vec<Level<Host, T>> = (self.of.levels.iter().zip(&mut logits).zip(&points))
-            .map(|((of, logits), points)| {
-                level(of, logits.placement.boxes, &**of_boxes(logits), points.as_deref())
-            })
-            .collect();
-        let (coding, batch) = (self.coding(), self.of.batch);
-        let mut boxes = vec![T::Loss::from_f64(f64::NAN); self.upstream.len()];
-        decode::forward(coding, batch, &levels, &mut boxes).expect("a legal call");
-        let mut slices: Vec<&mut [T]> = grads.iter_mut().map(|grad| &mut of_boxes(grad)[..]).collect();
+        let filled = |level| Buffers::<T>::filled(&self.of, level, form, GRAD_BEFORE);
+        let mut grads: Vec<Buffers<T>> = self.of.levels.iter().map(filled).collect();
+        let of_boxes =
+            grads.iter_mut().map(|Buffers { cls, boxes, .. }| &mut boxes.as_mut().unwrap_or(cls)[..]);
+        let mut of_boxes: Vec<&mut [T]> = of_boxes.collect();
         let upstream = as_stored::<T::Loss>(&self.upstream);
-        let mut flag = [FLAG_BEFORE];
-        decode::backward(coding, batch, &levels, &upstream, &mut slices, Some(&mut flag))
-            .expect("a legal call");
-        Outcome {
-            boxes,
-            grads: grads.iter().map(|grad| grad.read(GRAD_BEFORE).1).collect(),
-            found_inf: flag[0],
-        }
+        let (coding, batch) = (self.coding(), self.of.batch);
+        let (mut boxes, mut flag) = (vec![T::Loss::from_f64(f64::NAN); self.upstream.len()], [FLAG_BEFORE]);
+        head::cpu::with_levels::<T, T, _>(&self.of, form, |levels| {
+            let levels: Vec<Level<Host, T>> = levels.iter().map(Level::from).collect();
+            decode::forward(coding, batch, &levels, &mut boxes)?;
+            decode::backward(coding, batch, &levels, &upstream, &mut of_boxes, Some(&mut flag))
+        })
+        .expect("legal calls");
+        let grads = grads.iter().map(|grads| grads.read(GRAD_BEFORE).1).collect();
+        Outcome { boxes, grads, found_inf: flag[0] }
     }
 
     pub fn cuda<T: OnDevice>(&self, gpu: &Gpu, form: Form, offset: usize) -> Outcome<T> {
-        let (mut logits, mut grads) = (self.logits::<T>(form), self.grads::<T>(form));
-        let on_device = |buffers: &mut Buffers<T>| Buffer::new(gpu, of_boxes(buffers), offset);
-        let of_logits: Vec<_> = logits.iter_mut().map(on_device).collect();
-        let mut of_grads: Vec<_> = grads.iter_mut().map(on_device).collect();
-        let points: Vec<_> = self
-            .points()
-            .iter()
-            .map(|points| points.as_ref().map(|points| Buffer::new(gpu, points, offset)))
-            .collect();
-        let views: Vec<_> = of_logits.iter().map(Buffer::view).collect();
-        let point_views: Vec<_> = points.iter().map(|points| points.as_ref().map(Buffer::view)).collect();
-        let levels: Vec<Level<Device, T>> =
-            (self.of.levels.iter().zip(&logits).zip(&views).zip(&point_views))
-                .map(|(((of, logits), view), points)| {
-                    let points = points.as_ref().map(|points| points as &dyn DevicePtr<f32>);
-                    level(of, logits.placement.boxes, view as &dyn DevicePtr<T>, points)
-                })
-                .collect();
-        let (coding, batch) = (self.coding(), self.of.batch);
+        let mut head = OnCuda::<T>::new(gpu, &self.of, form, offset);
         let upstream = Buffer::new(gpu, &as_stored::<f32>(&self.upstream), offset);
         let mut boxes = Buffer::<f32>::poisoned(gpu, self.upstream.len(), offset);
-        let mut flag = Buffer::new(gpu, &[FLAG_BEFORE], offset);
         gpu.handle.prepare(decode::units()).expect("the kernels load");
-        gpu.enqueued(if self.upstream.is_empty() { 0 } else { 2 }, || {
-            decode::forward_cuda(&gpu.handle, coding, batch, &levels, &mut boxes.view_mut())
-                .expect("a legal call");
-            let mut views: Vec<_> = of_grads.iter_mut().map(Buffer::view_mut).collect();
-            let mut slices: Vec<_> = views.iter_mut().map(|grad| grad as &mut dyn DevicePtrMut<T>).collect();
-            let (upstream, mut flag) = (upstream.view(), flag.view_mut());
-            decode::backward_cuda(
-                &gpu.handle,
-                coding,
-                batch,
-                &levels,
-                &upstream,
-                &mut slices,
-                Some(&mut flag),
-            )
-            .expect("a legal call");
-        });
-        for (grad, of_grad) in grads.iter_mut().zip(&of_grads) {
-            *of_boxes(grad) = of_grad.read(gpu);
-        }
+        let launches = if self.upstream.is_empty() { 0 } else { 2 };
+        gpu.enqueued(launches, || head.decode(gpu, &self.of, &mut boxes, &upstream)).expect("legal calls");
+        let head::Outcome { grads, found_inf, .. } = head.outcome(gpu, &self.of, Pass::Backward);
         Outcome {
             // Boxes of f32, f16 and bf16 are f32.
             boxes: boxes.read(gpu).iter().map(|&value| T::Loss::from_f64(value.into())).collect(),
-            grads: grads.iter().map(|grad| grad.read(GRAD_BEFORE).1).collect(),
-            found_inf: flag.read(gpu)[0],
+            grads: grads.into_iter().map(|[_, boxes]| boxes).collect(),
+            found_inf,
         }
     }
 

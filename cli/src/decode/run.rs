@@ -9,8 +9,7 @@ use super::Pyramid;
 use crate::assign::Place;
 use crate::buffer::{self, Buffer, Stored};
 use crate::device::{Cuda, Device};
-use crate::error::Error;
-use crate::floats::{Dtype, Float, Floats, numbers, with_floats};
+use crate::floats::{Dtype, Float, Floats, numbers, with_cuda_floats, with_floats};
 use crate::head::BoxLevel;
 
 /// What comes out.
@@ -28,13 +27,8 @@ pub fn on(device: &Device, pyramid: &Pyramid) -> crate::error::Result<Outcome> {
             Ok(with_floats!(logits[0], like => cpu(like, pyramid, &logits))?)
         }
         Device::Cuda(device) => {
-            let outcome = match &pyramid.levels[0].logits.numbers {
-                Floats::F64(_) => return Err(Error::F64OnCuda),
-                Floats::F32(like) => cuda(like, device, pyramid),
-                Floats::F16(like) => cuda(like, device, pyramid),
-                Floats::Bf16(like) => cuda(like, device, pyramid),
-            };
-            outcome.map_err(buffer::error(device))
+            let logits = &pyramid.levels[0].logits.numbers;
+            with_cuda_floats!(logits, like => cuda(like, device, pyramid)).map_err(buffer::error(device))
         }
     }
 }

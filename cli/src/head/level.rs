@@ -29,7 +29,7 @@ pub struct LevelReader<'a> {
     pub input: &'a Input,
     pub tensors: &'a Tensors<'a>,
     pub args: &'a LevelArgs,
-    pub case: &'a Case,
+    case: &'a Case,
     /// That of a grid, unless option or file tell another.
     offset: f64,
     level: usize,

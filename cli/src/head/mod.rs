@@ -26,10 +26,10 @@ pub use targets::LevelTargets;
 
 use crate::assign::{self, Assigner};
 use crate::buffer;
-use crate::device::{Cuda, Device};
-use crate::error::{Error, Result};
+use crate::device::Device;
+use crate::error::Result;
 use crate::file::{Input, Output};
-use crate::floats::{Dtype, Floats, with_floats};
+use crate::floats::{Dtype, Floats, with_cuda_floats, with_floats};
 use crate::report::json;
 use crate::terminal;
 use report::HeadReport;
@@ -78,28 +78,13 @@ fn compute(device: &Device, scene: &Scene, grad_scale: f64) -> Result<Outcome> {
             outcome.status.assignment = assigned.assignment;
             Ok(outcome)
         }
-        Device::Cuda(device) => on_cuda(device, scene, cls, boxes, grad_scale),
+        Device::Cuda(device) => {
+            let outcome = with_cuda_floats!(cls, cls => with_cuda_floats!(boxes, boxes => {
+                cuda::run((cls, boxes), device, scene, grad_scale)
+            }));
+            outcome.map_err(buffer::error(device))
+        }
     }
-}
-
-fn on_cuda(device: &Cuda, scene: &Scene, cls: &Floats, boxes: &Floats, grad_scale: f64) -> Result<Outcome> {
-    macro_rules! with_boxes {
-        ($cls:ident) => {
-            match boxes {
-                Floats::F64(_) => return Err(Error::F64OnCuda),
-                Floats::F32(boxes) => cuda::run(($cls, boxes), device, scene, grad_scale),
-                Floats::F16(boxes) => cuda::run(($cls, boxes), device, scene, grad_scale),
-                Floats::Bf16(boxes) => cuda::run(($cls, boxes), device, scene, grad_scale),
-            }
-        };
-    }
-    let outcome = match cls {
-        Floats::F64(_) => return Err(Error::F64OnCuda),
-        Floats::F32(cls) => with_boxes!(cls),
-        Floats::F16(cls) => with_boxes!(cls),
-        Floats::Bf16(cls) => with_boxes!(cls),
-    };
-    outcome.map_err(buffer::error(device))
 }
 
 impl Scene {

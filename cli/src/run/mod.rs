@@ -7,8 +7,8 @@ use gfocal::{DistributionFocalLoss, QualityFocalLoss, Reduction, Status};
 
 use crate::buffer;
 use crate::device::Device;
-use crate::error::{Error, Result};
-use crate::floats::{Dtype, Floats, with_floats};
+use crate::error::Result;
+use crate::floats::{Dtype, Floats, with_cuda_floats, with_floats};
 use crate::inputs::{DflInputs, Inputs, QflInputs};
 
 /// What is done to the losses of the rows and to the gradient.
@@ -37,12 +37,9 @@ pub fn qfl(
     let outcome = match device {
         Device::Cpu => with_floats!(&inputs.logits, logits => cpu::qfl(loss, logits, inputs, scaling))?,
         Device::Cuda(device) => {
-            let outcome = match &inputs.logits {
-                Floats::F64(_) => return Err(Error::F64OnCuda),
-                Floats::F32(logits) => cuda::qfl(device, loss, logits, inputs, scaling),
-                Floats::F16(logits) => cuda::qfl(device, loss, logits, inputs, scaling),
-                Floats::Bf16(logits) => cuda::qfl(device, loss, logits, inputs, scaling),
-            };
+            let outcome = with_cuda_floats!(&inputs.logits, logits => {
+                cuda::qfl(device, loss, logits, inputs, scaling)
+            });
             outcome.map_err(buffer::error(device))?
         }
     };
@@ -58,12 +55,9 @@ pub fn dfl(
     let outcome = match device {
         Device::Cpu => with_floats!(&inputs.logits, logits => cpu::dfl(loss, logits, inputs, scaling))?,
         Device::Cuda(device) => {
-            let outcome = match &inputs.logits {
-                Floats::F64(_) => return Err(Error::F64OnCuda),
-                Floats::F32(logits) => cuda::dfl(device, loss, logits, inputs, scaling),
-                Floats::F16(logits) => cuda::dfl(device, loss, logits, inputs, scaling),
-                Floats::Bf16(logits) => cuda::dfl(device, loss, logits, inputs, scaling),
-            };
+            let outcome = with_cuda_floats!(&inputs.logits, logits => {
+                cuda::dfl(device, loss, logits, inputs, scaling)
+            });
             outcome.map_err(buffer::error(device))?
         }
     };

@@ -1,27 +1,10 @@
 //! `gfocal assign`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::cuda::on_cuda;
+use crate::cuda::{on_both, on_cuda};
 use crate::reports::report;
 use crate::support::*;
-
-fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/{case}.safetensors"))
-}
-
-/// Runs on both devices, if there are two, and gives what was written.
-fn on_both(file: &Path, args: &str, check: impl Fn(&Tensors)) {
-    let folder = Folder::new();
-    let out = folder.path("out.safetensors");
-    let args = format!("{args} --output {}", out.display());
-    cpu("assign", file, &args).ok();
-    check(&read(&out));
-    if let Some(run) = on_cuda("assign", file, &format!("--device cuda {args}")) {
-        run.ok();
-        check(&read(&out));
-    }
-}
 
 /// The golden boxes went through distances to points, in f32: two roundings of up to 192 pixels.
 const FCOS: f64 = 2.0 * 192.0 / (1 << 24) as f64;
@@ -43,7 +26,7 @@ fn golden_cases_of_fcos() {
         let file = golden(&format!("fcos_{case}"));
         let expected = read(&file);
         let levels = expected.keys().filter(|name| name.ends_with(".points")).count();
-        on_both(&file, "--assigner fcos", |written| {
+        on_both("assign", &file, "--assigner fcos", |written| {
             assert_eq!(written.len(), 4 * levels);
             let mut written = written.clone();
             let weights = |name: &String, tensor: &mut (_, _, Vec<f64>)| {
@@ -61,7 +44,7 @@ fn golden_cases_of_atss() {
     for case in ["small", "coco", "no_gt"] {
         let file = golden(&format!("head_{case}"));
         let expected = read(&file);
-        on_both(&file, "", |written| assert_same(written, &expected, "", 0.0));
+        on_both("assign", &file, "", |written| assert_same(written, &expected, "", 0.0));
     }
 }
 
@@ -69,7 +52,7 @@ fn golden_cases_of_atss() {
 fn padded_and_ignored() {
     for (case, args) in [("padded_batch", ""), ("ignore_boxes", "--ignore-iof 0.5 --classes 2")] {
         let expected = read(&report(case));
-        on_both(&report(case), args, |written| {
+        on_both("assign", &report(case), args, |written| {
             let mut written = written.clone();
             written.retain(|name, _| !name.ends_with("box_targets"));
             assert_eq!(written.len(), 4);
@@ -93,7 +76,7 @@ fn sizes_from_points_or_from_the_image() {
     for args in
         [format!("{told} --image-size 128x192"), format!("{told} {ranges} --image-size 128x192 --images 2")]
     {
-        on_both(&bare, &args, |written| {
+        on_both("assign", &bare, &args, |written| {
             let mut written = written.clone();
             written.retain(|name, _| !name.ends_with("label_weights"));
             assert_same(&written, &tensors, "", FCOS);

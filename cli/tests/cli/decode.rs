@@ -1,6 +1,6 @@
 //! `gfocal decode`, against the formula: a distance is the integral of a side, or exp or relu of its number.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use gfocal_reference::{BoxCoding, box_around, distance};
 use safetensors::Dtype;
@@ -8,10 +8,6 @@ use safetensors::Dtype;
 use crate::cuda::{on_both, on_cuda};
 use crate::raw::{joined, whole};
 use crate::support::*;
-
-fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/head_{case}.safetensors"))
-}
 
 const STRIDES: [f64; 5] = [8.0, 16.0, 32.0, 64.0, 128.0];
 const NAMES: [&str; 5] =
@@ -82,9 +78,9 @@ const PIXELS: f64 = 32.0;
 /// Of upstream gradients times strides, and probabilities.
 const SLOPES: f64 = 1.0;
 
-/// Box logits of a golden case, and an upstream gradient.
-fn with_upstream(case: &str) -> Tensors {
-    let mut tensors = read(&golden(case));
+/// Box logits of the small golden case, and an upstream gradient.
+fn with_upstream() -> Tensors {
+    let mut tensors = read(&golden("head_small"));
     let boxes = Truth::of(&tensors, BoxCoding::Bins, 0.0).boxes;
     let batch = tensors[NAMES[0]].1[0];
     let upstream = (0..boxes.len()).map(|i| (i * 37 % 101) as f64 / 64.0 - 0.75).collect();
@@ -93,15 +89,9 @@ fn with_upstream(case: &str) -> Tensors {
     tensors
 }
 
-fn file(folder: &Folder, tensors: &Tensors) -> PathBuf {
-    let tensors =
-        tensors.iter().map(|(name, (dtype, shape, numbers))| (&**name, Tensor::of(*dtype, shape, numbers)));
-    folder.file("in.safetensors", &tensors.collect::<Vec<_>>())
-}
-
 #[test]
 fn golden_heads() {
-    for case in ["small", "coco", "no_gt"] {
+    for case in ["head_small", "head_coco", "head_no_gt"] {
         let tensors = read(&golden(case));
         let truth = Truth::of(&tensors, BoxCoding::Bins, 0.0);
         on_both("decode", &golden(case), "", |written| {
@@ -122,8 +112,8 @@ fn golden_heads() {
 
 #[test]
 fn gradients_of_boxes() {
-    let (folder, tensors) = (Folder::new(), with_upstream("small"));
-    let (path, truth) = (file(&folder, &tensors), Truth::of(&tensors, BoxCoding::Bins, 0.0));
+    let (folder, tensors) = (Folder::new(), with_upstream());
+    let (path, truth) = (rewritten(&folder, &tensors), Truth::of(&tensors, BoxCoding::Bins, 0.0));
     on_both("decode", &path, "--strides 8,16,32", |written| {
         assert_eq!(written.len(), 4);
         assert_eq!(written["level2.grad_box_logits"].1, tensors[NAMES[2]].1);
@@ -138,7 +128,7 @@ fn gradients_of_boxes() {
     }
     let truth = Truth::of(&rounded, BoxCoding::Bins, 0.0);
     let other = Folder::new();
-    for path in [&path, &file(&other, &rounded)] {
+    for path in [&path, &rewritten(&other, &rounded)] {
         on_both("decode", path, "--strides 8,16,32 --dtype f16", |written| {
             assert_eq!((written["boxes"].0, written["level0.grad_box_logits"].0), (Dtype::F32, Dtype::F16));
             near(&written["boxes"].2, &truth.boxes, 1e-5, PIXELS);
@@ -157,8 +147,8 @@ fn gradients_of_boxes() {
 
 #[test]
 fn one_tensor_for_all() {
-    let (folder, golden) = (Folder::new(), read(&golden("small")));
-    let mut tensors = with_upstream("small");
+    let (folder, golden) = (Folder::new(), read(&golden("head_small")));
+    let mut tensors = with_upstream();
     let truth = Truth::of(&tensors, BoxCoding::Bins, 0.5);
     let levels = joined(&golden, ["box_logits", "cls_logits"]);
     tensors.retain(|name, _| name == "upstream");
@@ -175,7 +165,7 @@ fn one_tensor_for_all() {
     let (shape, numbers) = whole(&levels);
     tensors.insert("raw".to_owned(), (Dtype::F32, shape, numbers));
     for args in ["16", "17 --profile ultralytics"] {
-        on_both("decode", &file(&folder, &tensors), &format!("{told} {args}"), |written| {
+        on_both("decode", &rewritten(&folder, &tensors), &format!("{told} {args}"), |written| {
             truth.check(written, 2e-5);
             assert_eq!(written["grad_raw"].1, whole(&gradients).0);
             near(&written["grad_raw"].2, &whole(&gradients).1, 2e-5, SLOPES);
@@ -185,7 +175,7 @@ fn one_tensor_for_all() {
     for (level, (shape, numbers)) in levels.into_iter().enumerate() {
         tensors.insert(format!("level{level}.raw"), (Dtype::F32, shape, numbers));
     }
-    on_both("decode", &file(&folder, &tensors), &format!("{told} 16 --classes 4"), |written| {
+    on_both("decode", &rewritten(&folder, &tensors), &format!("{told} 16 --classes 4"), |written| {
         truth.check(written, 2e-5);
         for (level, (_, numbers)) in gradients.iter().enumerate() {
             near(&written[&format!("level{level}.grad_raw")].2, numbers, 2e-5, SLOPES);
@@ -209,7 +199,7 @@ fn layouts_and_codings() {
         let first = Tensors::from([logits, upstream.clone()]);
         let truth = Truth::of(&first, coding, 0.5);
         let told = format!("--strides 8 --offset 0.5 {args}");
-        on_both("decode", &file(&folder, &first), &told, |written| truth.check(written, 1e-5));
+        on_both("decode", &rewritten(&folder, &first), &told, |written| truth.check(written, 1e-5));
 
         let last = |numbers: &[f64]| -> Vec<f64> {
             (0..6 * channels).map(|i| numbers[i % channels * 6 + i / channels]).collect()
@@ -218,13 +208,68 @@ fn layouts_and_codings() {
             (0..6).flat_map(|i| [i % 3, i / 3]).map(|i| (f64::from(i) + 0.5) * 8.0).collect();
         let logits = (NAMES[0].to_owned(), (Dtype::F32, vec![1, 6, channels], last(&numbers)));
         let points = ("level0.points".to_owned(), (Dtype::F32, vec![6, 2], points));
-        let path = file(&folder, &Tensors::from([logits, upstream, points]));
+        let path = rewritten(&folder, &Tensors::from([logits, upstream, points]));
         for told in ["--strides 8 --image-size 15x24", "--strides 8"] {
             on_both("decode", &path, &format!("{told} {args}"), |written| {
                 near(&written["boxes"].2, &truth.boxes, 1e-5, PIXELS);
                 near(&written["level0.grad_box_logits"].2, &last(&truth.gradients[0].1), 1e-5, SLOPES);
             });
         }
+    }
+}
+
+/// Digits that F32 has not, in points, anchors and upstream gradients, count beside F64 logits alone.
+#[test]
+fn what_is_beside_f64_logits_is_f64() {
+    let folder = Folder::new();
+    let third = 1.0 / 3.0;
+    // All distances are half a stride, and so the derivatives of bins a quarter of it.
+    let points = [third, 0.1, 8.0 + third, 0.7];
+    let upstream = [third, 0.7, -0.1, 2.9, -third, 0.2, 1.1, 0.3];
+    let around = |half: f64| -> Vec<f64> {
+        points.as_chunks().0.iter().flat_map(|[x, y]| [x - half, y - half, x + half, y + half]).collect()
+    };
+    let slope = |i: usize| [-2.0, 2.0][i / 8] * [-1.0, 1.0][i / 2 % 2] * upstream[i % 2 * 4 + i / 4];
+    let (boxes, slopes) = (around(4.0), (0..16).map(slope).collect::<Vec<_>>());
+    let is_near = |actual: &[f64], expected: &[f64]| {
+        assert_eq!(actual.len(), expected.len());
+        actual.iter().zip(expected).all(|(actual, expected)| (actual - expected).abs() < 1e-13)
+    };
+    for (tensor, axes, numbers) in
+        [("level0.points", 2, points.to_vec()), ("level0.anchors", 4, around(20.0 + third))]
+    {
+        for (dtype, exact) in [(Dtype::F64, true), (Dtype::F32, false)] {
+            let tensors = [
+                (NAMES[0], Tensor::of(dtype, &[1, 8, 1, 2], &[0.0; 16])),
+                (tensor, f64s(&[1, 2, axes], &numbers)),
+                ("upstream", f64s(&[1, 2, 4], &upstream)),
+            ];
+            let (path, out) = (folder.file("in.safetensors", &tensors), folder.path("out.safetensors"));
+            cpu("decode", &path, &format!("--strides 8 --output {}", out.display())).ok();
+            let written = read(&out);
+            assert_eq!(is_near(&written["boxes"].2, &boxes), exact, "{tensor} beside {dtype}");
+            let slopes_are = is_near(&written["level0.grad_box_logits"].2, &slopes);
+            assert_eq!(slopes_are, exact, "upstream beside {dtype}");
+            near(&written["boxes"].2, &boxes, 1e-6, PIXELS);
+            near(&written["level0.grad_box_logits"].2, &slopes, 1e-6, 8.0);
+        }
+    }
+}
+
+/// An empty batch has no boxes, wherever its anchor points come from.
+#[test]
+fn no_images() {
+    let folder = Folder::new();
+    for (tensor, axes) in [("level0.points", 2), ("level0.anchors", 4)] {
+        let tensors = [
+            (NAMES[0], f32s(&[0, 8, 1, 2], &[])),
+            (tensor, f32s(&[0, 2, axes], &[])),
+            ("upstream", f32s(&[0, 2, 4], &[])),
+        ];
+        on_both("decode", &folder.file("none.safetensors", &tensors), "--strides 8", |written| {
+            assert_eq!(written["boxes"].1, [0, 2, 4], "{tensor}");
+            assert_eq!(written["level0.grad_box_logits"].1, [0, 8, 1, 2], "{tensor}");
+        });
     }
 }
 
@@ -249,7 +294,7 @@ fn what_is_told() {
         assert!(table.contains(part), "{table}");
     }
     assert!(table.ends_with("1 coordinate of a box is inf or NaN.\n"), "{table}");
-    let unread = cpu("decode", &golden("small"), "").ok().stderr;
+    let unread = cpu("decode", &golden("head_small"), "").ok().stderr;
     assert!(unread.contains("level{0,1,2}.cls_logits"), "{unread}");
     if let Some(run) = on_cuda("decode", &path, "--strides 8 --json --device cuda") {
         assert_eq!(run.json()["levels"], told["levels"]);

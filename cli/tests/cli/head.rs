@@ -1,14 +1,10 @@
 //! `gfocal head` and `gfocal plot`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::support::*;
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../samples/head.safetensors");
-
-fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/head_{case}.safetensors"))
-}
 
 /// Everything that is written for a golden case, against what it holds.
 fn assert_golden(run: &dyn Fn(&Path, &str) -> Run, case: &str, args: &str, relative: f64, absolute: f64) {
@@ -29,7 +25,7 @@ fn assert_golden(run: &dyn Fn(&Path, &str) -> Run, case: &str, args: &str, relat
     assert_eq!(written.len() - assigned, golden.keys().filter(wanted).count());
 }
 
-const GOLDEN: [&str; 3] = ["small", "coco", "no_gt"];
+const GOLDEN: [&str; 3] = ["head_small", "head_coco", "head_no_gt"];
 
 #[test]
 fn golden_cases_on_the_cpu() {
@@ -63,8 +59,10 @@ fn cuda_is_as_near_as_the_cpu_in_16_bits() {
     for dtype in ["f16", "bf16"] {
         let out = ["cpu.safetensors", "cuda.safetensors"].map(|name| folder.path(name));
         let args = |i: usize| format!("--dtype {dtype} --output {}", out[i].display());
-        cpu("head", &golden("small"), &args(0)).ok();
-        crate::cuda::on_cuda("head", &golden("small"), &format!("--device cuda {}", args(1))).unwrap().ok();
+        cpu("head", &golden("head_small"), &args(0)).ok();
+        crate::cuda::on_cuda("head", &golden("head_small"), &format!("--device cuda {}", args(1)))
+            .unwrap()
+            .ok();
         let [on_cpu, on_cuda] = [0, 1].map(|i| read(&out[i]));
         // A unit in the last place of bf16; f16's are smaller, but it has subnormal numbers too.
         for (name, (_, _, numbers)) in &on_cpu {
@@ -95,7 +93,7 @@ fn json_and_table_tell_the_same() {
 
 #[test]
 fn options_have_the_last_word() {
-    let file = golden("small");
+    let file = golden("head_small");
     let loss = |args: &str, name: &str| number(&json("head", &file, args)[name]);
     let (cls, bbox, dfl) = (loss("", "loss_cls"), loss("", "loss_bbox"), loss("", "loss_dfl"));
     let args = "--cls-weight 2 --iou-weight 1 --dfl-weight 0";
@@ -237,7 +235,7 @@ fn pictures() {
     }
     let one = drawn(Path::new(SAMPLE), "--panels distributions --positives 1");
     assert!(one.contains("entropy") && !one.contains("surface"));
-    assert!(drawn(&golden("no_gt"), "").contains("no positives in this file"));
+    assert!(drawn(&golden("head_no_gt"), "").contains("no positives in this file"));
     assert!(plot(Path::new(SAMPLE), "--positives 0").mistake().contains("--positives"));
     assert!(plot(&folder.path("none.safetensors"), "").mistake().contains("none.safetensors"));
     let run = command().arg("plot").arg(SAMPLE).arg("--out").arg(folder.path("head.png")).output().unwrap();

@@ -1,17 +1,13 @@
 //! What the options and the further tensors of `gfocal head` do, on both devices.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::cuda::on_cuda;
 use crate::support::*;
-
-fn golden() -> Tensors {
-    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/head_small.safetensors"))
-}
 
 const LEVELS: usize = 3;
 const CLASSES: usize = 4;
@@ -22,7 +18,7 @@ struct Scene(Tensors);
 
 impl Scene {
     fn new() -> Scene {
-        let mut tensors = golden();
+        let mut tensors = read(&golden("head_small"));
         let wanted = ["cls_logits", "box_logits", "labels", "box_targets", "label_weights", "anchors"];
         let is_wanted = |name: &str| wanted.iter().any(|wanted| name.ends_with(&format!(".{wanted}")));
         tensors.retain(|name, _| is_wanted(name));
@@ -31,7 +27,7 @@ impl Scene {
 
     /// With ground truth instead of targets.
     fn with_truth() -> Scene {
-        let mut tensors = golden();
+        let mut tensors = read(&golden("head_small"));
         let is_logits = |name: &str| name.ends_with(".cls_logits") || name.ends_with(".box_logits");
         tensors.retain(|name, _| is_logits(name) || name.starts_with("gt_"));
         Scene(tensors)
@@ -73,10 +69,7 @@ impl Scene {
     }
 
     fn file(&self, folder: &Folder) -> PathBuf {
-        let named: Vec<(&str, Tensor)> = (self.0.iter())
-            .map(|(name, (dtype, shape, numbers))| (&**name, Tensor::of(*dtype, shape, numbers)))
-            .collect();
-        folder.file("scene.safetensors", &named)
+        rewritten(folder, &self.0)
     }
 
     /// The three losses, which are the same on both devices.

@@ -55,8 +55,8 @@ fn options_that_are_off_are_seen() {
 
 #[test]
 fn many_tensors_of_levels_are_told_together() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/head_small.safetensors");
-    let told = note(cpu("head", &golden, "--assign"));
+    let small = golden("head_small");
+    let told = note(cpu("head", &small, "--assign"));
     for names in ["level{0,1,2}.labels", "level{0,1,2}.box_targets", "level{0,1,2}.grad_cls_logits"] {
         assert!(told.contains(names), "{told}");
     }

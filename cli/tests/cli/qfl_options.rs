@@ -5,10 +5,6 @@ use std::path::{Path, PathBuf};
 use crate::cuda::on_cuda;
 use crate::support::*;
 
-fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/{case}.safetensors"))
-}
-
 /// Loss and gradient, on both devices if there are two.
 fn on_both(file: &Path, args: &str, check: impl Fn(f64, &[f64])) {
     let folder = Folder::new();

@@ -1,13 +1,9 @@
 //! Both outputs of a head as channels of one tensor.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::cuda::on_both;
 use crate::support::*;
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/head_small.safetensors")
-}
 
 const LEVELS: usize = 3;
 const CHANNELS: [usize; 2] = [68, 4];
@@ -56,7 +52,7 @@ const TOLD: &str = "--strides 8,16,32 --image-size 128x160";
 
 #[test]
 fn one_tensor_for_all_levels_gives_the_same() {
-    let (folder, tensors) = (Folder::new(), read(&golden()));
+    let (folder, tensors) = (Folder::new(), read(&golden("head_small")));
     let levels = joined(&tensors, ["box_logits", "cls_logits"]);
     let (shape, numbers) = whole(&levels);
     let expected = whole(&joined(&tensors, ["grad_box_logits", "grad_cls_logits"]));
@@ -91,7 +87,7 @@ fn one_tensor_for_all_levels_gives_the_same() {
 
 #[test]
 fn a_tensor_for_each_level() {
-    let (folder, tensors) = (Folder::new(), read(&golden()));
+    let (folder, tensors) = (Folder::new(), read(&golden("head_small")));
     let levels = joined(&tensors, ["box_logits", "cls_logits"]);
     let expected = joined(&tensors, ["grad_box_logits", "grad_cls_logits"]);
     let names: Vec<String> = (0..LEVELS).map(|level| format!("level{level}.raw")).collect();

@@ -172,6 +172,11 @@ pub fn metadata(path: &Path, key: &str) -> Value {
     serde_json::from_str(&header.metadata().as_ref().unwrap()[key]).unwrap()
 }
 
+/// A file of the library's golden cases.
+pub fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/{case}.safetensors"))
+}
+
 /// Tensors by their names, as f64, with their types and shapes.
 pub type Tensors = HashMap<String, (Dtype, Vec<usize>, Vec<f64>)>;
 
@@ -194,6 +199,13 @@ pub fn read(path: &Path) -> Tensors {
         (name, (tensor.dtype(), tensor.shape().to_vec(), numbers(&tensor)))
     };
     tensors.tensors().into_iter().map(tensor).collect()
+}
+
+/// A file of tensors that were [`read`], perhaps changed.
+pub fn rewritten(folder: &Folder, tensors: &Tensors) -> PathBuf {
+    let tensor = |(dtype, shape, numbers): &(Dtype, Vec<usize>, Vec<f64>)| Tensor::of(*dtype, shape, numbers);
+    let tensors: Vec<_> = tensors.iter().map(|(name, parts)| (&**name, tensor(parts))).collect();
+    folder.file("rewritten.safetensors", &tensors)
 }
 
 pub fn number(value: &Value) -> f64 {

@@ -10,7 +10,7 @@ use super::{BESIDE, POINTS, as_stored};
 use super::{Buffers, FLAG_BEFORE, Form, GRAD_BEFORE, LevelScene, Mixed, Outcome, PointsAt, Scene};
 
 /// Lets `run` work on the levels of a scene.
-fn with_levels<T: Stored, U: Stored, R>(
+pub fn with_levels<T: Stored, U: Stored, R>(
     scene: &Scene,
     form: Form,
     run: impl FnOnce(&[Level<Host, T, U>]) -> R,

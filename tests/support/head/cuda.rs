@@ -3,7 +3,7 @@
 use gfocal::cuda::{Device, LabelBuffer, StatusBlock};
 use gfocal::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 use gfocal::head::{Gradients, HeadLoss, HeadWorkspace, Level, Logits, Normalisers, Points, Targets};
-use gfocal::{Result, Status};
+use gfocal::{Result, Status, decode};
 
 use super::super::case::Pass;
 use super::super::cpu::narrowed;
@@ -294,6 +294,27 @@ impl<T: OnDevice, U: OnDevice> OnCuda<T, U> {
 }
 
 impl<T: OnDevice> OnCuda<T> {
+    /// Decodes the box logits, and takes the gradient of the boxes, both `[B, A, 4]`, to that of the logits.
+    pub fn decode(
+        &mut self,
+        gpu: &Gpu,
+        scene: &Scene,
+        boxes: &mut Buffer<f32>,
+        upstream: &Buffer<f32>,
+    ) -> Result<()> {
+        let views: Vec<Views<T, T>> = self.levels.iter().map(Views::new).collect();
+        let levels = scene.levels.iter().zip(&self.levels).zip(&views);
+        let levels: Vec<decode::Level<Device, T>> =
+            levels.map(|((of, level), views)| (&views.level(of, level, false)).into()).collect();
+        let (handle, coding, batch) = (&gpu.handle, scene.settings.coding(), scene.batch);
+        decode::forward_cuda(handle, coding, batch, &levels, &mut boxes.view_mut())?;
+        let mut grads: Vec<_> =
+            self.grads.iter_mut().map(|Pair(cls, boxes)| boxes.as_mut().unwrap_or(cls).view_mut()).collect();
+        let mut grads: Vec<_> = grads.iter_mut().map(|grad| grad as &mut dyn DevicePtrMut<T>).collect();
+        let (upstream, mut flag) = (upstream.view(), self.found_inf.view_mut());
+        decode::backward_cuda(handle, coding, batch, &levels, &upstream, &mut grads, Some(&mut flag))
+    }
+
     pub fn outcome(&self, gpu: &Gpu, scene: &Scene, pass: Pass) -> Outcome<T> {
         self.mixed_outcome(gpu, scene, pass).into()
     }
