@@ -84,7 +84,7 @@ impl DecodeReport {
     }
 
     pub fn table(&self) -> String {
-        let header = ["stride", "positions", "mean size", "from", "to", "|grad box|"];
+        let header = ["stride", "positions", "mean size", "least x1,y1", "greatest x2,y2", "|grad box|"];
         let pair = |between: &str, [a, b]: [Number; 2]| number(a.0) + between + &number(b.0);
         let mut rows = vec![header.map(str::to_owned)];
         for level in &self.levels {
