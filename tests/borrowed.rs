@@ -267,6 +267,8 @@ fn a_framework_finds_things_as_it_left_them() {
     }
     // SAFETY: all work is on one stream, or waited for.
     unsafe { gpu.context.disable_event_tracking() };
+    contexts_stay(&gpu, ptr::null_mut());
+    assert_eq!(gpu.context.check_err(), Ok(()), "nothing was dropped without a context");
     memory_is_looked_at(&gpu, &memory);
     captures(&gpu, &memory);
     per_thread_streams(&gpu);

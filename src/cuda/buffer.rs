@@ -209,6 +209,8 @@ impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if let Whose::Own(slice) = &mut self.0 {
             let _current = Current::keep();
+            // cudarc frees it in the context that is current, if there is one.
+            let _ = slice.context().bind_to_thread();
             // SAFETY: nothing uses it after this.
             unsafe { ManuallyDrop::drop(slice) };
         }
