@@ -13,7 +13,7 @@ from ._decode import decode
 from ._dfl import DistributionFocalLoss, distribution_focal_loss
 from ._head import GFLHeadLoss, HeadLosses, head_loss
 from ._integral import Integral, integral
-from ._native import CudaError, ShapeError, __version__, set_num_threads
+from ._native import CudaError, ShapeError, __version__, info, set_num_threads
 from ._qfl import QualityFocalLoss, quality_focal_loss
 from ._status import Status
 
@@ -38,6 +38,7 @@ __all__ = [
     "distribution_focal_loss",
     "fcos",
     "head_loss",
+    "info",
     "integral",
     "quality_focal_loss",
     "set_num_threads",

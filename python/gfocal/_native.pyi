@@ -15,6 +15,7 @@ __all__ = [
     "ShapeError",
     "__version__",
     "decode",
+    "info",
     "integral",
     "integral_backward",
     "read_status",
@@ -219,6 +220,11 @@ def decode(
     stream: int | None = None,
 ) -> None:
     """Writes ``boxes [B, A, 4]``; or with ``grads``, in the strides of the logits, reads their gradient from it."""
+
+def info() -> dict[str, Any]:
+    """What there is to know of this build and machine, for a report: ``version``, ``kernels`` (where the embedded ones
+    come from), ``cuda_driver`` as ``(major, minor)``, ``devices`` (name, compute capability, memory, multiprocessors,
+    whether they can be used, which images they would take), and ``cuda_error``: why there are none, or None."""
 
 def integral(logits: Any, expectation: Any, *, stream: int | None = None) -> None:
     """Writes the expectations ``[N]`` of logits ``[N, bins]``."""

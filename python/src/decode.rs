@@ -134,7 +134,7 @@ impl Tensors {
                 return Ok(decode::forward(coding, batch, &levels, boxes.slice_mut()?)?);
             };
             let mut grads = grads.iter_mut().map(Tensor::whole_mut).collect::<Outcome<Vec<_>>>()?;
-            Ok(decode::backward(coding, batch, &levels, boxes.slice()?, &mut grads)?)
+            Ok(decode::backward(coding, batch, &levels, boxes.slice()?, &mut grads, None)?)
         })
     }
 
@@ -162,7 +162,7 @@ impl Tensors {
         let mut grads = all(grads)?;
         enqueue(py, || {
             let mut grads: Vec<&mut dyn DevicePtrMut<T>> = grads.iter_mut().map(|grad| grad as _).collect();
-            Ok(decode::backward_cuda(handle, coding, batch, &levels(), &boxes, &mut grads)?)
+            Ok(decode::backward_cuda(handle, coding, batch, &levels(), &boxes, &mut grads, None)?)
         })
     }
 }

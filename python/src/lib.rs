@@ -9,6 +9,7 @@ mod dfl;
 mod dlpack;
 mod error;
 mod head;
+mod info;
 mod integral;
 mod pool;
 mod qfl;
@@ -37,6 +38,8 @@ mod _native {
     use crate::error::{CudaError, ShapeError};
     #[pymodule_export]
     use crate::head::Head;
+    #[pymodule_export]
+    use crate::info::info;
     #[pymodule_export]
     use crate::integral::{backward, forward};
     #[pymodule_export]
