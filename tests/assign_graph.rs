@@ -7,7 +7,6 @@
 mod support;
 
 use gfocal::assign::{Atss, Fcos};
-use gfocal::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use support::assign::{Level, OnCuda, Rules, Scene, on_cpu, same};
 use support::gpu;
 use support::random::Random;
@@ -73,11 +72,7 @@ fn an_assignment_is_captured_and_replayed() {
     gpu.handle.prepare(Atss::units() | Fcos::units()).expect("they load");
     for rules in &calls {
         let mut call = OnCuda::<i64>::new(&gpu, &levels, &step(0), 0);
-        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-        gpu.stream.begin_capture(mode).expect("a capture begins");
-        let result = call.call(&gpu, rules);
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = gpu.stream.end_capture(flags).expect("a capture ends").expect("a graph");
+        let (graph, result) = gpu.captured(|| call.call(&gpu, rules));
         result.expect("a call can be captured");
 
         for number in [1, 0, 2, 3, 4, 0] {

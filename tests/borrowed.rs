@@ -14,7 +14,7 @@ use std::thread;
 use gfocal::assign::{AnchorGrid, AssignWorkspace, Atss, GroundTruth, LevelTargets};
 use gfocal::cuda::{self, Borrowed, Handle, StatusBlock, raw};
 use gfocal::cudarc::driver::DevicePtr;
-use gfocal::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use gfocal::cudarc::driver::sys;
 use gfocal::head::HeadWorkspace;
 use gfocal::{Error, QualityFocalLoss, Result};
 use support::head::cuda::{OnCuda, Phases};
@@ -171,22 +171,24 @@ fn captures(gpu: &Gpu, memory: &impl DevicePtr<u8>) {
         (stream.alloc_zeros::<f32>(1).unwrap(), stream.alloc_zeros::<f32>(48).unwrap());
     let bytes = raw::scratch_bytes(kernels);
 
-    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).expect("a capture begins");
-    let refused = [
-        ("a handle's scratch memory", handle.on(stream).map(drop)),
-        ("the workspace of a head loss", HeadWorkspace::new(handle, 1, 4).map(drop)),
-        ("the workspace of an assignment", AssignWorkspace::new(stream, 1, 4, 1).map(drop)),
-        ("a status block", StatusBlock::new(stream).map(drop)),
-    ];
-    let over = Handle::over(stream, kernels.clone(), borrow(memory, 0, bytes));
-    let called = over.as_ref().map(|handle| {
-        QualityFocalLoss::default()
-            .cuda(handle, &logits, [6, 8], &labels, &quality)
-            .forward_backward(&mut loss, &mut grad)
+    // The handle lives as long as the graph.
+    let (graph, (refused, _over, called)) = gpu.captured(|| {
+        let refused = [
+            ("a handle's scratch memory", handle.on(stream).map(drop)),
+            ("the workspace of a head loss", HeadWorkspace::new(handle, 1, 4).map(drop)),
+            ("the workspace of an assignment", AssignWorkspace::new(stream, 1, 4, 1).map(drop)),
+            ("a status block", StatusBlock::new(stream).map(drop)),
+        ];
+        let over = Handle::over(stream, kernels.clone(), borrow(memory, 0, bytes));
+        let called = over.as_ref().map(|handle| {
+            QualityFocalLoss::default()
+                .cuda(handle, &logits, [6, 8], &labels, &quality)
+                .forward_backward(&mut loss, &mut grad)
+        });
+        let called = called.map_err(ToString::to_string);
+        (refused, over, called)
     });
-    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    let graph = stream.end_capture(flags).expect("the capture is whole").expect("a graph");
-    assert_eq!(called.expect("a handle"), Ok(()));
+    assert_eq!(called, Ok(Ok(())), "a handle and its call");
     for (what, result) in refused {
         assert_eq!(result, Err(Error::Capturing { what }));
     }

@@ -6,6 +6,8 @@
 mod support;
 
 use gfocal::boxes::{BoxLoss, Coordinate, IouKind, box_to_distances, distances_to_box, iou};
+use gfocal_reference::{Dual, box_loss};
+use support::head::reference::box_loss as formula;
 use support::random::Random;
 use support::tolerance::{Number, Want, check_rounded_once, check_same_bits};
 use support::vectors::Vectors;
@@ -37,6 +39,13 @@ fn as_type<T: Coordinate>(values: &[f64]) -> Vec<T> {
     values.iter().map(|&value| T::from_f64(value)).collect()
 }
 
+fn compare_kind<T: Number>(vectors: &Vectors, kind: IouKind, losses: &[T], grad: &[T]) {
+    let name = name(kind);
+    check_elements(&name, losses, &wants(&vectors.f64s(&format!("{name}.loss")), 1));
+    let want = wants(&vectors.f64s(&format!("{name}.grad")), 4);
+    check_elements(&format!("gradient of {name}"), grad, &want);
+}
+
 fn compare<T: Coordinate + Number>(vectors: &Vectors) {
     let eps = vectors.case["eps"].as_f64().expect("an epsilon");
     let (pred, target) = (as_type::<T>(&vectors.f64s("pred")), as_type::<T>(&vectors.f64s("target")));
@@ -46,9 +55,7 @@ fn compare<T: Coordinate + Number>(vectors: &Vectors) {
     for kind in IouKind::ALL {
         let loss = BoxLoss::new(kind).with_eps(eps).expect("an epsilon");
         let (losses, grad) = run(&loss, &pred, &target);
-        check_elements(&name(kind), &losses, &wants(&vectors.f64s(&format!("{}.loss", name(kind))), 1));
-        let want = wants(&vectors.f64s(&format!("{}.grad", name(kind))), 4);
-        check_elements(&format!("gradient of {}", name(kind)), &grad, &want);
+        compare_kind(vectors, kind, &losses, &grad);
         let mut forward = losses.clone();
         loss.forward(&pred, &target, losses.len(), &mut forward).expect("a legal call");
         check_same_bits(&name(kind), &forward, &losses);
@@ -98,9 +105,7 @@ fn on_cuda_as_autograd_has_them() {
         for offset in [0, 1] {
             let [losses, grad, alone] = run_cuda(&gpu, &BoxLoss::new(kind), &pred, &target, None, offset);
             check_same_bits("forward alone", &alone, &losses);
-            check_elements(&name(kind), &losses, &wants(&vectors.f64s(&format!("{}.loss", name(kind))), 1));
-            let want = wants(&vectors.f64s(&format!("{}.grad", name(kind))), 4);
-            check_elements(&format!("gradient of {}", name(kind)), &grad, &want);
+            compare_kind(&vectors, kind, &losses, &grad);
         }
     }
 }
@@ -138,23 +143,6 @@ fn on_cuda_as_on_the_cpu() {
     }
 }
 
-#[test]
-fn on_cuda_what_is_not_finite_shows() {
-    let Some(gpu) = gpu() else { return };
-    for kind in IouKind::ALL {
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for side in 0..4 {
-                let (good, mut pred) = ([1.0, 2.0, 5.0, 6.0], [2.0, 1.0, 6.0, 7.0]);
-                pred[side] = bad;
-                let [loss, grad, _] = run_cuda(&gpu, &BoxLoss::new(kind), &pred, &good, None, 0);
-                assert!(!bad.is_nan() || loss[0].is_nan(), "{kind:?}, {bad}, side {side}: {loss:?}");
-                let shows = loss.iter().chain(&grad).any(|x| !x.is_finite());
-                assert!(shows, "{kind:?}, {bad}, side {side}: {loss:?} {grad:?}");
-            }
-        }
-    }
-}
-
 /// Boxes of about the same place and size, whose coordinates are all different.
 fn scene(random: &mut Random, boxes: usize) -> [Vec<f64>; 2] {
     [0, 1].map(|_| {
@@ -166,63 +154,23 @@ fn scene(random: &mut Random, boxes: usize) -> [Vec<f64>; 2] {
     })
 }
 
-/// Away from ties. The tolerance is the method's: truncation of the step squared times the third
-/// derivative, and rounding, 2^-53 over the step.
+/// Losses and gradients against the formulas, on numbers that carry their derivatives along.
 #[test]
 fn gradients_are_derivatives() {
-    const STEP: f64 = 1e-5;
     let [pred, target] = scene(&mut Random::new(31), 400);
+    let close = |got: f64, want: f64| (got - want).abs() <= 1e-10 * want.abs() + 1e-12;
     for kind in IouKind::ALL {
-        let loss = BoxLoss::new(kind);
-        let (_, grad) = run(&loss, &pred, &target);
-        // alpha is a constant for the gradient, but not for the loss: so CIoU's differences are
-        // taken with alpha as it is where the gradient is taken.
-        let values = |moved: &[f64]| -> Vec<f64> {
-            let losses = run(&loss, moved, &target).0;
-            if !matches!(kind, IouKind::Ciou | IouKind::CiouUltralytics) {
-                return losses;
-            }
-            let rows = moved.chunks_exact(4).zip(pred.chunks_exact(4)).zip(target.chunks_exact(4));
-            rows.zip(losses)
-                .map(|(((moved, at), target), loss)| {
-                    loss + (alpha(kind, at, target) - alpha(kind, moved, target)) * v(moved, target)
-                })
-                .collect()
-        };
-        for side in 0..4 {
-            let moved = |by: f64| {
-                let mut pred = pred.clone();
-                pred.iter_mut().skip(side).step_by(4).for_each(|x| *x += by);
-                values(&pred)
-            };
-            for (row, (above, below)) in moved(STEP).iter().zip(moved(-STEP)).enumerate() {
-                let (difference, grad) = ((above - below) / (2.0 * STEP), grad[4 * row + side]);
-                let close = (difference - grad).abs() <= 1e-8 * grad.abs() + 1e-9;
-                assert!(close, "{kind:?}, box {row}, side {side}: {grad:e}, difference {difference:e}");
+        let (losses, grad) = run(&BoxLoss::new(kind), &pred, &target);
+        let rows = pred.as_chunks::<4>().0.iter().zip(target.as_chunks::<4>().0).zip(losses).enumerate();
+        for (row, ((&pred, &target), loss)) in rows {
+            for side in 0..4 {
+                let moving: [Dual; 4] = std::array::from_fn(|i| Dual(pred[i], f64::from(i == side)));
+                let [_, Dual(value, slope)] = box_loss(formula(kind), moving, target, 1e-6);
+                let (what, grad) = (format!("{kind:?}, box {row}, side {side}"), grad[4 * row + side]);
+                assert!(close(loss, value), "{what}: {loss:e}, the formula gives {value:e}");
+                assert!(close(grad, slope), "{what}: {grad:e}, the derivative is {slope:e}");
             }
         }
-    }
-}
-
-/// CIoU's aspect term, from its definition.
-fn v(pred: &[f64], target: &[f64]) -> f64 {
-    let angle = |b: &[f64]| ((b[2] - b[0]) / (b[3] - b[1] + 1e-6)).atan();
-    4.0 / std::f64::consts::PI.powi(2) * (angle(target) - angle(pred)).powi(2)
-}
-
-fn alpha(kind: IouKind, pred: &[f64], target: &[f64]) -> f64 {
-    let inner = |a: usize| (pred[a + 2].min(target[a + 2]) - pred[a].max(target[a])).max(0.0);
-    let (inner, v) = (inner(0) * inner(1), v(pred, target));
-    let overlap = |to_height: f64| {
-        let area = |b: &[f64]| (b[2] - b[0]) * (b[3] - b[1] + to_height);
-        inner / (area(pred) + area(target) - inner + 1e-6)
-    };
-    if kind == IouKind::CiouUltralytics {
-        v / (v - overlap(1e-6) + (1.0 + 1e-6))
-    } else if overlap(0.0) > 0.5 {
-        v / (1.0 - overlap(0.0) + v)
-    } else {
-        0.0
     }
 }
 
@@ -250,22 +198,36 @@ fn every_box_gives_finite_numbers() {
     }
 }
 
-#[test]
-fn what_is_not_finite_shows() {
+/// Each kind with a coordinate that is not finite: of a prediction, and of a target.
+fn with_bad_sides<T: Coordinate + Number>(run: impl Fn(&BoxLoss, &[T], &[T]) -> (Vec<T>, Vec<T>)) {
+    let (good, usual) = (as_type(&[1.0, 2.0, 5.0, 6.0]), [2.0, 1.0, 6.0, 7.0]);
     for kind in IouKind::ALL {
+        let loss = BoxLoss::new(kind);
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             for side in 0..4 {
-                let (good, mut pred) = ([1.0, 2.0, 5.0, 6.0], [2.0, 1.0, 6.0, 7.0]);
-                pred[side] = bad;
-                let (loss, grad) = run(&BoxLoss::new(kind), &pred, &good);
-                let shows = |loss: &[f64], grad: &[f64]| loss.iter().chain(grad).any(|x| !x.is_finite());
-                assert!(!bad.is_nan() || loss[0].is_nan(), "{kind:?}, {bad}, side {side}: {loss:?}");
-                assert!(shows(&loss, &grad), "{kind:?}, {bad}, side {side}: {loss:?} {grad:?}");
-                let (loss, _) = run(&BoxLoss::new(kind), &good, &pred);
-                assert!(!bad.is_nan() || loss[0].is_nan(), "{kind:?}, target {bad}, side {side}: {loss:?}");
+                let mut spoilt = usual;
+                spoilt[side] = bad;
+                let spoilt = as_type(&spoilt);
+                let (losses, grad) = run(&loss, &spoilt, &good);
+                let what = format!("{kind:?}, {bad}, side {side}: {losses:?} {grad:?}");
+                assert!(!bad.is_nan() || losses[0].to_f64().is_nan(), "{what}");
+                assert!(losses.iter().chain(&grad).any(|x| !x.to_f64().is_finite()), "{what}");
+                let (losses, _) = run(&loss, &good, &spoilt);
+                let what = format!("{kind:?}, target {bad}, side {side}: {losses:?}");
+                assert!(!bad.is_nan() || losses[0].to_f64().is_nan(), "{what}");
             }
         }
     }
+}
+
+#[test]
+fn what_is_not_finite_shows() {
+    with_bad_sides(run::<f64>);
+    let Some(gpu) = gpu() else { return };
+    with_bad_sides(|loss, pred, target| {
+        let [losses, grad, _] = run_cuda(&gpu, loss, pred, target, None, 0);
+        (losses, grad)
+    });
 }
 
 #[test]

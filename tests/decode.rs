@@ -91,9 +91,9 @@ fn sides_far_apart() {
     let Some(gpu) = gpu() else { return };
     for bins in (2..11).chain(16..20) {
         let mut scene = Scene::new(BoxCoding::Bins(bins), 2, &[[3, 6]], 14);
-        let level = &mut scene.levels[0];
+        let level = &mut scene.of.levels[0];
         let each = bins * level.positions();
-        level.logits.iter_mut().enumerate().for_each(|(i, logit)| *logit += 150.0 * (i / each % 4) as f64);
+        level.boxes.iter_mut().enumerate().for_each(|(i, logit)| *logit += 150.0 * (i / each % 4) as f64);
         for form in [Form::Nchw, Form::ChannelsLast] {
             scene.check_cuda::<f32>(&gpu, form, 0);
             scene.check_cuda::<f16>(&gpu, form, 0);

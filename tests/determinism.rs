@@ -18,11 +18,10 @@ fn cases() -> Vec<Case> {
     for (rows, classes) in [(3000, 80), (1501, 80), (997, 13), (2000, 7), (31, 1203), (33, 1)] {
         let logits = random.many(rows * classes, -8.0, 4.0);
         let labels: Vec<i64> = (0..rows).map(|_| random.index(classes + 2) as i64).collect();
-        let quality: Vec<f32> = (0..rows).map(|_| random.unit() as f32).collect();
-        let sparse = Case::sparse([rows, classes], &logits, &labels, &quality);
+        let sparse = Case::sparse([rows, classes], &logits, &labels, &random.floats(rows, 0.0, 1.0));
         cases.push(if rows % 2 == 0 { sparse } else { sparse.with_beta(1.5) });
     }
-    let target: Vec<f32> = (0..700 * 20).map(|_| random.unit() as f32).collect();
+    let target = random.floats(700 * 20, 0.0, 1.0);
     let dense = Case::dense([700, 20], &random.many(700 * 20, -8.0, 4.0), &target);
     cases.push(dense.clone().with_beta(0.0));
     let weights: Vec<f32> = (0..700 * 20).map(|_| random.index(3) as f32).collect();
@@ -33,7 +32,7 @@ fn cases() -> Vec<Case> {
     };
     cases.push(by_class(&cases[0]));
     for (rows, bins) in [(5000, 17), (4999, 16), (1333, 33), (2500, 2)] {
-        let target: Vec<f32> = (0..rows).map(|_| random.between(-0.5, bins as f64) as f32).collect();
+        let target = random.floats(rows, -0.5, bins as f64);
         cases.push(Case::dfl([rows, bins], &random.many(rows * bins, -5.0, 5.0), &target));
     }
     cases

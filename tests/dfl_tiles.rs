@@ -10,6 +10,7 @@ use support::cuda::Layout;
 use support::gpu::OnDevice;
 use support::random::Random;
 use support::tolerance::check_same_bits;
+use support::types::in_types;
 use support::{Case, Outcome, Pass, check_cpu, check_cuda, cpu, cuda, gpu};
 
 const BINS: [usize; 2] = [16, 17];
@@ -74,9 +75,7 @@ fn check_as<T: OnDevice>(case: &Case) {
 
 /// On both backends in every storage type.
 fn check_reduction(case: &Case) {
-    check_as::<f32>(case);
-    check_as::<f16>(case);
-    check_as::<bf16>(case);
+    in_types!(f32, f16, bf16: check_as(case));
 }
 
 /// As a sum, and as losses of rows with gradients of their own.
@@ -157,9 +156,7 @@ fn masked_rows_give_zeros_whatever_they_hold() {
 
         // +0, whatever the sign of the weight and of the scale.
         let case = weighted(case, 4).with(|options| options.grad_scale = -3.0).reduced(Reduction::None);
-        zeros_are_positive::<f32>(&case);
-        zeros_are_positive::<f16>(&case);
-        zeros_are_positive::<bf16>(&case);
+        in_types!(f32, f16, bf16: zeros_are_positive(&case));
     }
 }
 

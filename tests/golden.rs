@@ -7,10 +7,10 @@ mod support;
 use std::path::Path;
 
 use gfocal::{AvgPolicy, Reduction, bf16, f16};
-use safetensors::SafeTensors;
 use support::cuda::Layout;
 use support::gpu::OnDevice;
 use support::tolerance::{Want, check_golden, check_reduced};
+use support::vectors::Vectors;
 use support::{Case, Gpu, Outcome, Pass, Stored, cpu, cuda, gpu};
 
 struct Golden {
@@ -25,46 +25,33 @@ struct Golden {
     reduced: [(Reduction, f64); 3],
 }
 
-fn decode<const N: usize, T>(file: &SafeTensors, name: &str, decode: fn([u8; N]) -> T) -> Option<Vec<T>> {
-    let tensor = file.tensor(name).ok()?;
-    Some(tensor.data().chunks_exact(N).map(|bytes| decode(bytes.try_into().expect("N bytes"))).collect())
-}
-
 fn load(path: &Path) -> Golden {
-    let bytes = std::fs::read(path).expect("a readable file");
-    let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
-    let metadata = header.metadata().as_ref().expect("metadata");
-    let about: serde_json::Value = serde_json::from_str(&metadata["case"]).expect("JSON");
-    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
-    let f32s = |name| decode(&file, name, f32::from_le_bytes);
-    let f64s = |name| decode(&file, name, f64::from_le_bytes);
+    let vectors = Vectors::open(path);
+    let (about, f32s) = (&vectors.case, |name| vectors.f32s(name));
     let activated = about["activated"].as_bool().unwrap_or(false);
     let input = if activated { "probs" } else { "logits" };
-    let shape: [usize; 2] = file.tensor(input).expect(input).shape().try_into().expect("two axes");
-    let logits: Vec<f64> = f32s(input).expect(input).into_iter().map(f64::from).collect();
+    let shape: [usize; 2] = vectors.shape(input).try_into().expect("two axes");
+    let logits: Vec<f64> = f32s(input).into_iter().map(f64::from).collect();
     let beta = || about["beta"].as_f64().expect("a beta");
     let case = match about["op"].as_str().expect("an op") {
-        "qfl" => {
-            let labels = decode(&file, "labels", i64::from_le_bytes).expect("labels");
-            Case::sparse(shape, &logits, &labels, &f32s("quality").expect("quality")).with_beta(beta())
-        }
-        "qfl_dense" => Case::dense(shape, &logits, &f32s("target").expect("target")).with_beta(beta()),
-        "dfl" => Case::dfl(shape, &logits, &f32s("target").expect("target")),
+        "qfl" => Case::sparse(shape, &logits, &vectors.i64s("labels"), &f32s("quality")).with_beta(beta()),
+        "qfl_dense" => Case::dense(shape, &logits, &f32s("target")).with_beta(beta()),
+        "dfl" => Case::dfl(shape, &logits, &f32s("target")),
         other => panic!("{other} is not a known op"),
     };
     let avg_factor = about["avg_factor"].as_f64().expect("an average factor");
-    let one = |name| f64s(name).expect("a result")[0];
+    let one = |name| vectors.f64s(name)[0];
     Golden {
         name: path.file_stem().expect("a name").to_string_lossy().into_owned(),
         case: case.with(|options| {
-            options.weight = f32s("weight");
+            options.weight = vectors.has("weight").then(|| f32s("weight"));
             options.elements.activated = activated;
         }),
         avg_factor,
         exact_in_half: about["exact_in_half"].as_bool().expect("a flag"),
-        loss_none: f64s("loss_none").expect("loss_none"),
-        grad_sum: f64s("grad_sum").expect("grad_sum"),
-        expectation: f64s("expectation"),
+        loss_none: vectors.f64s("loss_none"),
+        grad_sum: vectors.f64s("grad_sum"),
+        expectation: vectors.has("expectation").then(|| vectors.f64s("expectation")),
         reduced: [
             (Reduction::Sum, one("loss_sum")),
             (Reduction::Mean, one("loss_mean")),

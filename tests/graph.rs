@@ -6,13 +6,13 @@
 
 mod support;
 
-use gfocal::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use gfocal::{AvgPolicy, DistributionFocalLoss, QualityFocalLoss, Reduction, bf16, cuda, f16};
 use support::case::Loss;
 use support::cuda::{Buffers, Layout};
 use support::gpu::OnDevice;
 use support::random::Random;
 use support::tolerance::check_same_bits;
+use support::types::in_types;
 use support::{Case, Gpu, Pass, check, gpu};
 
 const ROWS: usize = 700;
@@ -23,7 +23,7 @@ fn step(kind: &str, columns: usize, number: u64) -> Case {
     let mut random = Random::new(number * 1000 + columns as u64);
     let logits = random.many(ROWS * columns, -6.0, 4.0);
     let positives = [0.1, 0.9, 0.0, 0.4][number as usize % 4];
-    let quality: Vec<f32> = (0..ROWS).map(|_| random.unit() as f32).collect();
+    let quality = random.floats(ROWS, 0.0, 1.0);
     let shape = [ROWS, columns];
     let case = match kind {
         "sparse" | "weighted" => {
@@ -40,11 +40,7 @@ fn step(kind: &str, columns: usize, number: u64) -> Case {
                 .collect();
             Case::dense(shape, &logits, &target)
         }
-        _ => {
-            let target: Vec<f32> =
-                (0..ROWS).map(|_| random.between(0.0, columns as f64 - 0.9) as f32).collect();
-            Case::dfl(shape, &logits, &target)
-        }
+        _ => Case::dfl(shape, &logits, &random.floats(ROWS, 0.0, columns as f64 - 0.9)),
     };
     let weights = |random: &mut Random, count| Some((0..count).map(|_| random.index(3) as f32).collect());
     case.with(|options| {
@@ -106,10 +102,7 @@ fn captured<T: OnDevice>(gpu: &Gpu, kind: &str, columns: usize, layout: &Layout)
     };
     gpu.handle.prepare(units).expect("they load");
     let before = buffers.grad.read(gpu);
-    gpu.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).expect("a capture begins");
-    let result = buffers.call(gpu, &first, Pass::ForwardBackward);
-    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    let graph = gpu.stream.end_capture(flags).expect("a capture ends").expect("a graph");
+    let (graph, result) = gpu.captured(|| buffers.call(gpu, &first, Pass::ForwardBackward));
     result.expect("a call can be captured");
     check_same_bits("a capture runs nothing", &buffers.grad.read(gpu), &before);
 
@@ -154,9 +147,7 @@ fn calls_are_captured_and_replayed() {
             ("dfl", 16),
             ("dfl", 9),
         ] {
-            captured::<f32>(&gpu, kind, columns, &layout);
-            captured::<f16>(&gpu, kind, columns, &layout);
-            captured::<bf16>(&gpu, kind, columns, &layout);
+            in_types!(f32, f16, bf16: captured(&gpu, kind, columns, &layout));
         }
     }
 }

@@ -94,7 +94,7 @@ fn head<T: OnDevice>(gpu: &Gpu, random: &mut Random) -> Box<dyn Call> {
 }
 
 fn expectation(gpu: &Gpu, random: &mut Random) -> Box<dyn Call> {
-    let logits: Vec<f32> = random.many(500 * 17, -4.0, 4.0).into_iter().map(|x| x as f32).collect();
+    let logits = random.floats(500 * 17, -4.0, 4.0);
     Box::new(Of {
         state: (Buffer::new(gpu, &logits, 0), Buffer::<f32>::poisoned(gpu, 500, 0)),
         enqueue: |(logits, out), gpu| {
@@ -160,7 +160,7 @@ fn calls(gpu: &Gpu) -> Vec<Box<dyn Call>> {
     };
     let (linear, rows) = (qfl(16), qfl(7));
     let mut dfl = |bins: usize| {
-        let target: Vec<f32> = (0..1500).map(|_| random.between(0.0, bins as f64 - 1.0) as f32).collect();
+        let target = random.floats(1500, 0.0, bins as f64 - 1.0);
         Case::dfl([1500, bins], &random.many(1500 * bins, -4.0, 4.0), &target)
     };
     let (tile, other) = (dfl(17), dfl(9));

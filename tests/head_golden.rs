@@ -9,6 +9,7 @@ use gfocal::{bf16, f16};
 use support::head::scenes::{GOLDEN, Golden, golden};
 use support::head::{Form, PointsAt, check, cpu, expect};
 use support::tolerance::{check_golden_double, check_golden_single};
+use support::types::in_types;
 use support::{Pass, Stored};
 
 fn heads() -> Vec<Golden> {
@@ -84,10 +85,7 @@ fn cpu_in_all_types() {
             let grads: Vec<f64> = want.iter().map(|want| want.expect("a gradient").value).collect();
             check_golden_double("reference, gradients", &grads, golden);
         }
-        in_type::<f64>(&golden);
-        in_type::<f32>(&golden);
-        in_type::<f16>(&golden);
-        in_type::<bf16>(&golden);
+        in_types!(f64, f32, f16, bf16: in_type(&golden));
     }
 }
 

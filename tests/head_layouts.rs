@@ -14,6 +14,7 @@ use support::gpu::OnDevice;
 use support::head::scenes::{Options, Recipe};
 use support::head::{Form, Profile, Scene, Settings, check_mixed, cpu, cuda, expect};
 use support::random::Random;
+use support::types::in_types;
 use support::{Gpu, Pass, Stored, gpu};
 
 /// Where logits and gradients are.
@@ -63,9 +64,7 @@ fn rows_and_gradients_anywhere_on_the_cpu() {
     for (number, (form, gradient_form)) in PAIRS.into_iter().cycle().take(36).enumerate() {
         let scene = Scene { gradient_form, ..scene(number / 12, &mut random) };
         let what = format!("{form:?}, gradients in {gradient_form:?}");
-        on_cpu::<f64>(&what, &scene, form);
-        on_cpu::<f32>(&what, &scene, form);
-        on_cpu::<bf16>(&what, &scene, form);
+        in_types!(f64, f32, bf16: on_cpu(&what, &scene, form));
     }
     // Of several blocks.
     let large =
@@ -94,9 +93,7 @@ fn rows_and_gradients_anywhere_on_cuda() {
     for (number, (form, gradient_form)) in PAIRS.into_iter().cycle().take(3 * PAIRS.len()).enumerate() {
         let scene = Scene { gradient_form, ..scene(number + number / PAIRS.len(), &mut random) };
         let what = format!("{number}: {form:?}, gradients in {gradient_form:?}");
-        on_cuda::<f32>(&gpu, &what, &scene, form);
-        on_cuda::<f16>(&gpu, &what, &scene, form);
-        on_cuda::<bf16>(&gpu, &what, &scene, form);
+        in_types!(f32, f16, bf16: on_cuda(&gpu, &what, &scene, form));
     }
 }
 

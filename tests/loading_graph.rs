@@ -7,7 +7,6 @@ mod support;
 
 use gfocal::boxes::BoxLoss;
 use gfocal::cuda::{Handle, Pass, Storage};
-use gfocal::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use gfocal::{Error, QualityFocalLoss};
 
 use support::gpu::{Buffer, gpu};
@@ -30,55 +29,47 @@ fn nothing_is_loaded_inside_a_capture() {
         qfl.cuda(&handle, &logits.view(), [1, 2], &labels.view(), &quality.view())
             .forward_backward(&mut loss.view_mut(), &mut grad.view_mut())
     };
-    let begin = || {
-        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-        gpu.stream.begin_capture(mode).expect("a capture begins");
-    };
-    let end = || {
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        gpu.stream.end_capture(flags).expect("the capture is whole").expect("a graph")
-    };
-
-    begin();
-    let error = call().expect_err("it is not loaded");
-    assert!(matches!(error, Error::NotPrepared { .. }), "{error:?}");
-    assert_eq!(
-        error.to_string(),
-        "the kernels qfl in f32 are not loaded, and cannot be while the stream is captured: give what \
-         QualityFocalLoss::units says to Handle::prepare before the capture"
-    );
     // What a call's own options need.
     let mut weighted = || {
         qfl.cuda(&handle, &logits.view(), [1, 2], &labels.view(), &quality.view())
             .class_weights(&weights.view())
             .backward(&mut grad_of_weighted.view_mut())
     };
+
+    let (_, [error, of_weighted]) =
+        gpu.captured(|| [call(), weighted()].map(|result| result.expect_err("it is not loaded")));
+    assert!(matches!(error, Error::NotPrepared { .. }), "{error:?}");
     assert_eq!(
-        weighted().expect_err("it is not loaded").to_string(),
+        error.to_string(),
+        "the kernels qfl in f32 are not loaded, and cannot be while the stream is captured: give what \
+         QualityFocalLoss::units says to Handle::prepare before the capture"
+    );
+    assert_eq!(
+        of_weighted.to_string(),
         "the kernels qfl_any_beta in f32 are not loaded, and cannot be while the stream is captured: give what \
          QualityFocalLoss::units, or units_with_weights for weights of classes or elements, says to \
          Handle::prepare before the capture"
     );
-    end();
 
     handle.prepare(qfl.units_with_weights(Storage::F32, Pass::ForwardBackward)).expect("they load");
-    begin();
-    weighted().expect("it is loaded");
-    end().launch().expect("a replay");
+    let (graph, result) = gpu.captured(weighted);
+    result.expect("it is loaded");
+    graph.launch().expect("a replay");
     // 0.5^2 * (0.5 + ln 2) at a score of 0.5, times the weight.
     let slope = 0.25 * (0.5 + 2f32.ln());
     let want = [slope, 2.0 * slope];
     assert!(grad_of_weighted.read(&gpu).iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-6));
 
     handle.prepare(qfl.units(Storage::F32, Pass::ForwardBackward)).expect("they load");
-    begin();
-    call().expect("it is loaded");
-    // For a stream that nobody captures.
-    std::thread::scope(|scope| {
-        let load = || other.prepare(BoxLoss::units());
-        scope.spawn(load).join().expect("no panic").expect("they load");
+    let (graph, ()) = gpu.captured(|| {
+        call().expect("it is loaded");
+        // For a stream that nobody captures.
+        std::thread::scope(|scope| {
+            let load = || other.prepare(BoxLoss::units());
+            scope.spawn(load).join().expect("no panic").expect("they load");
+        });
     });
-    end().launch().expect("a replay");
+    graph.launch().expect("a replay");
     // -log(0.5) * 0.5^2 for each of two classes.
     assert!((loss.read(&gpu)[0] - 2.0 * 0.25 * 2f32.ln()).abs() < 1e-6);
 }

@@ -12,6 +12,7 @@ use support::gpu::OnDevice;
 use support::head::scenes::Recipe;
 use support::head::{self, Form, Profile, Settings};
 use support::random::Random;
+use support::types::in_types;
 use support::{
     Case, Gpu, LOUD, Pass, QUIET, check_alone, check_cuda, check_with, cuda, expect, gpu, nearly_most,
 };
@@ -59,9 +60,7 @@ fn a_driver_of_cuda_12_0() {
     }
     let Some(gpu) = gpu() else { return };
     assert_eq!(driver_version(), Ok(12_000));
-    of_all_kinds::<f32>(&gpu);
-    of_all_kinds::<f16>(&gpu);
-    of_all_kinds::<bf16>(&gpu);
+    in_types!(f32, f16, bf16: of_all_kinds(&gpu));
 }
 
 /// More blocks than a warp has lanes, in every kernel with a sum.
@@ -205,7 +204,5 @@ fn one_gradient_that_overflows_anywhere_in_a_tile() {
         return;
     }
     let Some(gpu) = gpu() else { return };
-    steps::<f32>(&gpu);
-    steps::<f16>(&gpu);
-    steps::<bf16>(&gpu);
+    in_types!(f32, f16, bf16: steps(&gpu));
 }

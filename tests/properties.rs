@@ -13,6 +13,7 @@ use support::gpu::OnDevice;
 use support::plan::{Kind, Logits, Plan, config, plan};
 use support::random::Random;
 use support::tolerance::{Want, check_same_bits};
+use support::types::in_types;
 use support::{
     Case, Options, Outcome, Pass, Stored, check_cpu, check_cuda, check_elements, check_reduced, cpu, cuda,
     expect, gpu, reference,
@@ -51,10 +52,7 @@ proptest! {
     #[test]
     fn cpu_gives_what_the_formula_gives(plan in plan()) {
         let case = plan.case();
-        check_cpu::<f64>(&case);
-        check_cpu::<f32>(&case);
-        check_cpu::<f16>(&case);
-        check_cpu::<bf16>(&case);
+        in_types!(f64, f32, f16, bf16: check_cpu(&case));
     }
 
     #[test]
@@ -74,9 +72,7 @@ proptest! {
 
     #[test]
     fn cuda_gives_what_the_cpu_gives(plan in plan()) {
-        both::<f32>(&plan);
-        both::<f16>(&plan);
-        both::<bf16>(&plan);
+        in_types!(f32, f16, bf16: both(&plan));
     }
 }
 
@@ -128,15 +124,9 @@ fn integral<T: Stored>(
     run: impl Fn(&[T]) -> gfocal::Result<(Vec<T::Loss>, Vec<T>)>,
 ) {
     let stored: Vec<T> = logits.iter().map(|&x| T::from_f64(x)).collect();
-    let exact: Vec<f64> = stored.iter().map(|x| x.to_f64()).collect();
     let (expectation, grad) = run(&stored).expect("a legal call");
-    let (mut want_expectation, mut want_grad) = (Vec::new(), Vec::new());
-    for (row, &upstream) in exact.chunks(bins).zip(upstream) {
-        let (e, g) = reference::integral(row);
-        want_expectation.push(Some(Want::new(e, 1.0, true)));
-        want_grad.extend(g.into_iter().map(|g| Some(Want::new(g, upstream.into(), true))));
-    }
-    check_elements("expectation", &expectation, &want_expectation);
+    let [want, want_grad] = reference::expectations(&stored, bins, upstream);
+    check_elements("expectation", &expectation, &want);
     check_elements("gradient of the expectation", &grad, &want_grad);
 }
 
@@ -216,12 +206,10 @@ proptest! {
         let mut random = Random::new(seed);
         let range = if wide { 60.0 } else { 5.0 };
         let logits = random.many(rows * bins, -range, range);
-        let upstream: Vec<f32> = (0..rows).map(|_| random.between(-2.0, 2.0) as f32).collect();
+        let upstream = random.floats(rows, -2.0, 2.0);
         let (at, grad) = (random.index(9), random.index(9));
         let layout = Layout { logits: at, grad, loss: 1, upstream: 2, ..Layout::ALIGNED };
         check_integral_cpu::<f64>(&logits, [rows, bins], &upstream);
-        check_integral::<f32>(&logits, [rows, bins], &upstream, &layout);
-        check_integral::<f16>(&logits, [rows, bins], &upstream, &layout);
-        check_integral::<bf16>(&logits, [rows, bins], &upstream, &layout);
+        in_types!(f32, f16, bf16: check_integral(&logits, [rows, bins], &upstream, &layout));
     }
 }

@@ -12,11 +12,36 @@ use support::case::Loss;
 use support::gpu::OnDevice;
 use support::random::Random;
 use support::tolerance::{check_elements, check_same_bits};
+use support::types::in_types;
 use support::{Buffer, Case, Gpu, check_alone, cuda, expect, gpu};
 
 /// Where a buffer is; it must outlive the launch.
 fn at<T: support::gpu::Poison>(gpu: &Gpu, buffer: &Buffer<T>) -> u64 {
     buffer.view().device_ptr(&gpu.stream).0
+}
+
+/// The gradients of the integral, and the flag. What `args` has must be of as many rows.
+fn gradients<T: OnDevice>(
+    gpu: &Gpu,
+    logits: &[T],
+    [rows, bins]: [usize; 2],
+    args: IntegralArgs,
+) -> (Vec<T>, f32) {
+    let (logits, grad) = (Buffer::new(gpu, logits, 0), Buffer::<T>::poisoned(gpu, rows * bins, 0));
+    let flag = Buffer::new(gpu, &[0.375f32], 0);
+    let args = IntegralArgs {
+        logits: at(gpu, &logits),
+        grad: at(gpu, &grad),
+        found_inf: at(gpu, &flag),
+        rows: rows as u64,
+        bins: bins as u32,
+        ..args
+    };
+    let (kernels, stream) = (gpu.handle.kernels(), gpu.stream.cu_stream().cast());
+    // SAFETY: the buffers hold as many elements as the fields say, and outlive the launch.
+    unsafe { raw::launch_integral(kernels, T::STORAGE, Pass::ForwardBackward, &args, stream) }
+        .expect("a launch");
+    (grad.read(gpu), flag.read(gpu)[0])
 }
 
 fn integral<T: OnDevice>(gpu: &Gpu, spoilt: bool) {
@@ -28,34 +53,19 @@ fn integral<T: OnDevice>(gpu: &Gpu, spoilt: bool) {
     }
     let layout = cuda::Layout::ALIGNED;
     let want = cuda::integral(gpu, &logits, [rows, bins], &vec![1.0; rows], &layout).expect("a legal call");
-    let logits = Buffer::new(gpu, &logits, 0);
-    let (expectation, flag) = (Buffer::poisoned(gpu, rows, 0), Buffer::new(gpu, &[0.375f32], 0));
-    let grad = Buffer::<T>::poisoned(gpu, rows * bins, 0);
-    let args = IntegralArgs {
-        logits: at(gpu, &logits),
-        expectation: at(gpu, &expectation),
-        grad: at(gpu, &grad),
-        found_inf: at(gpu, &flag),
-        rows: rows as u64,
-        bins: bins as u32,
-        ..IntegralArgs::default()
-    };
-    let (kernels, stream) = (gpu.handle.kernels(), gpu.stream.cu_stream().cast());
-    // SAFETY: the buffers hold as many elements as the fields say, and outlive the launch.
-    unsafe { raw::launch_integral(kernels, T::STORAGE, Pass::ForwardBackward, &args, stream) }
-        .expect("a launch");
+    let expectation = Buffer::poisoned(gpu, rows, 0);
+    let args = IntegralArgs { expectation: at(gpu, &expectation), ..IntegralArgs::default() };
+    let (grad, flag) = gradients(gpu, &logits, [rows, bins], args);
     check_same_bits("expectations", &expectation.read(gpu), &want.0);
-    check_same_bits("gradients", &grad.read(gpu), &want.1);
-    assert_eq!(flag.read(gpu), [if spoilt { 1.0 } else { 0.375 }], "the flag");
+    check_same_bits("gradients", &grad, &want.1);
+    assert_eq!(flag, if spoilt { 1.0 } else { 0.375 }, "the flag");
 }
 
 #[test]
 fn expectations_with_their_gradients_and_a_flag() {
     let Some(gpu) = gpu() else { return };
     for spoilt in [false, true] {
-        integral::<f32>(&gpu, spoilt);
-        integral::<f16>(&gpu, spoilt);
-        integral::<bf16>(&gpu, spoilt);
+        in_types!(f32, f16, bf16: integral(&gpu, spoilt));
     }
 }
 
@@ -76,31 +86,17 @@ fn integral_overflows<T: OnDevice>(gpu: &Gpu) {
         let logits: Vec<T> = logits.into_iter().map(T::from_f64).collect();
         let mut upstream = vec![1.0; rows];
         upstream[row] = most;
-        let (logits, upstream) = (Buffer::new(gpu, &logits, 0), Buffer::new(gpu, &upstream, 0));
-        let (grad, flag) = (Buffer::<T>::poisoned(gpu, rows * bins, 0), Buffer::new(gpu, &[0.375f32], 0));
-        let args = IntegralArgs {
-            logits: at(gpu, &logits),
-            upstream: at(gpu, &upstream),
-            grad: at(gpu, &grad),
-            found_inf: at(gpu, &flag),
-            rows: rows as u64,
-            bins: bins as u32,
-            ..IntegralArgs::default()
-        };
-        let (kernels, stream) = (gpu.handle.kernels(), gpu.stream.cu_stream().cast());
-        // SAFETY: as above.
-        unsafe { raw::launch_integral(kernels, T::STORAGE, Pass::ForwardBackward, &args, stream) }
-            .expect("a launch");
-        check_alone("the integral", &grad.read(gpu), row * bins + bin, flag.read(gpu)[0]);
+        let upstream = Buffer::new(gpu, &upstream, 0);
+        let args = IntegralArgs { upstream: at(gpu, &upstream), ..IntegralArgs::default() };
+        let (grad, flag) = gradients(gpu, &logits, [rows, bins], args);
+        check_alone("the integral", &grad, row * bins + bin, flag);
     }
 }
 
 #[test]
 fn one_gradient_of_the_integral_that_overflows() {
     let Some(gpu) = gpu() else { return };
-    integral_overflows::<f32>(&gpu);
-    integral_overflows::<f16>(&gpu);
-    integral_overflows::<bf16>(&gpu);
+    in_types!(f32, f16, bf16: integral_overflows(&gpu));
 }
 
 #[test]
@@ -216,9 +212,7 @@ fn losses_of_rows_divided_on_the_device() {
         for layout in
             [cuda::Layout::ALIGNED, cuda::Layout { device_avg_factor: false, ..cuda::Layout::MISALIGNED }]
         {
-            divided::<f32>(&gpu, case, &layout);
-            divided::<f16>(&gpu, case, &layout);
-            divided::<bf16>(&gpu, case, &layout);
+            in_types!(f32, f16, bf16: divided(&gpu, case, &layout));
         }
     }
 }
@@ -229,13 +223,10 @@ fn both<T: OnDevice>(gpu: &Gpu, dense: bool, beta: f64) {
     let mut random = Random::new(123);
     let logits = random.many(rows * classes, -5.0, 3.0);
     let labels: Vec<i64> = (0..rows).map(|row| (row % (classes + 9)) as i64).collect();
-    let numbers = |random: &mut Random, count, most| -> Vec<f32> {
-        random.many(count, 0.0, most).into_iter().map(|x| x as f32).collect()
-    };
-    let quality = numbers(&mut random, rows, 1.0);
-    let targets = numbers(&mut random, rows * classes, 1.0);
-    let sides = numbers(&mut random, rows, 16.0);
-    let upstream = numbers(&mut random, rows, 2.0);
+    let quality = random.floats(rows, 0.0, 1.0);
+    let targets = random.floats(rows * classes, 0.0, 1.0);
+    let sides = random.floats(rows, 0.0, 16.0);
+    let upstream = random.floats(rows, 0.0, 2.0);
     let qfl = if dense {
         Case::dense([rows, classes], &logits, &targets)
     } else {
@@ -298,8 +289,6 @@ fn both<T: OnDevice>(gpu: &Gpu, dense: bool, beta: f64) {
 fn both_losses_with_upstream_gradients() {
     let Some(gpu) = gpu() else { return };
     for (dense, beta) in [(false, 2.0), (true, 2.0), (false, 1.5), (true, 1.5)] {
-        both::<f32>(&gpu, dense, beta);
-        both::<f16>(&gpu, dense, beta);
-        both::<bf16>(&gpu, dense, beta);
+        in_types!(f32, f16, bf16: both(&gpu, dense, beta));
     }
 }

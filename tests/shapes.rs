@@ -7,7 +7,8 @@ use gfocal::{AvgPolicy, Reduction, bf16, f16};
 use support::cuda::Layout;
 use support::gpu::OnDevice;
 use support::random::Random;
-use support::tolerance::{Want, check_elements};
+use support::tolerance::check_elements;
+use support::types::in_types;
 use support::{Case, Gpu, check_cuda, cuda, gpu, reference};
 
 /// 16 lanes of f32 and then of 16 bits, 32 of both; 320 vectors of f32 and more, 320 of 16 bits and more.
@@ -19,9 +20,7 @@ const LAYOUTS: [Layout; 2] = [Layout::ALIGNED, Layout::MISALIGNED];
 
 fn check(gpu: &Gpu, case: &Case) {
     for layout in &LAYOUTS {
-        check_cuda::<f32>(gpu, case, layout);
-        check_cuda::<f16>(gpu, case, layout);
-        check_cuda::<bf16>(gpu, case, layout);
+        in_types!(f32, f16, bf16: check_cuda(gpu, case, layout));
     }
 }
 
@@ -54,24 +53,17 @@ fn wide_rows_of_bins() {
         let case =
             Case::dfl([4, bins], &random.many(4 * bins, -4.0, 4.0), &[0.0, last, 0.4 * last, last - 0.5]);
         check(&gpu, &case);
-        integral::<f32>(&gpu, &case.logits, bins);
-        integral::<f16>(&gpu, &case.logits, bins);
-        integral::<bf16>(&gpu, &case.logits, bins);
+        in_types!(f32, f16, bf16: integral(&gpu, &case.logits, bins));
     }
 }
 
 fn integral<T: OnDevice>(gpu: &Gpu, logits: &[f64], bins: usize) {
     let stored: Vec<T> = logits.iter().map(|&x| T::from_f64(x)).collect();
-    let exact: Vec<f64> = stored.iter().map(|x| x.to_f64()).collect();
-    let (mut expectations, mut grads) = (Vec::new(), Vec::new());
-    for row in exact.chunks(bins) {
-        let (expectation, grad) = reference::integral(row);
-        expectations.push(Some(Want::new(expectation, 1.0, true)));
-        grads.extend(grad.into_iter().map(|grad| Some(Want::new(grad, 1.0, true))));
-    }
+    let shape = [stored.len() / bins, bins];
+    let ones = vec![1.0; shape[0]];
+    let [expectations, grads] = reference::expectations(&stored, bins, &ones);
     for layout in &LAYOUTS {
-        let shape = [expectations.len(), bins];
-        let got = cuda::integral(gpu, &stored, shape, &vec![1.0; shape[0]], layout).expect("a legal call");
+        let got = cuda::integral(gpu, &stored, shape, &ones, layout).expect("a legal call");
         check_elements(&format!("expectations of {bins} bins"), &got.0, &expectations);
         check_elements(&format!("gradients of {bins} bins"), &got.1, &grads);
     }
@@ -92,9 +84,7 @@ fn whole_tiles() {
     let case = Case::sparse([rows, classes], &logits, &labels, &quality).reduced(reduction);
     for beta in [2.0, 1.5] {
         let case = case.clone().with_beta(beta);
-        check_cuda::<f32>(&gpu, &case, &layout);
-        check_cuda::<f16>(&gpu, &case, &layout);
-        check_cuda::<bf16>(&gpu, &case, &layout);
+        in_types!(f32, f16, bf16: check_cuda(&gpu, &case, &layout));
     }
 }
 
@@ -106,8 +96,7 @@ fn sums_over_narrow_ranges() {
     let mut random = Random::new(104);
     for (low, high) in [(-0.3, 0.3), (-4.0, -2.0), (1.0, 6.0)] {
         let logits = random.many(rows * classes, low, high);
-        let quality: Vec<f32> =
-            random.many(rows * classes, 0.02, 0.98).into_iter().map(|y| y as f32).collect();
+        let quality = random.floats(rows * classes, 0.02, 0.98);
         let background = Case::sparse([rows, classes], &logits, &vec![-1; rows], &vec![0.0; rows]);
         let dense = Case::dense([rows, classes], &logits, &quality);
         // Labels alone: of all others there is nothing.

@@ -12,6 +12,7 @@ use support::gpu::{Gpu, OnDevice, gpu};
 use support::head::scenes::Recipe;
 use support::head::{self, Form, Profile, Scene, Settings};
 use support::random::Random;
+use support::types::in_types;
 use support::{Case, Pass, check_cuda};
 
 const SIDES: [Sign; 2] = [Sign::Minus, Sign::Plus];
@@ -24,8 +25,7 @@ fn qfl(classes: usize) -> Vec<Case> {
     let logits: Vec<f64> = (0..count).map(|i| (i as f64 / count as f64 - 0.5) * 60.0).collect();
     let mut random = Random::new(3);
     let labels: Vec<i64> = (0..rows).map(|_| random.index(classes + 1) as i64).collect();
-    let quality: Vec<f32> = (0..rows).map(|_| random.unit() as f32).collect();
-    let target: Vec<f32> = (0..count).map(|_| random.unit() as f32).collect();
+    let (quality, target) = (random.floats(rows, 0.0, 1.0), random.floats(count, 0.0, 1.0));
     let mut cases = Vec::new();
     for beta in [2.0, 0.5, 1.0, 3.0, 6.5] {
         cases.push(Case::sparse([rows, classes], &logits, &labels, &quality).with_beta(beta));
@@ -40,8 +40,7 @@ fn dfl(bins: usize) -> Case {
     let mut random = Random::new(5);
     let logits: Vec<f64> =
         (0..rows * bins).map(|i| random.between(-1.0, 1.0) * ((i / bins) as f64 / 30.0)).collect();
-    let target: Vec<f32> = (0..rows).map(|_| random.between(0.0, (bins - 1) as f64) as f32).collect();
-    Case::dfl([rows, bins], &logits, &target)
+    Case::dfl([rows, bins], &logits, &random.floats(rows, 0.0, (bins - 1) as f64))
 }
 
 fn check<T: OnDevice>(gpu: &Gpu, cases: &[Case]) {
@@ -109,12 +108,8 @@ fn the_contract_holds_at_the_worst_of_the_special_functions() {
         for log2 in SIDES {
             for reciprocal in SIDES {
                 emulator.set_special_errors(exp2, log2, reciprocal);
-                check::<f32>(&gpu, &cases);
-                check::<f16>(&gpu, &cases);
-                check::<bf16>(&gpu, &cases);
-                check_heads::<f32>(&gpu, &heads);
-                check_heads::<f16>(&gpu, &heads);
-                check_heads::<bf16>(&gpu, &heads);
+                in_types!(f32, f16, bf16: check(&gpu, &cases));
+                in_types!(f32, f16, bf16: check_heads(&gpu, &heads));
                 check_centerness(&gpu);
             }
         }

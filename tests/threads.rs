@@ -3,10 +3,10 @@
 mod support;
 
 use gfocal::{Reduction, bf16, f16};
-use gfocal_reference as reference;
 use support::random::Random;
-use support::tolerance::{Stored, Want, check_same_bits};
-use support::{Case, Outcome, Pass, check_cpu, check_elements, cpu};
+use support::tolerance::{Stored, check_same_bits};
+use support::types::in_types;
+use support::{Case, Outcome, Pass, check_cpu, check_elements, cpu, reference};
 
 /// Large enough to be shared among threads, with odd ends.
 fn cases() -> Vec<Case> {
@@ -15,13 +15,11 @@ fn cases() -> Vec<Case> {
     for (rows, classes) in [(4001, 80), (2503, 13), (77, 1203), (40_001, 1)] {
         let logits = random.many(rows * classes, -9.0, 4.0);
         let labels: Vec<i64> = (0..rows).map(|_| random.index(classes + 2) as i64).collect();
-        let quality: Vec<f32> = (0..rows).map(|_| random.unit() as f32).collect();
-        cases.push(Case::sparse([rows, classes], &logits, &labels, &quality));
-        let target: Vec<f32> = (0..rows * classes).map(|_| random.unit() as f32).collect();
-        cases.push(Case::dense([rows, classes], &logits, &target));
+        cases.push(Case::sparse([rows, classes], &logits, &labels, &random.floats(rows, 0.0, 1.0)));
+        cases.push(Case::dense([rows, classes], &logits, &random.floats(rows * classes, 0.0, 1.0)));
     }
     for (rows, bins) in [(5003, 17), (5003, 16), (999, 70), (3, 12_000)] {
-        let target: Vec<f32> = (0..rows).map(|_| random.between(-0.5, bins as f64) as f32).collect();
+        let target = random.floats(rows, -0.5, bins as f64);
         cases.push(Case::dfl([rows, bins], &random.many(rows * bins, -8.0, 8.0), &target));
     }
     cases
@@ -46,10 +44,7 @@ fn the_same_bits_on_any_number_of_threads() {
     for case in cases() {
         for reduction in [Reduction::Sum, Reduction::None] {
             let case = case.clone().reduced(reduction);
-            same_bits::<f64>(&case);
-            same_bits::<f32>(&case);
-            same_bits::<f16>(&case);
-            same_bits::<bf16>(&case);
+            in_types!(f64, f32, f16, bf16: same_bits(&case));
         }
     }
 }
@@ -67,10 +62,7 @@ fn large_shapes_against_the_reference() {
         let case = case.reduced(Reduction::None).with(|options| {
             (options.weight, options.upstream) = (Some(weight), Some(upstream));
         });
-        check_cpu::<f64>(&case);
-        check_cpu::<f32>(&case);
-        check_cpu::<f16>(&case);
-        check_cpu::<bf16>(&case);
+        in_types!(f64, f32, f16, bf16: check_cpu(&case));
     }
 }
 
@@ -87,14 +79,8 @@ fn integral<T: Stored>(shape: [usize; 2], logits: &[f64], upstream: &[f32]) {
         check_same_bits("expectations", &got.0, &expectations);
         check_same_bits("their gradient", &got.1, &grad);
     }
-    let (mut wants, mut want_grad) = (Vec::new(), Vec::new());
-    for (row, &upstream) in logits.chunks(shape[1]).zip(upstream) {
-        let row: Vec<f64> = row.iter().map(|x| x.to_f64()).collect();
-        let (e, slopes) = reference::integral(&row);
-        wants.push(Some(Want::new(e, 1.0, true)));
-        want_grad.extend(slopes.into_iter().map(|slope| Some(Want::new(slope, upstream.into(), true))));
-    }
-    check_elements("expectations", &expectations, &wants);
+    let [want, want_grad] = reference::expectations(&logits, shape[1], upstream);
+    check_elements("expectations", &expectations, &want);
     check_elements("their gradient", &grad, &want_grad);
 }
 
@@ -108,9 +94,6 @@ fn integrals_of_many_rows() {
         let upstream: Vec<f32> = (0..rows)
             .map(|row| if row / 16 % 5 == 3 { 10f32.powi(row as i32 % 61 - 30) } else { 0.75 })
             .collect();
-        integral::<f64>(shape, &logits, &upstream);
-        integral::<f32>(shape, &logits, &upstream);
-        integral::<f16>(shape, &logits, &upstream);
-        integral::<bf16>(shape, &logits, &upstream);
+        in_types!(f64, f32, f16, bf16: integral(shape, &logits, &upstream));
     }
 }

@@ -25,9 +25,8 @@ pub fn qfl(args: &QflArgs) -> Result<()> {
     let (report, outcome) =
         run_qfl(&device, &loss, &args.options, args.scaling.loss_weight, &inputs, scaling)?;
 
-    let text = if args.common.json { json(&report) + "\n" } else { table::loss(&report) };
-    let notes = [note, input.unread()?];
-    finish(output, &json(&report), vec![("", report, outcome)], notes, &text)
+    let told = (json(&report), table::loss(&report));
+    finish(&args.common, output, told, vec![("", report, outcome)], [note, input.unread()?])
 }
 
 pub fn dfl(args: &DflArgs) -> Result<()> {
@@ -41,9 +40,8 @@ pub fn dfl(args: &DflArgs) -> Result<()> {
     let (report, outcome) =
         run_dfl(&device, &loss, &args.options, args.scaling.loss_weight, &inputs, scaling)?;
 
-    let text = if args.common.json { json(&report) + "\n" } else { table::loss(&report) };
-    let notes = [note, input.unread()?];
-    finish(output, &json(&report), vec![("", report, outcome)], notes, &text)
+    let told = (json(&report), table::loss(&report));
+    finish(&args.common, output, told, vec![("", report, outcome)], [note, input.unread()?])
 }
 
 pub fn gfl(args: &GflArgs) -> Result<()> {
@@ -69,10 +67,9 @@ pub fn gfl(args: &GflArgs) -> Result<()> {
         run_dfl(&device, &dfl, &args.dfl, args.dfl_weight, &dfl_inputs, dfl_scaling)?;
 
     let report = GflReport::new(qfl_report, dfl_report);
-    let (about, text) =
-        (json(&report), if args.common.json { json(&report) + "\n" } else { table::gfl(&report) });
+    let told = (json(&report), table::gfl(&report));
     let outcomes = vec![("qfl.", report.qfl, qfl_outcome), ("dfl.", report.dfl, dfl_outcome)];
-    finish(output, &about, outcomes, [note, input.unread()?], &text)
+    finish(&args.common, output, told, outcomes, [note, input.unread()?])
 }
 
 fn run_qfl(
@@ -105,13 +102,13 @@ fn run_dfl(
     Ok((LossReport::new(subject, options.report(), scaling, &outcome), outcome))
 }
 
-/// The file first, so that what is printed is true.
+/// The file first, so that what is printed is true. A report is told in JSON and in a table.
 fn finish(
+    common: &CommonArgs,
     output: Option<Output>,
-    about: &str,
+    (json, table): (String, String),
     outcomes: Vec<(&str, LossReport, Outcome)>,
     notes: [Option<String>; 2],
-    text: &str,
 ) -> Result<()> {
     if let Some(mut output) = output {
         for (prefix, report, outcome) in outcomes {
@@ -119,9 +116,9 @@ fn finish(
             output.add(format!("{prefix}loss"), &[losses], &outcome.loss);
             output.add(format!("{prefix}grad"), &report.shape, &outcome.grad);
         }
-        output.write(about)?;
+        output.write(&json)?;
     }
-    terminal::finish(text, notes)
+    terminal::finish(&if common.json { json + "\n" } else { table }, notes)
 }
 
 impl CommonArgs {

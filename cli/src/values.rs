@@ -138,28 +138,35 @@ impl fmt::Display for PolicyChoice {
     }
 }
 
+/// A finite number that is as `rule` says.
+fn number(text: &str, rule: &str, allowed: impl Fn(f64) -> bool) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| value.is_finite() && allowed(*value));
+    value.ok_or_else(|| format!("it must be {rule}"))
+}
+
 /// A number that is neither NaN nor infinite.
 pub fn finite(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value.is_finite() => Ok(value),
-        _ => Err("it must be a finite number".to_owned()),
-    }
+    number(text, "a finite number", |_| true)
 }
 
 /// A finite number, 0 or more.
 pub fn not_negative(text: &str) -> Result<f64, String> {
-    finite(text)
-        .ok()
-        .filter(|&value| value >= 0.0)
-        .ok_or_else(|| "it must be a finite number, 0 or more".to_owned())
+    number(text, "a finite number, 0 or more", |value| value >= 0.0)
 }
 
 /// A finite number above 0.
 pub fn above_0(text: &str) -> Result<f64, String> {
-    finite(text)
-        .ok()
-        .filter(|&value| value > 0.0)
-        .ok_or_else(|| "it must be a finite number above 0".to_owned())
+    number(text, "a finite number above 0", |value| value > 0.0)
+}
+
+/// β: the range that the library takes.
+pub fn beta(text: &str) -> Result<f64, String> {
+    number(text, "a number from 0 to 10^6", |value| (0.0..=1e6).contains(&value))
+}
+
+/// α: a share.
+pub fn alpha(text: &str) -> Result<f64, String> {
+    number(text, "a number from 0 to 1", |value| (0.0..=1.0).contains(&value))
 }
 
 /// A height and a width in pixels.
@@ -167,18 +174,6 @@ pub fn image_size(text: &str) -> Result<[usize; 2], String> {
     let side = |text: &str| text.parse::<usize>().ok().filter(|&side| side > 0);
     let sides = text.split_once('x').and_then(|(height, width)| Some([side(height)?, side(width)?]));
     sides.ok_or_else(|| "it must be a height and a width in pixels, as 800x1333".to_owned())
-}
-
-/// β: the range that the library takes.
-pub fn beta(text: &str) -> Result<f64, String> {
-    let value = finite(text).ok().filter(|value| (0.0..=1e6).contains(value));
-    value.ok_or_else(|| "it must be a number from 0 to 10^6".to_owned())
-}
-
-/// α: a share.
-pub fn alpha(text: &str) -> Result<f64, String> {
-    let value = finite(text).ok().filter(|value| (0.0..=1.0).contains(value));
-    value.ok_or_else(|| "it must be a number from 0 to 1".to_owned())
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 // What tests ask of the emulator itself, by functions that no real driver has; and where every
 // fault ends up.
 #include <cstdio>
-#include <cstring>
 
 #include "driver.h"
 
@@ -9,10 +8,7 @@ namespace {
 
 uint64_t fault_count = 0, launches = 0;
 
-std::string& last_fault() {
-    static auto* text = new std::string;
-    return *text;
-}
+std::string& last_fault = *new std::string;
 
 // Also works before cuInit.
 struct Hold {
@@ -33,7 +29,7 @@ Result complain(Result error, const std::string& message) {
 
 Result fault(Context* context, int error, const std::string& message) {
     ++fault_count;
-    last_fault() = message;
+    last_fault = message;
     if (context && !context->error) context->error = error;
     return complain((Result)error, message);
 }
@@ -74,13 +70,8 @@ CUDA uint64_t gfocal_emulator_faults() {
 // The length of the text; as much of it as fits, with a 0 at its end, goes to `text`.
 CUDA size_t gfocal_emulator_last_fault(char* text, size_t capacity) {
     Hold hold;
-    const std::string& last = last_fault();
-    if (text && capacity) {
-        size_t length = last.size() < capacity - 1 ? last.size() : capacity - 1;
-        memcpy(text, last.data(), length);
-        text[length] = 0;
-    }
-    return last.size();
+    if (text && capacity) text[last_fault.copy(text, capacity - 1)] = 0;
+    return last_fault.size();
 }
 
 CUDA void gfocal_emulator_set_fences(int tight) {

@@ -46,39 +46,31 @@ Result copy(const char* function, uint64_t to, Side to_side, uint64_t from, Side
 
 Result copy_async(const char* function, uint64_t to, Side to_side, uint64_t from, Side from_side,
                   size_t bytes, void* handle) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
+    STREAM_CALL(HEALTHY, handle);
     return copy(function, to, to_side, from, from_side, bytes, stream);
 }
 
 // On the legacy stream, and the host waits for the end.
 Result copy_sync(const char* function, uint64_t to, Side to_side, uint64_t from, Side from_side,
                  size_t bytes) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (Result refused = refuse_in_capture(function)) return refused;
-    Stream* stream;
-    if (Result error = find_stream(call.context, nullptr, stream)) return error;
+    FIND_STREAM(nullptr);
     if (to_side == DEVICE) ++counters().waits;
     note_wait(stream);
     return copy(function, to, to_side, from, from_side, bytes, stream);
 }
 
-template <class T>
-Result fill(const char* function, DevicePtr to, T value, size_t count, void* handle, bool wait) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+Result fill(const char* function, DevicePtr to, unsigned char value, size_t bytes, void* handle,
+            bool wait) {
+    CALL(HEALTHY);
     if (wait)
         if (Result refused = refuse_in_capture(function)) return refused;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
-    if (to % sizeof(T)) return INVALID_VALUE;
-    if (Result error = check_range(function, to, count * sizeof(T))) return error;
+    FIND_STREAM(handle);
+    if (Result error = check_range(function, to, bytes)) return error;
     return enqueue(stream, function, [=]() -> Result {
-        if (Result gone = check_range(function, to, count * sizeof(T))) return gone;
-        for (size_t i = 0; i < count; ++i) memcpy((char*)to + i * sizeof(T), &value, sizeof(T));
+        if (Result gone = check_range(function, to, bytes)) return gone;
+        memset((void*)to, value, bytes);
         return SUCCESS;
     });
 }
@@ -99,13 +91,6 @@ CUDA Result cuMemcpyPeerAsync(DevicePtr to, Context* to_context, DevicePtr from,
     if (!is_context(to_context) || !is_context(from_context)) return INVALID_CONTEXT;
     return copy_async("cuMemcpyPeerAsync", to, DEVICE, from, DEVICE, bytes, stream);
 }
-CUDA Result cuMemcpyAsync(DevicePtr to, DevicePtr from, size_t bytes, void* stream) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    const Allocation *a = find_allocation(to), *b = find_allocation(from);
-    return copy_async("cuMemcpyAsync", to, a && !a->host ? DEVICE : HOST, from,
-                      b && !b->host ? DEVICE : HOST, bytes, stream);
-}
 
 CUDA Result cuMemcpyHtoD_v2(DevicePtr to, const void* from, size_t bytes) {
     return copy_sync("cuMemcpyHtoD", to, DEVICE, (uint64_t)from, HOST, bytes);
@@ -120,18 +105,6 @@ CUDA Result cuMemcpyDtoD_v2(DevicePtr to, DevicePtr from, size_t bytes) {
 CUDA Result cuMemsetD8Async(DevicePtr to, unsigned char value, size_t count, void* stream) {
     return fill("cuMemsetD8Async", to, value, count, stream, false);
 }
-CUDA Result cuMemsetD16Async(DevicePtr to, unsigned short value, size_t count, void* stream) {
-    return fill("cuMemsetD16Async", to, value, count, stream, false);
-}
-CUDA Result cuMemsetD32Async(DevicePtr to, unsigned value, size_t count, void* stream) {
-    return fill("cuMemsetD32Async", to, value, count, stream, false);
-}
 CUDA Result cuMemsetD8_v2(DevicePtr to, unsigned char value, size_t count) {
     return fill("cuMemsetD8", to, value, count, nullptr, true);
-}
-CUDA Result cuMemsetD16_v2(DevicePtr to, unsigned short value, size_t count) {
-    return fill("cuMemsetD16", to, value, count, nullptr, true);
-}
-CUDA Result cuMemsetD32_v2(DevicePtr to, unsigned value, size_t count) {
-    return fill("cuMemsetD32", to, value, count, nullptr, true);
 }

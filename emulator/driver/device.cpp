@@ -6,41 +6,32 @@
 
 namespace {
 
-std::recursive_mutex& lock() {
-    static std::recursive_mutex* mutex = new std::recursive_mutex;
-    return *mutex;
-}
+std::recursive_mutex& lock = *new std::recursive_mutex;
 
 bool initialized = false;
 
-// This thread's stack of contexts. Never freed, as the stream's map: destructors of the process's
-// own thread-local values may still call the driver when those of this library have run.
+// This thread's stack of contexts. Never freed, as the stream's map: see driver.h.
 std::vector<Context*>& current() {
     thread_local auto* stack = new std::vector<Context*>;
     return *stack;
 }
 
-
-std::set<Context*>& contexts() {
-    static auto* all = new std::set<Context*>;
-    return *all;
-}
+std::set<Context*>& contexts = *new std::set<Context*>;
 
 std::vector<Context*>& primaries() {
     static auto* all = new std::vector<Context*>((size_t)settings().devices, nullptr);
     return *all;
 }
 
-Context* new_context(int device, bool primary, unsigned flags) {
+Context* new_context(int device, bool primary) {
     static uint64_t id = 0;
     auto* context = new Context;
     context->device = device;
     context->primary = primary;
-    context->flags = flags;
     context->id = ++id;
     context->legacy = new Stream;
     context->legacy->context = context;
-    contexts().insert(context);
+    contexts.insert(context);
     return context;
 }
 
@@ -52,7 +43,7 @@ void destroy(Context* context) {
         stream->context = nullptr;
     }
     release_all(context);
-    contexts().erase(context);
+    contexts.erase(context);
 }
 
 long long from_environment(const char* name, long long value) {
@@ -97,10 +88,10 @@ Limits limits() {
     }
 }
 
-bool is_context(const Context* context) { return contexts().count((Context*)context) != 0; }
+bool is_context(const Context* context) { return contexts.count((Context*)context) != 0; }
 bool is_device(int device) { return device >= 0 && device < settings().devices; }
 
-Call::Call(Need need) : hold_(lock()) {
+Call::Call(Need need) : hold_(lock) {
     if (!initialized) {
         error = NOT_INITIALIZED;
         return;
@@ -117,7 +108,7 @@ Call::Call(Need need) : hold_(lock()) {
 }
 
 CUDA Result cuInit(unsigned flags) {
-    std::unique_lock<std::recursive_mutex> hold(lock());
+    std::unique_lock<std::recursive_mutex> hold(lock);
     if (flags) return INVALID_VALUE;
     if (settings().devices == 0) return NO_DEVICE;
     initialized = true;
@@ -125,9 +116,7 @@ CUDA Result cuInit(unsigned flags) {
 }
 
 CUDA Result cuDriverGetVersion(int* version) {
-    if (!version) return INVALID_VALUE;
-    *version = settings().driver_version;
-    return SUCCESS;
+    return give(version, settings().driver_version);
 }
 
 // NVRTC looks for it when it finds a libcuda in its process.
@@ -135,26 +124,24 @@ CUDA Result cuGetExportTable(const void**, const void*) { return NOT_SUPPORTED; 
 
 // ---- Devices
 
+// A call that tells something of a device.
+#define DEVICE_CALL(out, device)     \
+    CALL(INITIALIZED);               \
+    if (!out) return INVALID_VALUE;  \
+    if (!is_device(device)) return INVALID_DEVICE
+
 CUDA Result cuDeviceGetCount(int* count) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!count) return INVALID_VALUE;
-    *count = settings().devices;
-    return SUCCESS;
+    CALL(INITIALIZED);
+    return give(count, settings().devices);
 }
 
 CUDA Result cuDeviceGet(int* device, int ordinal) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!device) return INVALID_VALUE;
-    if (!is_device(ordinal)) return INVALID_DEVICE;
-    *device = ordinal;
-    return SUCCESS;
+    DEVICE_CALL(device, ordinal);
+    return give(device, ordinal);
 }
 
 CUDA Result cuDeviceGetName(char* name, int length, int device) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
+    CALL(INITIALIZED);
     if (!name || length <= 0) return INVALID_VALUE;
     if (!is_device(device)) return INVALID_DEVICE;
     strncpy(name, "gfocal emulator (not a GPU)", (size_t)length);
@@ -163,10 +150,7 @@ CUDA Result cuDeviceGetName(char* name, int length, int device) {
 }
 
 static Result device_uuid(unsigned char* uuid, int device) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!uuid) return INVALID_VALUE;
-    if (!is_device(device)) return INVALID_DEVICE;
+    DEVICE_CALL(uuid, device);
     memcpy(uuid, "gfocal emulator", 16);
     uuid[15] = (unsigned char)('0' + device);
     return SUCCESS;
@@ -175,19 +159,12 @@ CUDA Result cuDeviceGetUuid(unsigned char* uuid, int device) { return device_uui
 CUDA Result cuDeviceGetUuid_v2(unsigned char* uuid, int device) { return device_uuid(uuid, device); }
 
 CUDA Result cuDeviceTotalMem_v2(size_t* bytes, int device) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!bytes) return INVALID_VALUE;
-    if (!is_device(device)) return INVALID_DEVICE;
-    *bytes = settings().memory;
-    return SUCCESS;
+    DEVICE_CALL(bytes, device);
+    return give(bytes, settings().memory);
 }
 
 CUDA Result cuDeviceGetAttribute(int* value, int attribute, int device) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!value) return INVALID_VALUE;
-    if (!is_device(device)) return INVALID_DEVICE;
+    DEVICE_CALL(value, device);
     if (attribute < 1 || attribute > 256) return INVALID_VALUE;
     const Limits l = limits();
     const int cc = settings().compute_capability;
@@ -230,36 +207,19 @@ CUDA Result cuDeviceGetAttribute(int* value, int attribute, int device) {
     return SUCCESS;
 }
 
-CUDA Result cuDeviceCanAccessPeer(int* can, int device, int peer) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!can) return INVALID_VALUE;
-    if (!is_device(device) || !is_device(peer)) return INVALID_DEVICE;
-    *can = 0;
-    return SUCCESS;
-}
-CUDA Result cuDeviceGetP2PAttribute(int* value, int, int device, int peer) {
-    return cuDeviceCanAccessPeer(value, device, peer);
-}
-CUDA Result cuCtxEnablePeerAccess(Context*, unsigned) { return PEER_ACCESS_UNSUPPORTED; }
-
 // ---- Contexts
 
 CUDA Result cuDevicePrimaryCtxRetain(Context** out, int device) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!out) return INVALID_VALUE;
-    if (!is_device(device)) return INVALID_DEVICE;
+    DEVICE_CALL(out, device);
     Context*& primary = primaries()[(size_t)device];
-    if (!primary || !primary->alive) primary = new_context(device, true, 0);
+    if (!primary || !primary->alive) primary = new_context(device, true);
     ++primary->references;
     *out = primary;
     return SUCCESS;
 }
 
 CUDA Result cuDevicePrimaryCtxRelease_v2(int device) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
+    CALL(INITIALIZED);
     if (!is_device(device)) return INVALID_DEVICE;
     Context* primary = primaries()[(size_t)device];
     if (!primary || primary->references == 0) return INVALID_CONTEXT;
@@ -267,51 +227,22 @@ CUDA Result cuDevicePrimaryCtxRelease_v2(int device) {
     return SUCCESS;
 }
 
-CUDA Result cuDevicePrimaryCtxReset_v2(int device) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!is_device(device)) return INVALID_DEVICE;
-    Context*& primary = primaries()[(size_t)device];
-    if (primary && primary->alive) {
-        release_all(primary);
-        primary->error = 0;
-    }
-    return SUCCESS;
-}
-
-CUDA Result cuDevicePrimaryCtxGetState(int device, unsigned* flags, int* active) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!is_device(device)) return INVALID_DEVICE;
-    if (!flags || !active) return INVALID_VALUE;
-    const Context* primary = primaries()[(size_t)device];
-    *active = primary && primary->alive;
-    *flags = *active ? primary->flags : 0;
-    return SUCCESS;
-}
-
-static Result create_context(Context** out, unsigned flags, int device) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!out) return INVALID_VALUE;
-    if (!is_device(device)) return INVALID_DEVICE;
-    *out = new_context(device, false, flags);
+static Result create_context(Context** out, int device) {
+    DEVICE_CALL(out, device);
+    *out = new_context(device, false);
     current().push_back(*out);
     return SUCCESS;
 }
-CUDA Result cuCtxCreate_v2(Context** out, unsigned flags, int device) {
-    return create_context(out, flags, device);
+CUDA Result cuCtxCreate_v2(Context** out, unsigned, int device) { return create_context(out, device); }
+CUDA Result cuCtxCreate_v3(Context** out, void*, int, unsigned, int device) {
+    return create_context(out, device);
 }
-CUDA Result cuCtxCreate_v3(Context** out, void*, int, unsigned flags, int device) {
-    return create_context(out, flags, device);
-}
-CUDA Result cuCtxCreate_v4(Context** out, void*, unsigned flags, int device) {
-    return create_context(out, flags, device);
+CUDA Result cuCtxCreate_v4(Context** out, void*, unsigned, int device) {
+    return create_context(out, device);
 }
 
 CUDA Result cuCtxDestroy_v2(Context* context) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
+    CALL(INITIALIZED);
     if (!is_context(context) || context->primary) return INVALID_CONTEXT;
     destroy(context);
     if (call.context == context) current().pop_back();
@@ -319,87 +250,23 @@ CUDA Result cuCtxDestroy_v2(Context* context) {
 }
 
 CUDA Result cuCtxGetCurrent(Context** out) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!out) return INVALID_VALUE;
-    *out = call.context;
-    return SUCCESS;
+    CALL(INITIALIZED);
+    return give(out, call.context);
 }
 
 CUDA Result cuCtxSetCurrent(Context* context) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
+    CALL(INITIALIZED);
     if (context && !is_context(context)) return INVALID_CONTEXT;
     if (!current().empty()) current().pop_back();
     if (context) current().push_back(context);
     return SUCCESS;
 }
 
-CUDA Result cuCtxPushCurrent_v2(Context* context) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (!is_context(context)) return INVALID_CONTEXT;
-    current().push_back(context);
-    return SUCCESS;
-}
-
-CUDA Result cuCtxPopCurrent_v2(Context** out) {
-    Call call(CURRENT);
-    if (call.error == INVALID_CONTEXT || call.error == NOT_INITIALIZED) return call.error;
-    if (out) *out = call.context;
-    current().pop_back();
-    return SUCCESS;
-}
-
-CUDA Result cuCtxGetDevice(int* device) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    if (!device) return INVALID_VALUE;
-    *device = call.context->device;
-    return SUCCESS;
-}
-
-CUDA Result cuCtxGetFlags(unsigned* flags) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    if (!flags) return INVALID_VALUE;
-    *flags = call.context->flags;
-    return SUCCESS;
-}
-
-CUDA Result cuCtxSetFlags(unsigned flags) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    call.context->flags = flags;
-    return SUCCESS;
-}
-
-CUDA Result cuCtxGetId(Context* context, unsigned long long* id) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    context = context ? context : call.context;
-    if (!is_context(context)) return INVALID_CONTEXT;
-    if (!id) return INVALID_VALUE;
-    *id = context->id;
-    return SUCCESS;
-}
-
-CUDA Result cuCtxGetApiVersion(Context* context, unsigned* version) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    if (context && !is_context(context)) return INVALID_CONTEXT;
-    if (!version) return INVALID_VALUE;
-    *version = (unsigned)settings().driver_version;
-    return SUCCESS;
-}
-
 CUDA Result cuCtxGetLimit(size_t* value, int limit) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    if (!value) return INVALID_VALUE;
-    *value = limit == 0 ? 1024 : 0;  // CU_LIMIT_STACK_SIZE
-    return SUCCESS;
+    CALL(CURRENT);
+    return give(value, limit == 0 ? 1024 : 0);  // CU_LIMIT_STACK_SIZE
 }
+CUDA Result cuCtxSetFlags(unsigned) { return Call(CURRENT).error; }
 CUDA Result cuCtxSetLimit(int, size_t) { return Call(CURRENT).error; }
 CUDA Result cuCtxGetCacheConfig(int* config) {
     if (config) *config = 0;

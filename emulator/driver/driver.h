@@ -1,6 +1,7 @@
 // The state behind the driver API, and what its parts need of each other. Work is done when it
 // is enqueued, on the calling thread: a stream is then only a handle, its capture, and what it
-// has been made to wait for. One lock covers everything.
+// has been made to wait for. One lock covers everything. The lists of what there is are never
+// freed: destructors of the process may still call the driver when those of this library have run.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -37,7 +38,6 @@ enum Result : int {
     ILLEGAL_STATE = 401,
     NOT_FOUND = 500,
     ILLEGAL_ADDRESS = 700,
-    PEER_ACCESS_UNSUPPORTED = 217,
     CONTEXT_IS_DESTROYED = 709,
     NOT_SUPPORTED = 801,
     CAPTURE_UNSUPPORTED = 900,
@@ -96,7 +96,6 @@ struct Context {
     bool primary = false, alive = true;
     int references = 0;
     int error = 0;  // of a kernel; sticky, as on a GPU
-    unsigned flags = 0;
     Stream* legacy = nullptr;
     std::set<Stream*> streams;
     uint64_t id = 0;
@@ -114,6 +113,23 @@ class Call {
    private:
     std::unique_lock<std::recursive_mutex> hold_;
 };
+// How a function of the API begins: with the lock, or at once with what is wrong.
+#define CALL(need)   \
+    Call call(need); \
+    if (call.error) return call.error
+#define FIND_STREAM(handle) \
+    Stream* stream;         \
+    if (Result wrong = find_stream(call.context, handle, stream)) return wrong
+#define STREAM_CALL(need, handle) \
+    CALL(need);                   \
+    FIND_STREAM(handle)
+// How one that tells a value ends.
+template <class T, class Value>
+Result give(T* out, Value value) {
+    if (!out) return INVALID_VALUE;
+    *out = (T)value;
+    return SUCCESS;
+}
 bool is_context(const Context* context);
 bool is_device(int device);
 
@@ -150,8 +166,6 @@ typedef std::map<const Stream*, uint64_t> Clock;
 struct Stream {
     Context* context = nullptr;
     unsigned flags = 0;  // 1: does not synchronise with the legacy stream
-    int priority = 0;
-    uint64_t id = 0;
     std::shared_ptr<Capture> capture;
     uint64_t operations = 0;  // in this capture
     Clock seen;               // what of other streams is ordered before its next operation
@@ -172,7 +186,6 @@ struct Graph {
 };
 
 struct Capture {
-    uint64_t id;
     Stream* origin;
     uint64_t thread;
     int mode;  // 0 global, 1 of this thread, 2 relaxed

@@ -37,19 +37,9 @@ gfocal_switch_stack:
     ret
     .size gfocal_switch_stack, . - gfocal_switch_stack
 )");
-extern "C" void gfocal_switch_stack(void** save, void* load);
-
-void prepare_fiber(Fiber& fiber, void*, void* top, void (*start)()) {
-    // A function finds its return address 8 below a multiple of 16; `start` has none.
-    void** frame = (void**)top - 8;
-    memset(frame, 0, 8 * sizeof *frame);
-    memcpy(&frame[6], &start, sizeof start);  // below it, the six saved registers
-    fiber.stack_pointer = frame;
-}
-
-void switch_fiber(Fiber& from, Fiber& to) {
-    gfocal_switch_stack(&from.stack_pointer, to.stack_pointer);
-}
+// A function finds its return address 8 below a multiple of 16, which `start` has not; below it stand the
+// six saved registers.
+constexpr size_t FRAME = 8, RETURN = 6;
 
 #elif defined(__aarch64__)
 
@@ -87,12 +77,19 @@ gfocal_switch_stack:
     ret
     .size gfocal_switch_stack, . - gfocal_switch_stack
 )");
+constexpr size_t FRAME = 20, RETURN = 11;  // of x30
+
+#endif
+
+#if defined(__x86_64__) || defined(__aarch64__)
+
 extern "C" void gfocal_switch_stack(void** save, void* load);
 
+// In words below `top`.
 void prepare_fiber(Fiber& fiber, void*, void* top, void (*start)()) {
-    void** frame = (void**)top - 20;
-    memset(frame, 0, 20 * sizeof *frame);
-    memcpy(&frame[11], &start, sizeof start);  // x30, the return address
+    void** frame = (void**)top - FRAME;
+    memset(frame, 0, FRAME * sizeof *frame);
+    memcpy(&frame[RETURN], &start, sizeof start);
     fiber.stack_pointer = frame;
 }
 

@@ -77,11 +77,9 @@ Result run(const emu::Kernel* kernel, Context* context, Module* module, uint64_t
 CUDA Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                            unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
                            void* handle, void** parameters, void** extra) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (!is_function(function)) return INVALID_HANDLE;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
+    FIND_STREAM(handle);
     if (function->module->context != stream->context)
         return complain(INVALID_HANDLE, "kernel " + function->entry.name +
                                             " and its stream are of different contexts");
@@ -124,22 +122,6 @@ CUDA Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y,
     Context* context = stream->context;
     return enqueue(stream, "kernel",
                    [=] { return run(kernel, context, module, number, grid, block, arguments); });
-}
-
-// As it stands in cuda.h.
-struct LaunchConfig {
-    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared;
-    void* stream;
-    void* attributes;
-    unsigned attribute_count;
-};
-
-CUDA Result cuLaunchKernelEx(const LaunchConfig* c, Function* function, void** parameters,
-                             void** extra) {
-    if (!c) return INVALID_VALUE;
-    if (c->attribute_count) return complain(NOT_SUPPORTED, "launch attributes are not emulated");
-    return cuLaunchKernel(function, c->grid_x, c->grid_y, c->grid_z, c->block_x, c->block_y,
-                          c->block_z, c->shared, c->stream, parameters, extra);
 }
 
 CUDA Result cuLaunchCooperativeKernel(Function*, unsigned, unsigned, unsigned, unsigned, unsigned,

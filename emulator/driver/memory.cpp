@@ -227,26 +227,21 @@ int device_of_address(uint64_t value) {
 // ---- The API
 
 CUDA Result cuMemAlloc_v2(DevicePtr* out, size_t bytes) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (Result refused = refuse_in_capture("cuMemAlloc")) return refused;
     if (!out || bytes == 0) return INVALID_VALUE;
     return allocate(call.context, bytes, false, *out);
 }
 
 CUDA Result cuMemFree_v2(DevicePtr address) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (Result refused = refuse_in_capture("cuMemFree")) return refused;
     if (address == 0) return SUCCESS;
     return release(address, false);
 }
 
 CUDA Result cuMemAllocAsync(DevicePtr* out, size_t bytes, void* handle) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
+    STREAM_CALL(HEALTHY, handle);
     if (!out) return INVALID_VALUE;
     if (stream->capture && stream->capture->invalid) return CAPTURE_INVALIDATED;
     if (bytes == 0) {
@@ -260,10 +255,7 @@ CUDA Result cuMemAllocAsync(DevicePtr* out, size_t bytes, void* handle) {
 }
 
 CUDA Result cuMemFreeAsync(DevicePtr address, void* handle) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
+    STREAM_CALL(HEALTHY, handle);
     if (address == 0) return SUCCESS;
     if (!stream->capture) return release(address, false);
     // A captured free is a node of the graph, which can only free what the graph allocates.
@@ -279,56 +271,22 @@ CUDA Result cuMemAllocManaged(DevicePtr* out, size_t bytes, unsigned) {
 }
 
 CUDA Result cuMemHostAlloc(void** out, size_t bytes, unsigned) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (Result refused = refuse_in_capture("cuMemHostAlloc")) return refused;
     if (!out || bytes == 0) return INVALID_VALUE;
     return allocate(call.context, bytes, true, *(DevicePtr*)out);
 }
-CUDA Result cuMemAllocHost_v2(void** out, size_t bytes) { return cuMemHostAlloc(out, bytes, 0); }
 
 CUDA Result cuMemFreeHost(void* address) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (Result refused = refuse_in_capture("cuMemFreeHost")) return refused;
     return release((DevicePtr)address, true);
 }
 
 CUDA Result cuMemGetInfo_v2(size_t* free, size_t* total) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
+    CALL(CURRENT);
     if (!free || !total) return INVALID_VALUE;
     *total = settings().memory;
     *free = *total - bytes_in_use(call.context->device);
     return SUCCESS;
-}
-
-CUDA Result cuMemGetAddressRange_v2(DevicePtr* base, size_t* bytes, DevicePtr address) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    const Allocation* a = find_allocation(address);
-    if (!a) return NOT_FOUND;
-    if (base) *base = (DevicePtr)a->start;
-    if (bytes) *bytes = a->bytes;
-    return SUCCESS;
-}
-
-CUDA Result cuPointerGetAttribute(void* out, int attribute, DevicePtr address) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
-    const Allocation* a = find_allocation(address);
-    if (!out || !a) return INVALID_VALUE;
-    switch (attribute) {
-        case 1: *(Context**)out = a->context; break;                  // CONTEXT
-        case 2: *(unsigned*)out = a->host ? 1 : 2; break;             // MEMORY_TYPE
-        case 3: case 4: *(DevicePtr*)out = address; break;            // DEVICE_, HOST_POINTER
-        case 7: *(uint64_t*)out = a->number; break;                   // BUFFER_ID
-        case 8: *(unsigned*)out = 0; break;                           // IS_MANAGED
-        case 9: *(int*)out = a->device; break;                        // DEVICE_ORDINAL
-        case 11: *(DevicePtr*)out = (DevicePtr)a->start; break;       // RANGE_START_ADDR
-        case 12: *(size_t*)out = a->bytes; break;                     // RANGE_SIZE
-        case 13: *(unsigned*)out = 1; break;                          // MAPPED
-        default: return NOT_SUPPORTED;
-    }
-    return attribute == 4 && !a->host ? INVALID_VALUE : SUCCESS;
 }

@@ -9,14 +9,8 @@
 
 namespace {
 
-std::set<Module*>& modules() {
-    static auto* all = new std::set<Module*>;
-    return *all;
-}
-std::set<const Function*>& functions() {
-    static auto* all = new std::set<const Function*>;
-    return *all;
-}
+std::set<Module*>& modules = *new std::set<Module*>;
+std::set<const Function*>& functions = *new std::set<const Function*>;
 
 // The newest PTX that a driver reads: 11.x came with 7.x, 12.0 to 12.5 with 8.0 to 8.5, then one
 // ahead (12.6 kept 8.5), and 13.x with 9.x.
@@ -78,8 +72,7 @@ Result check(const char* image, Ptx& ptx, std::string& why) {
 }
 
 Result load(Module** out, const char* image, std::string* log = nullptr) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (Result refused = refuse_in_capture("cuModuleLoad")) return refused;
     if (!out || !image) return INVALID_VALUE;
     static uint64_t count = 0;
@@ -96,7 +89,7 @@ Result load(Module** out, const char* image, std::string* log = nullptr) {
         return complain(error, why);
     }
     *out = module.release();
-    modules().insert(*out);
+    modules.insert(*out);
     return SUCCESS;
 }
 
@@ -115,11 +108,8 @@ void write_log(const std::string& text, unsigned count, const int* options, void
     }
     if (!to || !size) return;
     size_t room = (size_t)(unsigned)(uintptr_t)*size;
-    size_t length = room == 0 ? 0 : text.size() < room - 1 ? text.size() : room - 1;
-    if (room) {
-        memcpy(to, text.data(), length);
-        to[length] = 0;
-    }
+    size_t length = room ? text.copy(to, room - 1) : 0;
+    if (room) to[length] = 0;
     *size = (void*)(uintptr_t)length;
 }
 
@@ -163,9 +153,9 @@ int blocks_that_fit(const Function& function, int threads, size_t dynamic) {
 }  // namespace
 
 bool is_module(const Module* module, uint64_t number) {
-    return modules().count((Module*)module) && module->number == number;
+    return modules.count((Module*)module) && module->number == number;
 }
-bool is_function(const Function* function) { return functions().count(function) != 0; }
+bool is_function(const Function* function) { return functions.count(function) != 0; }
 
 // As many as its launch bounds leave, up to what a thread can have.
 unsigned registers_of(const Function& function) {
@@ -184,9 +174,6 @@ CUDA Result cuModuleLoadDataEx(Module** out, const void* image, unsigned count, 
     write_log(error ? "gfocal emulator: " + log : "", count, options, values, ERROR_LOG, ERROR_LOG_BYTES);
     return error;
 }
-CUDA Result cuModuleLoadFatBinary(Module** out, const void* image) {
-    return load(out, (const char*)image);
-}
 CUDA Result cuModuleLoad(Module** out, const char* path) {
     if (!path) return INVALID_VALUE;
     FILE* file = fopen(path, "rb");
@@ -199,15 +186,14 @@ CUDA Result cuModuleLoad(Module** out, const char* path) {
 }
 
 CUDA Result cuModuleUnload(Module* module) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    if (!modules().count(module)) return INVALID_HANDLE;
+    CALL(CURRENT);
+    if (!modules.count(module)) return INVALID_HANDLE;
     if (!call.context->error && may_still_run(module))
         fault(nullptr, ILLEGAL_STATE,
               "cuModuleUnload of a module with a function that may still run: nothing has waited for its "
               "last launch");
-    for (auto& entry : module->functions) functions().erase(entry.second.get());
-    modules().erase(module);
+    for (auto& entry : module->functions) functions.erase(entry.second.get());
+    modules.erase(module);
     delete module;
     return (Result)call.context->error;
 }
@@ -220,10 +206,9 @@ CUDA void gfocal_emulator_fail_loads(int error, unsigned count) {
 }
 
 CUDA Result cuModuleGetFunction(Function** out, Module* module, const char* name) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (!out || !name) return INVALID_VALUE;
-    if (!modules().count(module)) return INVALID_HANDLE;
+    if (!modules.count(module)) return INVALID_HANDLE;
     std::unique_ptr<Function>& function = module->functions[name];
     if (!function) {
         for (const PtxEntry& entry : module->ptx.entries) {
@@ -237,7 +222,7 @@ CUDA Result cuModuleGetFunction(Function** out, Module* module, const char* name
                 return ptx ? fault(nullptr, INVALID_PTX, problem) : complain(NOT_FOUND, problem);
             }
             function.reset(new Function{module, known, kernel});
-            functions().insert(function.get());
+            functions.insert(function.get());
         }
     }
     if (!function) {
@@ -248,20 +233,10 @@ CUDA Result cuModuleGetFunction(Function** out, Module* module, const char* name
     return SUCCESS;
 }
 
-CUDA Result cuModuleGetFunctionCount(unsigned* count, Module* module) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    if (!count) return INVALID_VALUE;
-    if (!modules().count(module)) return INVALID_HANDLE;
-    *count = (unsigned)module->ptx.entries.size();
-    return SUCCESS;
-}
-
 CUDA Result cuModuleGetGlobal_v2(DevicePtr*, size_t*, Module*, const char*) { return NOT_FOUND; }
 
 CUDA Result cuFuncGetAttribute(int* value, int attribute, Function* function) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
+    CALL(CURRENT);
     if (!value) return INVALID_VALUE;
     if (!is_function(function)) return INVALID_HANDLE;
     const PtxEntry& entry = function->entry;
@@ -282,8 +257,7 @@ CUDA Result cuFuncGetAttribute(int* value, int attribute, Function* function) {
 }
 
 CUDA Result cuFuncSetAttribute(Function* function, int attribute, int value) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (!is_function(function)) return INVALID_HANDLE;
     if (attribute == 8) {
         if (value < 0 || value + (int)function->entry.shared > limits().shared_per_block_optin)
@@ -296,43 +270,8 @@ CUDA Result cuFuncSetAttribute(Function* function, int attribute, int value) {
 }
 
 CUDA Result cuFuncSetCacheConfig(Function* function, int) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     return is_function(function) ? SUCCESS : INVALID_HANDLE;
-}
-
-CUDA Result cuFuncGetName(const char** name, Function* function) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    if (!name) return INVALID_VALUE;
-    if (!is_function(function)) return INVALID_HANDLE;
-    *name = function->entry.name.c_str();
-    return SUCCESS;
-}
-
-CUDA Result cuFuncGetModule(Module** module, Function* function) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    if (!module) return INVALID_VALUE;
-    if (!is_function(function)) return INVALID_HANDLE;
-    *module = function->module;
-    return SUCCESS;
-}
-
-CUDA Result cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, size_t* size) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    if (!is_function(function)) return INVALID_HANDLE;
-    const auto& parameters = function->entry.parameters;
-    if (index >= parameters.size() || !offset) return INVALID_VALUE;
-    size_t at = 0;
-    for (size_t i = 0; i <= index; ++i) {
-        at = (at + parameters[i].alignment - 1) / parameters[i].alignment * parameters[i].alignment;
-        if (i < index) at += parameters[i].size;
-    }
-    *offset = at;
-    if (size) *size = parameters[index].size;
-    return SUCCESS;
 }
 
 // ---- Occupancy
@@ -340,8 +279,7 @@ CUDA Result cuFuncGetParamInfo(Function* function, size_t index, size_t* offset,
 CUDA Result cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, Function* function,
                                                                  int threads, size_t dynamic,
                                                                  unsigned) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
+    CALL(CURRENT);
     if (!is_function(function)) return INVALID_HANDLE;
     if (!blocks || threads <= 0) return INVALID_VALUE;
     *blocks = blocks_that_fit(*function, threads, dynamic);
@@ -355,8 +293,7 @@ CUDA Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* f
 CUDA Result cuOccupancyMaxPotentialBlockSizeWithFlags(int* grid, int* block, Function* function,
                                                       size_t (*dynamic_of)(int), size_t dynamic,
                                                       int limit, unsigned) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
+    CALL(CURRENT);
     if (!is_function(function)) return INVALID_HANDLE;
     if (!grid || !block) return INVALID_VALUE;
     int most = (int)function->entry.max_threads, best = 0;
@@ -378,8 +315,7 @@ CUDA Result cuOccupancyMaxPotentialBlockSize(int* grid, int* block, Function* fu
 
 CUDA Result cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, Function* function, int blocks,
                                                     int) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
+    CALL(CURRENT);
     if (!is_function(function)) return INVALID_HANDLE;
     if (!bytes || blocks <= 0) return INVALID_VALUE;
     long left = limits().shared_per_multiprocessor / blocks - 1024 - (long)function->entry.shared;

@@ -1,5 +1,5 @@
-// What CUDA has built in, for kernels that a C++ compiler turns into host code. It is
-// force-included before every kernel file. Like NVRTC it brings no header along.
+// What CUDA has built in, as far as kernels here use it, for kernels that a C++ compiler turns into
+// host code. It is force-included before every kernel file. Like NVRTC it brings no header along.
 #pragma once
 #include "emu.h"
 #include "device_math.h"
@@ -58,8 +58,6 @@ EMU_INLINE int __syncthreads_count(int vote, EMU_HERE) {
 }
 EMU_INLINE void __threadfence() { emu::preempt(true); }
 EMU_INLINE void __threadfence_block() { emu::preempt(true); }
-EMU_INLINE void __threadfence_system() { emu::preempt(true); }
-EMU_INLINE void __nanosleep(unsigned) { emu::preempt(true); }
 EMU_INLINE void __trap(EMU_HERE) { emu::trap("__trap()", line, file); }
 
 // ---- Warps
@@ -153,42 +151,18 @@ EMU_INLINE T atomic(T* address, F change) {
         return emu::atomic(address, [=](T old) -> T { return (T)(result); });   \
     }
 EMU_ATOMIC(atomicAdd, old + value)
-EMU_ATOMIC(atomicSub, old - value)
 EMU_ATOMIC(atomicExch, (old, value))
 EMU_ATOMIC(atomicMin, old < value ? old : value)
 EMU_ATOMIC(atomicMax, old > value ? old : value)
 EMU_ATOMIC(atomicAnd, old & value)
 EMU_ATOMIC(atomicOr, old | value)
-EMU_ATOMIC(atomicXor, old ^ value)
 EMU_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
-EMU_ATOMIC(atomicDec, old == 0 || old > value ? value : old - 1)
 #undef EMU_ATOMIC
 template <class T>
 EMU_INLINE T atomicCAS(T* address, typename emu::Same<T>::type expected,
                        typename emu::Same<T>::type value) {
     return emu::atomic(address, [=](T old) { return old == expected ? value : old; });
 }
-
-// ---- Loads and stores with cache hints
-
-#define EMU_LOAD(name)         \
-    template <class T>         \
-    EMU_INLINE T name(const T* p) { return *p; }
-EMU_LOAD(__ldg)
-EMU_LOAD(__ldcs)
-EMU_LOAD(__ldcg)
-EMU_LOAD(__ldca)
-EMU_LOAD(__ldlu)
-EMU_LOAD(__ldcv)
-#undef EMU_LOAD
-#define EMU_STORE(name) \
-    template <class T>  \
-    EMU_INLINE void name(T* p, typename emu::Same<T>::type value) { *p = value; }
-EMU_STORE(__stcs)
-EMU_STORE(__stcg)
-EMU_STORE(__stwb)
-EMU_STORE(__stwt)
-#undef EMU_STORE
 
 // Kernels inline everything, for the GPU. Here that would make the compiler work three times as
 // long for little, so from here on the attribute is empty; what is above spells it differently.

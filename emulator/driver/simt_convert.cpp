@@ -7,17 +7,6 @@
 namespace emu {
 namespace {
 
-typedef uint8_t u8;
-typedef int8_t s8;
-typedef uint16_t u16;
-typedef int16_t s16;
-typedef uint32_t u32;
-typedef int32_t s32;
-typedef uint64_t u64;
-typedef int64_t s64;
-typedef float f32;
-typedef double f64;
-
 template <class To, class From>
 struct Cast {
     typedef To R;
@@ -94,74 +83,31 @@ inline u32 to_bfloat(u32 x) {
     return (x & 0x7fffffff) > 0x7f800000 ? 0x7fffu : rounded;
 }
 
-struct HalfToFloat {
-    typedef u32 R;
-    typedef u16 A;
-    static inline R f(A a) { return from_half(a); }
-};
-struct BfloatToFloat {
-    typedef u32 R;
-    typedef u16 A;
-    static inline R f(A a) { return (u32)a << 16; }
-};
-struct FloatToHalf {
-    typedef u16 R;
-    typedef u32 A;
-    static inline R f(A a) { return (u16)to_half(a); }
-};
-struct FloatToBfloat {
-    typedef u16 R;
-    typedef u32 A;
-    static inline R f(A a) { return (u16)to_bfloat(a); }
-};
+OP1(HalfToFloat, u32, u16, from_half(a))
+OP1(BfloatToFloat, u32, u16, (u32)a << 16)
+OP1(FloatToHalf, u16, u32, (u16)to_half(a))
+OP1(FloatToBfloat, u16, u32, (u16)to_bfloat(a))
+OP1(CutToHalf, u16, u32, (u16)cut_to_half(a))
+OP1(CutToBfloat, u16, u32, (u16)cut_to_bfloat(a))
 // The first operand goes into the high half.
-struct FloatsToHalves {
-    typedef u32 R;
-    typedef u32 A;
-    typedef u32 B;
-    static inline R f(A a, B b) { return to_half(a) << 16 | to_half(b); }
-};
-struct FloatsToBfloats {
-    typedef u32 R;
-    typedef u32 A;
-    typedef u32 B;
-    static inline R f(A a, B b) { return to_bfloat(a) << 16 | to_bfloat(b); }
-};
-
-template <u32 (*CONVERT)(u32)>
-struct Cut {
-    typedef u16 R;
-    typedef u32 A;
-    static inline R f(A a) { return (u16)CONVERT(a); }
-};
-template <u32 (*CONVERT)(u32)>
-struct CutTwo {
-    typedef u32 R;
-    typedef u32 A;
-    typedef u32 B;
-    static inline R f(A a, B b) { return CONVERT(a) << 16 | CONVERT(b); }
-};
-
-struct Narrow {
-    typedef u32 R;
-    typedef f64 A;
-    static inline R f(A a) { return a == a ? bits<u32>((f32)a) : 0x7fffffffu; }
-};
+OP2(FloatsToHalves, u32, u32, u32, to_half(a) << 16 | to_half(b))
+OP2(FloatsToBfloats, u32, u32, u32, to_bfloat(a) << 16 | to_bfloat(b))
+OP2(CutToHalves, u32, u32, u32, cut_to_half(a) << 16 | cut_to_half(b))
+OP2(CutToBfloats, u32, u32, u32, cut_to_bfloat(a) << 16 | cut_to_bfloat(b))
+OP1(Narrow, u32, f64, a == a ? bits<u32>((f32)a) : 0x7fffffffu)
 
 // Letters: h is also the register of 8 bits. W: a register may be wider than the type.
 #define CAST(to, from, to_letter, from_letter) \
     {"cvt." #to "." #from, to_letter from_letter, unary<Cast<to, from>>}
+#define FROM(to, from, to_letter, from_letter) \
+    {"cvt.rn." #to "." #from, to_letter from_letter, unary<Cast<to, from>>}
 #define WIDTHS(to, letter)                                                              \
     CAST(to, u8, letter, "H"), CAST(to, s8, letter, "H"), CAST(to, u16, letter, "H"),   \
     CAST(to, s16, letter, "H"), CAST(to, u32, letter, "w"), CAST(to, s32, letter, "w"), \
     CAST(to, u64, letter, "d"), CAST(to, s64, letter, "d")
 #define FROM_INTEGER(to, letter)                                                        \
-    {"cvt.rn." #to ".u16", letter "H", unary<Cast<to, u16>>},                           \
-    {"cvt.rn." #to ".s16", letter "H", unary<Cast<to, s16>>},                           \
-    {"cvt.rn." #to ".u32", letter "w", unary<Cast<to, u32>>},                           \
-    {"cvt.rn." #to ".s32", letter "w", unary<Cast<to, s32>>},                           \
-    {"cvt.rn." #to ".u64", letter "d", unary<Cast<to, u64>>},                           \
-    {"cvt.rn." #to ".s64", letter "d", unary<Cast<to, s64>>}
+    FROM(to, u16, letter, "H"), FROM(to, s16, letter, "H"), FROM(to, u32, letter, "w"), \
+    FROM(to, s32, letter, "w"), FROM(to, u64, letter, "d"), FROM(to, s64, letter, "d")
 #define TO_INTEGER(to, letter, mode, rounding)                                          \
     {"cvt." #mode "." #to ".f32", letter "f", unary_by_lane<ToInteger<to, f32, rounding>>}, \
     {"cvt." #mode "." #to ".f64", letter "g", unary_by_lane<ToInteger<to, f64, rounding>>}
@@ -188,10 +134,10 @@ const Row CONVERT_ROWS[] = {
     {"cvt.rn.bf16.f32", "hf", unary<FloatToBfloat>},
     {"cvt.rn.f16x2.f32", "wff", binary<FloatsToHalves>},
     {"cvt.rn.bf16x2.f32", "wff", binary<FloatsToBfloats>},
-    {"cvt.rz.f16.f32", "hf", unary<Cut<cut_to_half>>},
-    {"cvt.rz.bf16.f32", "hf", unary<Cut<cut_to_bfloat>>},
-    {"cvt.rz.f16x2.f32", "wff", binary<CutTwo<cut_to_half>>},
-    {"cvt.rz.bf16x2.f32", "wff", binary<CutTwo<cut_to_bfloat>>},
+    {"cvt.rz.f16.f32", "hf", unary<CutToHalf>},
+    {"cvt.rz.bf16.f32", "hf", unary<CutToBfloat>},
+    {"cvt.rz.f16x2.f32", "wff", binary<CutToHalves>},
+    {"cvt.rz.bf16x2.f32", "wff", binary<CutToBfloats>},
 };
 
 }  // namespace

@@ -414,15 +414,9 @@ class Decoder : Operands {
     }
 };
 
-std::mutex& lock() {
-    static auto* mutex = new std::mutex;
-    return *mutex;
-}
+std::mutex& lock = *new std::mutex;
 typedef std::map<std::pair<uint64_t, std::string>, std::unique_ptr<Program>> Cache;
-Cache& cache() {
-    static auto* all = new Cache;
-    return *all;
-}
+Cache& cache = *new Cache;
 
 }  // namespace
 
@@ -433,8 +427,8 @@ uint64_t hash_of_text(const char* text, size_t length) {
 }
 
 const Program* decode(const EntryText& entry, std::string& problem) {
-    std::lock_guard<std::mutex> hold(lock());
-    std::unique_ptr<Program>& program = cache()[{entry.hash, entry.name}];
+    std::lock_guard<std::mutex> hold(lock);
+    std::unique_ptr<Program>& program = cache[{entry.hash, entry.name}];
     if (program) return program.get();
     std::unique_ptr<Program> made(new Program);
     made->name = entry.name;
@@ -464,9 +458,9 @@ size_t shared_bytes(const Program& program) {
 }
 
 std::vector<const Program*> decoded_programs() {
-    std::lock_guard<std::mutex> hold(lock());
+    std::lock_guard<std::mutex> hold(lock);
     std::vector<const Program*> all;
-    for (const auto& entry : cache())
+    for (const auto& entry : cache)
         if (entry.second) all.push_back(entry.second.get());
     return all;
 }

@@ -7,9 +7,6 @@
 namespace emu {
 namespace {
 
-typedef float f32;
-typedef double f64;
-
 inline float made(float x) { return x == x ? x : __builtin_nanf("0x3fffff"); }
 inline double made(double x) { return x; }
 
@@ -72,37 +69,20 @@ OP1(rcp_approx_f32, f32, f32, made(flush(further(1.0f / flush(a), special_errors
 OP1(rcp_approx_f64, f64, f64, bits<double>(bits<uint64_t>(1.0 / a) & 0xffffffff00000000ull))
 OP2(div_full_f32, f32, f32, f32, made(further(a / b, 2 * special_errors.reciprocal)))
 
+#define ROW2(name, T, letter, op) {name "." #T, letter letter letter, binary<op##_##T>}
+#define ROW1(name, T, letter, op) {name "." #T, letter letter, unary<op##_##T>}
+#define SAME(T, letter)                                                             \
+    ROW2("add", T, letter, add), ROW2("add.rn", T, letter, add),                    \
+    ROW2("sub", T, letter, sub), ROW2("sub.rn", T, letter, sub),                    \
+    ROW2("mul", T, letter, mul), ROW2("mul.rn", T, letter, mul),                    \
+    {"fma.rn." #T, letter letter letter letter, ternary<fma_##T>},                  \
+    ROW2("div.rn", T, letter, div), ROW1("rcp.rn", T, letter, rcp),                 \
+    ROW1("sqrt.rn", T, letter, sqrt), ROW1("neg", T, letter, neg),                  \
+    ROW1("abs", T, letter, abs), ROW2("copysign", T, letter, copysign),             \
+    ROW2("min", T, letter, min), ROW2("max", T, letter, max)
+
 const Row FLOAT_ROWS[] = {
-    {"add.f32", "fff", binary<add_f32>},
-    {"add.rn.f32", "fff", binary<add_f32>},
-    {"sub.f32", "fff", binary<sub_f32>},
-    {"sub.rn.f32", "fff", binary<sub_f32>},
-    {"mul.f32", "fff", binary<mul_f32>},
-    {"mul.rn.f32", "fff", binary<mul_f32>},
-    {"fma.rn.f32", "ffff", ternary<fma_f32>},
-    {"div.rn.f32", "fff", binary<div_f32>},
-    {"rcp.rn.f32", "ff", unary<rcp_f32>},
-    {"sqrt.rn.f32", "ff", unary<sqrt_f32>},
-    {"neg.f32", "ff", unary<neg_f32>},
-    {"abs.f32", "ff", unary<abs_f32>},
-    {"copysign.f32", "fff", binary<copysign_f32>},
-    {"min.f32", "fff", binary<min_f32>},
-    {"max.f32", "fff", binary<max_f32>},
-    {"add.f64", "ggg", binary<add_f64>},
-    {"add.rn.f64", "ggg", binary<add_f64>},
-    {"sub.f64", "ggg", binary<sub_f64>},
-    {"sub.rn.f64", "ggg", binary<sub_f64>},
-    {"mul.f64", "ggg", binary<mul_f64>},
-    {"mul.rn.f64", "ggg", binary<mul_f64>},
-    {"fma.rn.f64", "gggg", ternary<fma_f64>},
-    {"div.rn.f64", "ggg", binary<div_f64>},
-    {"rcp.rn.f64", "gg", unary<rcp_f64>},
-    {"sqrt.rn.f64", "gg", unary<sqrt_f64>},
-    {"neg.f64", "gg", unary<neg_f64>},
-    {"abs.f64", "gg", unary<abs_f64>},
-    {"copysign.f64", "ggg", binary<copysign_f64>},
-    {"min.f64", "ggg", binary<min_f64>},
-    {"max.f64", "ggg", binary<max_f64>},
+    SAME(f32, "f"), SAME(f64, "g"),
     {"ex2.approx.ftz.f32", "ff", unary_by_lane<ex2_f32>},
     {"lg2.approx.ftz.f32", "ff", unary_by_lane<lg2_f32>},
     {"rcp.approx.ftz.f32", "ff", unary<rcp_approx_f32>},

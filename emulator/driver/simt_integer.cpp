@@ -4,13 +4,6 @@
 namespace emu {
 namespace {
 
-typedef uint16_t u16;
-typedef int16_t s16;
-typedef uint32_t u32;
-typedef int32_t s32;
-typedef uint64_t u64;
-typedef int64_t s64;
-
 // Sums and products wrap: they are of the unsigned type.
 #define WRAPPING(T)                                                   \
     OP2(add_##T, T, T, T, (T)(a + b))                                 \
@@ -27,22 +20,23 @@ WRAPPING(u16)
 WRAPPING(u32)
 WRAPPING(u64)
 
+// Shifted by too many bits, a signed number is its sign, and an unsigned one is 0.
+template <class T>
+inline T shifted_right(T a, u32 b) {
+    const u32 bits = 8 * sizeof(T);
+    if (T(-1) < T(0)) return (T)(a >> (b < bits ? b : bits - 1));
+    return (T)(b < bits ? a >> (b & (bits - 1)) : 0);
+}
 #define ORDERED(T)                                                    \
     OP2(min_##T, T, T, T, b < a ? b : a)                              \
     OP2(max_##T, T, T, T, a < b ? b : a)                              \
-    OP2(shr_##T, T, T, u32, (T)(a >> (b < 8 * sizeof(T) ? b : 8 * sizeof(T) - 1)))
+    OP2(shr_##T, T, T, u32, shifted_right(a, b))
 ORDERED(s16)
 ORDERED(s32)
 ORDERED(s64)
-#undef ORDERED
-#define ORDERED(T)                                                    \
-    OP2(min_##T, T, T, T, b < a ? b : a)                              \
-    OP2(max_##T, T, T, T, a < b ? b : a)                              \
-    OP2(shr_##T, T, T, u32, (T)(b < 8 * sizeof(T) ? a >> (b & (8 * sizeof(T) - 1)) : 0))
 ORDERED(u16)
 ORDERED(u32)
 ORDERED(u64)
-#undef ORDERED
 
 OP1(abs_s32, u32, s32, a < 0 ? 0u - (u32)a : (u32)a)
 OP1(abs_s64, u64, s64, a < 0 ? 0ull - (u64)a : (u64)a)
@@ -133,18 +127,14 @@ void lop3(SimtWarp& w, const Instruction& i, unsigned lanes) {
     });
 }
 
-void predicate_and(SimtWarp& w, const Instruction& i, unsigned lanes) {
-    write_predicate(w, i.r[0], lanes, w.predicate(i.r[1]) & w.predicate(i.r[2]));
-}
-void predicate_or(SimtWarp& w, const Instruction& i, unsigned lanes) {
-    write_predicate(w, i.r[0], lanes, w.predicate(i.r[1]) | w.predicate(i.r[2]));
-}
-void predicate_xor(SimtWarp& w, const Instruction& i, unsigned lanes) {
-    write_predicate(w, i.r[0], lanes, w.predicate(i.r[1]) ^ w.predicate(i.r[2]));
-}
-void predicate_not(SimtWarp& w, const Instruction& i, unsigned lanes) {
-    write_predicate(w, i.r[0], lanes, ~w.predicate(i.r[1]));
-}
+#define PREDICATE_OP(name, result)                                        \
+    void predicate_##name(SimtWarp& w, const Instruction& i, unsigned lanes) { \
+        write_predicate(w, i.r[0], lanes, result);                        \
+    }
+PREDICATE_OP(and, w.predicate(i.r[1]) & w.predicate(i.r[2]))
+PREDICATE_OP(or, w.predicate(i.r[1]) | w.predicate(i.r[2]))
+PREDICATE_OP(xor, w.predicate(i.r[1]) ^ w.predicate(i.r[2]))
+PREDICATE_OP(not, ~w.predicate(i.r[1]))
 
 #define SAME(bits, letters3, letters4, letters2, shift)               \
     {"mul.lo.u" #bits, letters3, binary<mul_lo_u##bits>},             \

@@ -4,10 +4,6 @@
 namespace emu {
 namespace {
 
-typedef uint16_t u16;
-typedef uint32_t u32;
-typedef uint64_t u64;
-
 OP1(mov_u32, u32, u32, a)
 OP1(mov_u64, u64, u64, a)
 OP1(to_window, u64, u64, a + WINDOW)

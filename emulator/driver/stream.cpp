@@ -7,10 +7,7 @@
 
 namespace {
 
-std::set<Event*>& events() {
-    static auto* all = new std::set<Event*>;
-    return *all;
-}
+std::set<Event*>& events = *new std::set<Event*>;
 
 // This thread's own stream of each context.
 Stream* per_thread(Context* context) {
@@ -24,26 +21,18 @@ Stream* per_thread(Context* context) {
     return stream;
 }
 
-uint64_t& last_id() {
-    static uint64_t id = 2;
-    return id;
-}
-
-Result create_stream(Stream** out, unsigned flags, int priority) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+Result create_stream(Stream** out, unsigned flags) {
+    CALL(HEALTHY);
     if (!out || flags > 1) return INVALID_VALUE;
     auto* stream = new Stream;
     stream->context = call.context;
     stream->flags = flags;
-    stream->priority = priority;
-    stream->id = ++last_id();
     call.context->streams.insert(stream);
     *out = stream;
     return SUCCESS;
 }
 
-Result find_event(Event* event) { return events().count(event) ? SUCCESS : INVALID_HANDLE; }
+Result find_event(Event* event) { return events.count(event) ? SUCCESS : INVALID_HANDLE; }
 
 // Asking for a captured event, or waiting for it, ends the capture that it is in.
 Result captured(Event* event) {
@@ -84,14 +73,13 @@ Result find_stream(Context* current, void* handle, Stream*& out) {
     return SUCCESS;
 }
 
-CUDA Result cuStreamCreate(Stream** out, unsigned flags) { return create_stream(out, flags, 0); }
-CUDA Result cuStreamCreateWithPriority(Stream** out, unsigned flags, int priority) {
-    return create_stream(out, flags, priority < -5 ? -5 : priority > 0 ? 0 : priority);
+CUDA Result cuStreamCreate(Stream** out, unsigned flags) { return create_stream(out, flags); }
+CUDA Result cuStreamCreateWithPriority(Stream** out, unsigned flags, int) {
+    return create_stream(out, flags);
 }
 
 CUDA Result cuStreamDestroy_v2(Stream* handle) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
+    CALL(CURRENT);
     if ((uintptr_t)handle <= 2 || !call.context->streams.count(handle)) return INVALID_HANDLE;
     end_capture(handle);
     call.context->streams.erase(handle);
@@ -100,10 +88,7 @@ CUDA Result cuStreamDestroy_v2(Stream* handle) {
 }
 
 CUDA Result cuStreamSynchronize(void* handle) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
+    STREAM_CALL(HEALTHY, handle);
     if (stream->capture) {
         invalidate(stream);
         return complain(CAPTURE_UNSUPPORTED, "cuStreamSynchronize of a capturing stream");
@@ -114,64 +99,10 @@ CUDA Result cuStreamSynchronize(void* handle) {
 }
 
 CUDA Result cuCtxSynchronize() {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (Result refused = refuse_synchronize("cuCtxSynchronize", call.context)) return refused;
     ++counters().waits;
     note_wait(call.context);
-    return SUCCESS;
-}
-
-CUDA Result cuStreamQuery(void* handle) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
-    if (!stream->capture) {
-        note_wait(stream);
-        return SUCCESS;
-    }
-    invalidate(stream);
-    return CAPTURE_UNSUPPORTED;
-}
-
-CUDA Result cuStreamGetFlags(void* handle, unsigned* flags) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
-    if (!flags) return INVALID_VALUE;
-    *flags = stream->flags;
-    return SUCCESS;
-}
-
-CUDA Result cuStreamGetPriority(void* handle, int* priority) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
-    if (!priority) return INVALID_VALUE;
-    *priority = stream->priority;
-    return SUCCESS;
-}
-
-CUDA Result cuStreamGetCtx(void* handle, Context** context) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
-    if (!context) return INVALID_VALUE;
-    *context = stream->context;
-    return SUCCESS;
-}
-
-CUDA Result cuStreamGetId(void* handle, unsigned long long* id) {
-    Call call(CURRENT);
-    if (call.error) return call.error;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
-    if (!id) return INVALID_VALUE;
-    *id = (uintptr_t)handle <= 2 ? (uintptr_t)handle : stream->id;
     return SUCCESS;
 }
 
@@ -180,31 +111,27 @@ CUDA Result cuStreamAttachMemAsync(void*, DevicePtr, size_t, unsigned) { return 
 // ---- Events
 
 CUDA Result cuEventCreate(Event** out, unsigned flags) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (!out || flags > 7) return INVALID_VALUE;
     *out = new Event;
     (*out)->context = call.context;
     (*out)->flags = flags;
-    events().insert(*out);
+    events.insert(*out);
     return SUCCESS;
 }
 
 CUDA Result cuEventDestroy_v2(Event* event) {
-    Call call(INITIALIZED);
-    if (call.error) return call.error;
+    CALL(INITIALIZED);
     if (find_event(event)) return INVALID_HANDLE;
-    events().erase(event);
+    events.erase(event);
     delete event;
     return SUCCESS;
 }
 
-CUDA Result cuEventRecordWithFlags(Event* event, void* handle, unsigned) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+CUDA Result cuEventRecord(Event* event, void* handle) {
+    CALL(HEALTHY);
     if (find_event(event)) return INVALID_HANDLE;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
+    FIND_STREAM(handle);
     if (stream->context != event->context) return INVALID_HANDLE;
     if (stream->capture && stream->capture->invalid) return CAPTURE_INVALIDATED;
     event->recorded = true;
@@ -216,13 +143,9 @@ CUDA Result cuEventRecordWithFlags(Event* event, void* handle, unsigned) {
     if (!stream->capture) note_record(event, stream);
     return SUCCESS;
 }
-CUDA Result cuEventRecord(Event* event, void* handle) {
-    return cuEventRecordWithFlags(event, handle, 0);
-}
 
 CUDA Result cuEventQuery(Event* event) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (find_event(event)) return INVALID_HANDLE;
     if (Result error = captured(event)) return error;
     note_wait(event);
@@ -230,8 +153,7 @@ CUDA Result cuEventQuery(Event* event) {
 }
 
 CUDA Result cuEventSynchronize(Event* event) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (find_event(event)) return INVALID_HANDLE;
     if (Result error = captured(event)) return error;
     if (event->recorded) ++counters().waits;
@@ -240,8 +162,7 @@ CUDA Result cuEventSynchronize(Event* event) {
 }
 
 CUDA Result cuEventElapsedTime_v2(float* out, Event* start, Event* end) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (!out) return INVALID_VALUE;
     for (Event* event : {start, end}) {
         if (find_event(event) || event->flags & 2 || !event->recorded) return INVALID_HANDLE;
@@ -256,11 +177,9 @@ CUDA Result cuEventElapsedTime(float* out, Event* start, Event* end) {
 }
 
 CUDA Result cuStreamWaitEvent(void* handle, Event* event, unsigned) {
-    Call call(HEALTHY);
-    if (call.error) return call.error;
+    CALL(HEALTHY);
     if (find_event(event)) return INVALID_HANDLE;
-    Stream* stream;
-    if (Result error = find_stream(call.context, handle, stream)) return error;
+    FIND_STREAM(handle);
     if (!event->recorded) return SUCCESS;
     if (!event->captured) {
         if (!stream->capture) {

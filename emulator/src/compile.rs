@@ -5,13 +5,13 @@
 //! kernel compiles that kernel. Processes that come at the same time wait for each other.
 
 use crate::Error;
+use rayon::prelude::*;
+use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 const DRIVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/driver");
 const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels");
@@ -280,24 +280,9 @@ fn units(compiler: &Compiler, kernels: Option<&Path>) -> Result<Vec<Unit>, Error
 
 /// Compiles what is not there yet, on all cores.
 fn compile(compiler: &Compiler, units: &[Unit], objects: &Path) -> Result<(), Error> {
-    let missing: Vec<&Unit> = units.iter().filter(|u| !object(objects, u).exists()).collect();
-    let next = AtomicUsize::new(0);
-    let failure = Mutex::new(None);
-    let work = || {
-        while let Some(unit) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = compile_one(compiler, unit, objects) {
-                next.store(missing.len(), Ordering::Relaxed);
-                failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
-            }
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(missing.len());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
-        }
-    });
-    failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
+    let missing = units.iter().filter(|unit| !object(objects, unit).exists());
+    // In their order: see `units`.
+    missing.par_bridge().try_for_each(|unit| compile_one(compiler, unit, objects))
 }
 
 fn object(objects: &Path, unit: &Unit) -> PathBuf {
@@ -368,27 +353,12 @@ fn exported() -> Option<String> {
     })
 }
 
-/// Holds the cache's lock as long as it lives.
-struct Lock(#[expect(dead_code, reason = "closing the file gives the lock back")] File);
-
-impl Lock {
-    fn take(path: &Path) -> Result<Self, Error> {
-        use std::os::fd::AsRawFd;
-        unsafe extern "C" {
-            fn flock(fd: std::ffi::c_int, operation: std::ffi::c_int) -> std::ffi::c_int;
-        }
-        const LOCK_EX: std::ffi::c_int = 2;
-        let file = io(path, File::create(path))?;
-        // SAFETY: the descriptor belongs to `file`, which is open during the call; flock reads
-        // and writes no memory.
-        while unsafe { flock(file.as_raw_fd(), LOCK_EX) } != 0 {
-            let error = std::io::Error::last_os_error();
-            if error.kind() != std::io::ErrorKind::Interrupted {
-                return Err(Error::Io { path: path.into(), source: error });
-            }
-        }
-        Ok(Self(file))
-    }
+/// A file that is locked as long as it is open.
+fn locked(path: &Path) -> Result<File, Error> {
+    let file = io(path, File::create(path))?;
+    let taken = rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive));
+    io(path, taken.map_err(Into::into))?;
+    Ok(file)
 }
 
 /// The folder of a `libcuda.so` with these kernels; without any, for PTX alone.
@@ -409,7 +379,7 @@ pub(crate) fn library(kernels: Option<&Path>) -> Result<PathBuf, Error> {
     }
     let objects = cache.join("objects");
     io(&objects, fs::create_dir_all(&objects))?;
-    let _lock = Lock::take(&cache.join("lock"))?;
+    let _lock = locked(&cache.join("lock"))?;
     if folder.exists() {
         return Ok(folder);
     }

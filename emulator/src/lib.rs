@@ -43,17 +43,15 @@
 //!   them.
 //! - `GFOCAL_FORCE_EMULATOR`: `1`, and [`driver`] takes the emulator although there is a GPU.
 
+mod counters;
 mod error;
 
 #[cfg(target_os = "linux")]
 mod compile;
-#[cfg(target_os = "linux")]
-mod emulator;
-#[cfg(not(target_os = "linux"))]
-#[path = "unsupported.rs"]
 mod emulator;
 
-pub use emulator::{Counters, Emulator};
+pub use counters::Counters;
+pub use emulator::Emulator;
 pub use error::Error;
 
 /// To which side an approximate function is off; see [`Emulator::set_special_errors`].
@@ -119,12 +117,23 @@ pub fn install_sources() -> Result<Emulator, Error> {
 /// [`install`], with the sources of another folder, which run whatever the environment says. They
 /// may include the headers of this repository's.
 pub fn install_with(kernels: &Path) -> Result<Emulator, Error> {
-    emulator::install(Some(kernels))
+    install_or_not(Some(kernels))
 }
 
 /// [`install`], for PTX alone, whatever the environment says. No kernel is compiled.
 pub fn install_for_ptx() -> Result<Emulator, Error> {
-    emulator::install(None)
+    install_or_not(None)
+}
+
+/// `None` as kernels: what runs is PTX.
+fn install_or_not(kernels: Option<&Path>) -> Result<Emulator, Error> {
+    #[cfg(target_os = "linux")]
+    return emulator::install(kernels);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = kernels;
+        Err(Error::Unsupported)
+    }
 }
 
 /// The folder of the compiled driver, for a library path.
@@ -153,19 +162,14 @@ pub fn driver() -> Result<Driver, Error> {
     Ok(driver)
 }
 
-#[cfg(target_os = "linux")]
 fn choose() -> Result<Driver, Error> {
+    #[cfg(target_os = "linux")]
     if !set("GFOCAL_FORCE_EMULATOR")
         && let emulator::Probe::Real(name) = emulator::probe()
     {
         return Ok(Driver::Real { name });
     }
     install().map(Driver::Emulated)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn choose() -> Result<Driver, Error> {
-    Err(Error::Unsupported)
 }
 
 /// Whether a test may be skipped because there is no C++ compiler: `GFOCAL_SKIP_EMULATOR=1`.

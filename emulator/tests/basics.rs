@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{alone, capability, emulator, function, good, load, shape};
+use common::{capability, fresh, function, good, load, shape};
 use cudarc::driver::{CudaContext, DeviceRepr, PushKernelArg, sys};
 
 #[repr(C)]
@@ -18,11 +18,9 @@ unsafe impl DeviceRepr for SumArgs {}
 
 #[test]
 fn a_reduction_is_the_same_under_all_seeds() {
-    let Some(emulator) = emulator() else { return };
-    let _alone = alone();
-    let context = CudaContext::new(0).unwrap();
-    let stream = context.new_stream().unwrap();
-    let sum = function(&context, &good(), "sum_f32");
+    let Some(device) = fresh() else { return };
+    let stream = device.context.new_stream().unwrap();
+    let sum = function(&device.context, &good(), "sum_f32");
     let x: Vec<f32> = (0..10_000).map(|i| (i % 97) as f32 - 31.5).collect();
     let expected: f64 = x.iter().map(|&x| f64::from(x)).sum();
     let device_x = stream.clone_htod(&x).unwrap();
@@ -37,24 +35,21 @@ fn a_reduction_is_the_same_under_all_seeds() {
     };
     let mut seen = Vec::new();
     for seed in 0..200 {
-        emulator.set_seed(seed);
+        device.emulator.set_seed(seed);
         // SAFETY: the argument has the kernel's type, and its pointers are to live allocations.
         unsafe { stream.launch_builder(&sum).arg(&args).launch(shape(13, 128)) }.unwrap();
         seen.push(stream.clone_dtoh(&total).unwrap()[0].to_bits());
     }
     assert_eq!(f32::from_bits(seen[0]), expected as f32);
     assert!(seen.iter().all(|&bits| bits == seen[0]));
-    assert_eq!(emulator.faults(), 0);
+    device.no_fault();
 }
 
 #[test]
 fn warp_functions() {
-    if emulator().is_none() {
-        return;
-    }
-    let context = CudaContext::new(0).unwrap();
-    let stream = context.default_stream();
-    let f = function(&context, &good(), "warp_functions_f32");
+    let Some(device) = fresh() else { return };
+    let stream = &device.stream;
+    let f = function(&device.context, &good(), "warp_functions_f32");
     let mut out = stream.alloc_zeros::<u32>(12).unwrap();
     // SAFETY: `out` has room for the 12 words that the kernel writes.
     unsafe { stream.launch_builder(&f).arg(&mut out).launch(shape(1, 64)) }.unwrap();
@@ -67,12 +62,9 @@ fn warp_functions() {
 
 #[test]
 fn atomics_and_early_exits() {
-    if emulator().is_none() {
-        return;
-    }
-    let context = CudaContext::new(0).unwrap();
-    let stream = context.default_stream();
-    let f = function(&context, &good(), "count_f32");
+    let Some(device) = fresh() else { return };
+    let stream = &device.stream;
+    let f = function(&device.context, &good(), "count_f32");
     let mut out = stream.alloc_zeros::<u32>(5).unwrap();
     let mut least = stream.clone_htod(&[u64::MAX]).unwrap();
     // SAFETY: the buffers have room for what the kernel writes.
@@ -83,12 +75,9 @@ fn atomics_and_early_exits() {
 
 #[test]
 fn grids_of_three_dimensions() {
-    if emulator().is_none() {
-        return;
-    }
-    let context = CudaContext::new(0).unwrap();
-    let stream = context.default_stream();
-    let f = function(&context, &good(), "indices_f32");
+    let Some(device) = fresh() else { return };
+    let stream = &device.stream;
+    let f = function(&device.context, &good(), "indices_f32");
     let mut out = stream.alloc_zeros::<u32>(2 * 3 * 4 * 32).unwrap();
     let mut config = shape(2, 32);
     config.grid_dim = (2, 3, 4);
@@ -100,12 +89,9 @@ fn grids_of_three_dimensions() {
 
 #[test]
 fn vectors_and_plain_arguments() {
-    if emulator().is_none() {
-        return;
-    }
-    let context = CudaContext::new(0).unwrap();
-    let stream = context.per_thread_stream();
-    let f = function(&context, &good(), "scale_f32");
+    let Some(device) = fresh() else { return };
+    let stream = device.context.per_thread_stream();
+    let f = function(&device.context, &good(), "scale_f32");
     let mut x = stream.clone_htod(&(0..400).map(|i| i as f32).collect::<Vec<_>>()).unwrap();
     // SAFETY: the kernel touches 100 vectors of 4, which is all of `x`.
     unsafe { stream.launch_builder(&f).arg(&mut x).arg(&0.5f32).arg(&100u32).launch(shape(1, 128)) }.unwrap();
@@ -115,9 +101,7 @@ fn vectors_and_plain_arguments() {
 
 #[test]
 fn the_device_says_that_it_is_none() {
-    if emulator().is_none() {
-        return;
-    }
+    let Some(_device) = fresh() else { return };
     let context = CudaContext::new(1).unwrap();
     assert!(context.name().unwrap().contains("emulator (not a GPU)"));
     assert_eq!(context.compute_capability().unwrap(), (capability() / 10, capability() % 10));
@@ -132,11 +116,8 @@ fn the_device_says_that_it_is_none() {
 
 #[test]
 fn functions_have_the_attributes_of_their_ptx() {
-    if emulator().is_none() {
-        return;
-    }
-    let context = CudaContext::new(0).unwrap();
-    let module = load(&context, &good());
+    let Some(device) = fresh() else { return };
+    let module = load(&device.context, &good());
     let f = module.load_function("sum_f32").unwrap();
     assert_eq!(f.max_threads_per_block().unwrap(), 128);
     assert_eq!(f.ptx_version().unwrap(), 75);

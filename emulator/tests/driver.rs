@@ -2,12 +2,11 @@
 
 mod common;
 
-use common::{alone, capability, emulator, entry, function, good, load, ptx, shape};
+use common::{Device, capability, entry, fresh, function, good, load, ptx, shape};
 use cudarc::driver::{
-    CudaContext, CudaStream, DriverError, PushKernelArg, result,
+    CudaContext, CudaFunction, DriverError, PushKernelArg, result,
     sys::{self, CUresult, CUstreamCaptureMode, CUstreamCaptureStatus},
 };
-use std::sync::Arc;
 
 const GLOBAL: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
 const RELAXED: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -18,21 +17,26 @@ fn refused<T>(result: Result<T, DriverError>, code: CUresult) {
     assert_eq!(result.map(drop).map_err(|e| e.0), Err(code));
 }
 
-/// A context without event tracking, which a capture would not survive, and a stream of it.
-fn for_capture() -> (Arc<CudaContext>, Arc<CudaStream>) {
-    let context = CudaContext::new(0).unwrap();
+/// A device without event tracking, which a capture would not survive, and with a stream for it.
+fn for_capture() -> Option<Device> {
+    let mut device = fresh()?;
     // SAFETY: one stream is used, so nothing needs to be ordered by events.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream().unwrap();
-    (context, stream)
+    unsafe { device.context.disable_event_tracking() };
+    device.stream = device.context.new_stream().unwrap();
+    Some(device)
+}
+
+impl Device {
+    fn good(&self, name: &str) -> CudaFunction {
+        function(&self.context, &good(), name)
+    }
 }
 
 #[test]
 fn counters_are_of_the_thread() {
-    let _alone = alone();
-    let Some(emulator) = emulator() else { return };
-    let (context, stream) = for_capture();
-    let f = function(&context, &good(), "scale_f32");
+    let Some(device) = for_capture() else { return };
+    let (emulator, stream) = (device.emulator, &device.stream);
+    let f = device.good("scale_f32");
     let before = emulator.counters();
     let live = emulator.live_allocations();
     let mut x = stream.alloc_zeros::<f32>(128).unwrap();
@@ -54,12 +58,9 @@ fn counters_are_of_the_thread() {
 
 #[test]
 fn a_captured_graph_runs_again_and_again() {
-    let _alone = alone();
-    if emulator().is_none() {
-        return;
-    }
-    let (context, stream) = for_capture();
-    let f = function(&context, &good(), "scale_f32");
+    let Some(device) = for_capture() else { return };
+    let stream = &device.stream;
+    let f = device.good("scale_f32");
     let mut x = stream.clone_htod(&[1.0f32; 8]).unwrap();
     let mut factor = 2.0f32;
     stream.begin_capture(GLOBAL).unwrap();
@@ -79,16 +80,13 @@ fn a_captured_graph_runs_again_and_again() {
     graph.launch().unwrap();
     assert_eq!(stream.clone_dtoh(&x).unwrap(), [0.0; 8]);
     drop(graph);
-    refused(stream.end_capture(NO_FLAGS).map(drop), CUresult::CUDA_ERROR_ILLEGAL_STATE);
+    refused(stream.end_capture(NO_FLAGS), CUresult::CUDA_ERROR_ILLEGAL_STATE);
 }
 
 #[test]
 fn a_capture_refuses_what_would_wait() {
-    let _alone = alone();
-    if emulator().is_none() {
-        return;
-    }
-    let (context, stream) = for_capture();
+    let Some(device) = for_capture() else { return };
+    let Device { context, stream, .. } = &device;
     let other = context.new_stream().unwrap();
     let mut x = stream.alloc_zeros::<f32>(4).unwrap();
     let outside = other.record_event(None).unwrap();
@@ -121,7 +119,7 @@ fn a_capture_refuses_what_would_wait() {
             "{name}"
         );
         refused(stream.memset_zeros(&mut x), CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
-        refused(stream.end_capture(NO_FLAGS).map(drop), CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+        refused(stream.end_capture(NO_FLAGS), CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
     }
     // A relaxed capture lets its own thread allocate.
     stream.begin_capture(RELAXED).unwrap();
@@ -134,15 +132,12 @@ fn a_capture_refuses_what_would_wait() {
 
 #[test]
 fn a_capture_takes_in_other_streams_that_come_back() {
-    let _alone = alone();
-    if emulator().is_none() {
-        return;
-    }
-    let (context, stream) = for_capture();
+    let Some(device) = for_capture() else { return };
+    let Device { context, stream, .. } = &device;
     let other = context.new_stream().unwrap();
     let mut x = stream.clone_htod(&[1u8; 4]).unwrap();
     stream.begin_capture(GLOBAL).unwrap();
-    other.join(&stream).unwrap();
+    other.join(stream).unwrap();
     other.memset_zeros(&mut x).unwrap();
     stream.join(&other).unwrap();
     let graph = stream.end_capture(NO_FLAGS).unwrap().unwrap();
@@ -150,9 +145,9 @@ fn a_capture_takes_in_other_streams_that_come_back() {
     assert_eq!(stream.clone_dtoh(&x).unwrap(), [0; 4]);
 
     stream.begin_capture(GLOBAL).unwrap();
-    other.join(&stream).unwrap();
+    other.join(stream).unwrap();
     other.memset_zeros(&mut x).unwrap();
-    refused(stream.end_capture(NO_FLAGS).map(drop), CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
+    refused(stream.end_capture(NO_FLAGS), CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
     // Both streams are free again.
     other.synchronize().unwrap();
     stream.synchronize().unwrap();
@@ -160,9 +155,8 @@ fn a_capture_takes_in_other_streams_that_come_back() {
 
 #[test]
 fn a_graph_frees_only_what_it_allocates() {
-    let _alone = alone();
-    let Some(emulator) = emulator() else { return };
-    let (_context, stream) = for_capture();
+    let Some(device) = for_capture() else { return };
+    let Device { emulator, stream, .. } = &device;
     let x = stream.alloc_zeros::<f32>(4).unwrap();
     let live = emulator.live_allocations();
     stream.begin_capture(GLOBAL).unwrap();
@@ -177,36 +171,29 @@ fn a_graph_frees_only_what_it_allocates() {
     stream.begin_capture(GLOBAL).unwrap();
     drop(x);
     refused(stream.context().check_err(), CUresult::CUDA_ERROR_INVALID_VALUE);
-    refused(stream.end_capture(NO_FLAGS).map(drop), CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+    refused(stream.end_capture(NO_FLAGS), CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
 }
 
 #[test]
 fn graphs_count_the_faults_of_their_kernels() {
-    let _alone = alone();
-    let Some(emulator) = emulator() else { return };
-    let (context, stream) = for_capture();
-    let f = function(&context, &good(), "scale_f32");
+    let Some(device) = for_capture() else { return };
+    let stream = &device.stream;
+    let f = device.good("scale_f32");
     let mut x = stream.alloc_zeros::<f32>(8).unwrap();
     stream.begin_capture(GLOBAL).unwrap();
     // SAFETY: 2 vectors of 4 are all of `x`.
     unsafe { stream.launch_builder(&f).arg(&mut x).arg(&2f32).arg(&2u32).launch(shape(1, 32)) }.unwrap();
     let graph = stream.end_capture(NO_FLAGS).unwrap().unwrap();
     drop(x);
-    let before = emulator.faults();
-    refused(graph.launch(), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
-    assert_eq!(emulator.faults(), before + 1);
-    assert!(emulator.last_fault().unwrap().contains("use after free"));
+    device.expect(graph.launch(), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, &["use after free"]);
 }
 
 #[test]
 fn streams_and_events() {
-    let _alone = alone();
-    if emulator().is_none() {
-        return;
-    }
-    let context = CudaContext::new(0).unwrap();
+    let Some(device) = fresh() else { return };
+    let context = &device.context;
     let (first, second) = (context.new_stream().unwrap(), context.new_stream().unwrap());
-    let f = function(&context, &good(), "scale_f32");
+    let f = device.good("scale_f32");
     let mut x = first.clone_htod(&[1.0f32; 8]).unwrap();
     let start = first.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
     for stream in [&first, &second, &first, &context.default_stream(), &context.per_thread_stream()] {
@@ -226,14 +213,10 @@ fn streams_and_events() {
 
 #[test]
 fn copies_stay_within_allocations() {
-    let _alone = alone();
-    if emulator().is_none() {
-        return;
-    }
-    let context = CudaContext::new(0).unwrap();
-    let stream = context.default_stream();
+    let Some(device) = fresh() else { return };
+    let Device { context, stream, .. } = &device;
     let mut x = stream.clone_htod(&[1.0f32; 8]).unwrap();
-    let pointer = cudarc::driver::DevicePtr::device_ptr(&x, &stream).0;
+    let pointer = cudarc::driver::DevicePtr::device_ptr(&x, stream).0;
     // SAFETY: the driver refuses to copy beyond the end, and from where no memory is.
     unsafe {
         refused(result::memcpy_htod_sync(pointer + 4, &[0f32; 8]), CUresult::CUDA_ERROR_INVALID_VALUE);
@@ -257,15 +240,12 @@ fn copies_stay_within_allocations() {
 
 #[test]
 fn modules_are_checked() {
-    let _alone = alone();
-    if emulator().is_none() {
-        return;
-    }
-    let context = CudaContext::new(0).unwrap();
+    let Some(device) = fresh() else { return };
+    let context = &device.context;
     let good = good();
-    let module = load(&context, &good);
+    let module = load(context, &good);
     refused(module.load_function("no_such_f32"), CUresult::CUDA_ERROR_NOT_FOUND);
-    let without_source = load(&context, &ptx(&[entry("no_source_f32", &[".u64"], 32)]));
+    let without_source = load(context, &ptx(&[entry("no_source_f32", &[".u64"], 32)]));
     refused(without_source.load_function("no_source_f32"), CUresult::CUDA_ERROR_NOT_FOUND);
     let load = |text: String| context.load_module(text.into());
     let text_errors = [
@@ -291,14 +271,13 @@ fn modules_are_checked() {
 /// What a test can make the next loads say, and where the words go.
 #[test]
 fn loads_fail_on_request() {
-    let _alone = alone();
-    let Some(emulator) = emulator() else { return };
-    let context = CudaContext::new(0).unwrap();
+    let Some(device) = fresh() else { return };
+    let Device { emulator, context, .. } = &device;
     emulator.fail_loads(209, 2);
     for _ in 0..2 {
         refused(context.load_module(good().into()), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
     }
-    load(&context, &good());
+    load(context, &good());
 
     let load_with_log = |text: &str| {
         let text = std::ffi::CString::new(text).unwrap();
@@ -333,10 +312,7 @@ fn loads_fail_on_request() {
 
 #[test]
 fn contexts_and_what_belongs_to_them() {
-    let _alone = alone();
-    if emulator().is_none() {
-        return;
-    }
+    let Some(_device) = fresh() else { return };
     let (zero, one) = (CudaContext::new(0).unwrap(), CudaContext::new(1).unwrap());
     let again = CudaContext::new(0).unwrap();
     assert_eq!(zero.cu_ctx(), again.cu_ctx());

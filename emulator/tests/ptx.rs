@@ -1,37 +1,16 @@
 //! The mode that runs PTX, whatever the environment says: every test has a text of its own.
 
+mod common;
+
+use common::{Device, entry_points, shape};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg,
+    CudaFunction, DriverError, PushKernelArg,
     sys::{self, CUresult},
 };
-use gfocal_emulator::Emulator;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
-
-/// A context that is new, and nobody else's: the seed and the faults are of the whole process.
-struct Device {
-    emulator: Emulator,
-    context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
-    faults: u64,
-    _alone: MutexGuard<'static, ()>,
-}
 
 fn device() -> Option<Device> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    let alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    let emulator = match gfocal_emulator::install_for_ptx() {
-        Ok(emulator) => emulator,
-        Err(error @ gfocal_emulator::Error::NoCompiler { .. }) if gfocal_emulator::skip_allowed() => {
-            eprintln!("skipped: {error}");
-            return None;
-        }
-        Err(error) => panic!("{error}"),
-    };
-    emulator.set_seed(1);
-    let context = CudaContext::new(0).unwrap();
-    let stream = context.default_stream();
-    Some(Device { emulator, context, stream, faults: emulator.faults(), _alone: alone })
+    Device::of(gfocal_emulator::install_for_ptx())
 }
 
 /// A kernel `k` with one pointer, which %out holds, and %t as the thread's index and %lane, the
@@ -61,10 +40,8 @@ impl Device {
     fn run(&self, text: &str, blocks: u32, threads: u32, words: &[u32]) -> Result<Vec<u32>, DriverError> {
         let f = self.function(text)?;
         let out = self.stream.clone_htod(words)?;
-        let shape =
-            LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
         // SAFETY: what the text does wrong is what the emulator is to notice.
-        unsafe { self.stream.launch_builder(&f).arg(&out).launch(shape) }?;
+        unsafe { self.stream.launch_builder(&f).arg(&out).launch(shape(blocks, threads)) }?;
         self.stream.clone_dtoh(&out)
     }
 
@@ -76,48 +53,22 @@ impl Device {
         };
         (0..100).filter(|&seed| wrong(seed)).count()
     }
+}
 
-    #[track_caller]
-    fn no_fault(&self) {
-        assert_eq!(self.emulator.faults(), self.faults, "{:?}", self.emulator.last_fault());
-    }
-
-    /// The launch fails, with one fault that has these words in it.
-    #[track_caller]
-    fn fails(&self, text: &str, threads: u32, code: CUresult, words: &[&str]) {
-        let before = self.emulator.faults();
-        let result = self.run(text, 1, threads, &[0; 128]);
-        let said = self.emulator.last_fault().unwrap_or_default();
-        assert_eq!(result.map_err(|error| error.0), Err(code), "{said}");
-        assert_eq!(self.emulator.faults(), before + 1, "{said}");
-        for word in words {
-            assert!(said.contains(word), "`{word}` is not in: {said}");
-        }
-    }
+/// A launch fails, with one fault that has these words in it.
+#[track_caller]
+fn fails(text: &str, threads: u32, code: CUresult, words: &[&str]) {
+    let Some(device) = device() else { return };
+    device.expect(device.run(text, 1, threads, &[0; 128]), code, words);
 }
 
 #[test]
 fn every_entry_point_of_the_repository_is_understood() {
     let Some(device) = device() else { return };
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/ptx");
-    let mut entries = 0;
-    for file in std::fs::read_dir(folder).unwrap() {
-        let path = file.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "ptx") {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path).unwrap();
-        let module = device.context.load_module(text.as_str().into()).unwrap();
-        for line in text.lines() {
-            let Some((_, name)) = line.split_once(".entry ") else { continue };
-            let name = name.trim_end_matches('(').trim();
-            let f = module.load_function(name);
-            assert!(f.is_ok(), "{}: {:?}", path.display(), device.emulator.last_fault());
-            assert!(f.unwrap().shared_size_bytes().unwrap() <= 48 << 10, "{name}");
-            entries += 1;
-        }
+    for (name, f) in entry_points(&device.context) {
+        assert!(f.is_ok(), "{name}: {:?}", device.emulator.last_fault());
+        assert!(f.unwrap().shared_size_bytes().unwrap() <= 48 << 10, "{name}");
     }
-    assert!(entries > 0);
     device.no_fault();
 }
 
@@ -223,35 +174,23 @@ fn divergent_lanes_meet_again() {
 #[test]
 fn missing_order_shows() {
     let Some(device) = device() else { return };
-    // A lane reads what its neighbour writes.
-    let exchange = |barrier: &str| {
-        kernel(
-            ".shared .align 4 .b8 words[128];",
-            &format!(
-                "shl.b32 %x0, %t, 2; mov.u32 %x1, words; add.u32 %x2, %x1, %x0; st.shared.u32 [%x2], %t;\n\
-                 {barrier}\nxor.b32 %x0, %x0, 4; add.u32 %x2, %x1, %x0; ld.shared.u32 %x3, [%x2];\n\
-                 st.global.u32 [%lane], %x3;"
-            ),
-        )
-    };
-    let neighbours: Vec<u32> = (0..32).map(|t| t ^ 1).collect();
-    assert_eq!(device.wrong_seeds(&exchange("bar.warp.sync -1;"), 1, 32, &neighbours), 0);
-    assert!(device.wrong_seeds(&exchange(""), 1, 32, &neighbours) >= 5);
-
-    // One warp reads what another one writes.
-    let rotate = |barrier: &str| {
+    // A thread reads what another one writes, so many bytes away: its neighbour's in the warp, or another warp's.
+    let exchange = |barrier: &str, away: u32| {
         kernel(
             ".shared .align 4 .b8 words[512];",
             &format!(
                 "shl.b32 %x0, %t, 2; mov.u32 %x1, words; add.u32 %x2, %x1, %x0; st.shared.u32 [%x2], %t;\n\
-                 {barrier}\nxor.b32 %x0, %x0, 256; add.u32 %x2, %x1, %x0; ld.shared.u32 %x3, [%x2];\n\
+                 {barrier}\nxor.b32 %x0, %x0, {away}; add.u32 %x2, %x1, %x0; ld.shared.u32 %x3, [%x2];\n\
                  st.global.u32 [%lane], %x3;"
             ),
         )
     };
-    let others: Vec<u32> = (0..128).map(|t| t ^ 64).collect();
-    assert_eq!(device.wrong_seeds(&rotate("bar.sync 0;"), 1, 128, &others), 0);
-    assert!(device.wrong_seeds(&rotate(""), 1, 128, &others) >= 50);
+    for (barrier, away, threads, at_least) in [("bar.warp.sync -1;", 4, 32, 5), ("bar.sync 0;", 256, 128, 50)]
+    {
+        let others: Vec<u32> = (0..threads).map(|t| t ^ (away / 4)).collect();
+        assert_eq!(device.wrong_seeds(&exchange(barrier, away), 1, threads, &others), 0);
+        assert!(device.wrong_seeds(&exchange("", away), 1, threads, &others) >= at_least);
+    }
 
     // Block b stores b + 1 to word b + 2; the last one to take a ticket from word 0 adds them up
     // into word 1. It may not store after it has taken the ticket.
@@ -305,63 +244,41 @@ fn faults_name_kernel_thread_and_line() {
     let illegal = CUresult::CUDA_ERROR_ILLEGAL_ADDRESS;
     let failed = CUresult::CUDA_ERROR_LAUNCH_FAILED;
 
-    let Some(d) = device() else { return };
     let text = kernel("", "setp.ne.u32 %p0, %t, 17;\n@%p0 bra end;\nst.global.u32 [%out+8192], %t;\nend:");
     let words = ["kernel k, block 0, thread 17", &at(&text, "+8192"), "write"];
-    d.fails(&text, 32, illegal, &words);
-    drop(d);
+    fails(&text, 32, illegal, &words);
 
-    let Some(d) = device() else { return };
     let text = kernel("", "ld.global.v4.u32 {%x0, %x1, %x2, %x3}, [%lane];");
-    d.fails(
-        &text,
-        32,
-        CUresult::CUDA_ERROR_MISALIGNED_ADDRESS,
-        &["thread 1 ", &at(&text, ".v4"), "16 bytes"],
-    );
-    drop(d);
+    fails(&text, 32, CUresult::CUDA_ERROR_MISALIGNED_ADDRESS, &["thread 1 ", &at(&text, ".v4"), "16 bytes"]);
 
-    let Some(d) = device() else { return };
     let text = kernel(
         ".shared .align 16 .b8 words[128];",
         "shl.b32 %x0, %t, 2;\nmov.u32 %x1, words;\nadd.u32 %x1, %x1, %x0;\nst.shared.u32 [%x1+4], %t;",
     );
     let words = ["thread 31 ", &at(&text, "+4], %t"), "outside of shared memory", "byte 128 of `words`"];
-    d.fails(&text, 32, illegal, &words);
-    drop(d);
+    fails(&text, 32, illegal, &words);
 
-    let Some(d) = device() else { return };
     let text = kernel("", "ld.param.u32 %x0, [pointer+4];\nld.param.u64 %d0, [pointer+8];");
-    d.fails(&text, 32, illegal, &["of the parameters, which have 8", &at(&text, "pointer+8")]);
-    drop(d);
+    fails(&text, 32, illegal, &["of the parameters, which have 8", &at(&text, "pointer+8")]);
 
-    let Some(d) = device() else { return };
     let text = kernel("", "mov.u32 %x0, 0;\ndiv.u32 %x0, %t, %x0;");
-    d.fails(&text, 32, failed, &["thread 0 ", "division by zero", &at(&text, "div.u32")]);
-    drop(d);
+    fails(&text, 32, failed, &["thread 0 ", "division by zero", &at(&text, "div.u32")]);
 
     // Half of the warp waits at a barrier, the other half for the warp; and the like.
-    let Some(d) = device() else { return };
     let apart =
         "setp.lt.u32 %p0, %t, 16;\n@%p0 bra other;\nbar.warp.sync -1;\nbra end;\nother:\nbar.sync 0;\nend:";
-    d.fails(&kernel("", apart), 64, failed, &["divergent warp", "lanes 0-15 wait at the barrier"]);
-    drop(d);
-    let Some(d) = device() else { return };
+    fails(&kernel("", apart), 64, failed, &["divergent warp", "lanes 0-15 wait at the barrier"]);
     let apart = "setp.lt.u32 %p0, %t, 32;\n@%p0 bra other;\nbar.sync 0;\nbra end;\nother:\nbar.sync 0;\nend:";
-    d.fails(&kernel("", apart), 64, failed, &["divergent barrier"]);
-    drop(d);
-    let Some(d) = device() else { return };
+    fails(&kernel("", apart), 64, failed, &["divergent barrier"]);
     let gone = "setp.gt.u32 %p0, %t, 19;\n@%p0 ret;\nshfl.sync.bfly.b32 %x0, %t, 1, 31, -1;";
-    d.fails(&kernel("", gone), 32, failed, &["divergent warp", "lanes 20-31 have exited"]);
-    drop(d);
-    let Some(d) = device() else { return };
+    fails(&kernel("", gone), 32, failed, &["divergent warp", "lanes 20-31 have exited"]);
     let outside = "setp.gt.u32 %p0, %t, 7;\n@%p0 bra end;\nshfl.sync.idx.b32 %x0, %t, 9, 31, 0xff;\nend:";
-    d.fails(&kernel("", outside), 32, failed, &["reads lane 9"]);
+    fails(&kernel("", outside), 32, failed, &["reads lane 9"]);
 }
 
 #[test]
 fn what_is_not_known_is_not_guessed() {
-    let Some(device) = device() else { return };
+    let Some(mut device) = device() else { return };
     let cases = [
         ("sin.approx.f32 %f0, %f0;", "`sin.approx.f32` is not emulated"),
         ("ld.global.L3::x.u32 %x0, [%out];", "is not emulated"),
@@ -379,13 +296,9 @@ fn what_is_not_known_is_not_guessed() {
     ];
     for (code, words) in cases {
         let text = kernel("", code);
-        let before = device.emulator.faults();
-        let error = device.function(&text).unwrap_err();
-        assert_eq!(error.0, CUresult::CUDA_ERROR_INVALID_PTX);
-        let said = device.emulator.last_fault().unwrap();
-        assert_eq!(device.emulator.faults(), before + 1);
+        device.faults = device.emulator.faults();
         let line = format!("kernel k cannot be run as PTX: line {}: ", line_of(&text, code));
-        assert!(said.contains(&line) && said.contains(words), "{code}: {said}");
+        device.expect(device.function(&text), CUresult::CUDA_ERROR_INVALID_PTX, &[&line, words]);
     }
 }
 
@@ -398,14 +311,13 @@ fn hand_written_text_runs() {
     let f = module.load_function("gfocal_read").unwrap();
     let mut data = vec![7u32; 4 * 5000];
     let mut differs = device.stream.alloc_zeros::<u32>(1).unwrap();
-    let shape = LaunchConfig { grid_dim: (2, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
     for (spoilt, expected) in [(7, 0), (5, 2)] {
         data[4 * 4321 + 2] = spoilt;
         let on_device = device.stream.clone_htod(&data).unwrap();
         let mut launch = device.stream.launch_builder(&f);
         launch.arg(&on_device).arg(&5000u64).arg(&7u32).arg(&mut differs);
         // SAFETY: the buffer has 5000 vectors of 16 bytes, and `differs` a word.
-        unsafe { launch.launch(shape) }.unwrap();
+        unsafe { launch.launch(shape(2, 256)) }.unwrap();
         assert_eq!(device.stream.clone_dtoh(&differs).unwrap(), [expected]);
     }
     assert_eq!(f.get_attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES).unwrap(), 0);

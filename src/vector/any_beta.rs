@@ -1,10 +1,10 @@
 //! QFL at target 0 for any beta, as long as f32 is enough; and at any target for beta 0.
 
-use super::isa::{Isa, dispatch};
-use super::rows::{Given, Loss, QflRow, each_row};
+use super::isa::Isa;
+use super::rows::{Given, Loss, QflRow};
 use super::simd::Simd;
 use super::storage::Storage;
-use super::{cross_entropy, exp_of_sum_or_0, sigmoid};
+use super::{cross_entropy, exp_of_sum_or_0, losses_of_rows, sigmoid};
 
 /// A beta that the functions below take, halved, in two f32.
 #[derive(Clone, Copy, Debug)]
@@ -54,9 +54,10 @@ fn background_any_beta<S: Simd>(s: S, x: S::F, beta: Beta, scale: S::F) -> (S::F
 /// At target 0. Elements with a target above it give nothing.
 #[derive(Clone, Copy)]
 struct Background(Beta);
-impl<S: Simd> Loss<S> for Background {
+impl Loss for Background {
+    const IS_FUSED: bool = true;
     #[inline(always)]
-    fn of(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
+    fn of<S: Simd>(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
         let x = s.select(s.le(y, s.splat(0.0)), x, s.splat(f32::NO_LOSS));
         background_any_beta(s, x, self.0, scale)
     }
@@ -65,9 +66,9 @@ impl<S: Simd> Loss<S> for Background {
 /// At target 0 and beta 0: loss = softplus(x), grad = p.
 #[derive(Clone, Copy)]
 struct Bce;
-impl<S: Simd> Loss<S> for Bce {
+impl Loss for Bce {
     #[inline(always)]
-    fn of(self, s: S, x: S::F, _: S::F, scale: S::F) -> (S::F, S::F) {
+    fn of<S: Simd>(self, s: S, x: S::F, _: S::F, scale: S::F) -> (S::F, S::F) {
         let (zero, of_x) = (s.splat(0.0), sigmoid(s, x));
         let softplus = s.fma(x, zero, s.add(s.max(x, zero), of_x.log1p_e)); // NaN for inf
         (softplus, s.mul(scale, of_x.p))
@@ -77,52 +78,15 @@ impl<S: Simd> Loss<S> for Bce {
 /// At any target, which is clamped to [0, 1], and beta 0: loss = ce, grad = p - y.
 #[derive(Clone, Copy)]
 struct SoftBce;
-impl<S: Simd> Loss<S> for SoftBce {
+impl Loss for SoftBce {
     #[inline(always)]
-    fn of(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
+    fn of<S: Simd>(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
         let (zero, one) = (s.splat(0.0), s.splat(1.0));
         let (of_x, y) = (sigmoid(s, x), s.min(s.max(y, zero), one));
         let ce = s.fma(x, zero, cross_entropy(s, x, y, of_x.log1p_e)); // NaN for inf
         let d = s.fma(of_x.p, s.sub(one, y), s.sub(zero, s.mul(of_x.q, y)));
         (ce, s.mul(scale, d))
     }
-}
-
-#[inline(always)]
-fn rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
-    s: S,
-    x: &[T],
-    given: Given,
-    beta: Beta,
-    rows: &mut [QflRow],
-    grad: Option<&mut [T]>,
-) {
-    // There is no `Beta` but 0 without: so no code either.
-    if S::FUSED {
-        each_row::<_, _, _, WEIGHTED>(s, Background(beta), x, given, rows, grad);
-    }
-}
-
-#[inline(always)]
-fn bce_rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
-    s: S,
-    x: &[T],
-    given: Given,
-    rows: &mut [QflRow],
-    grad: Option<&mut [T]>,
-) {
-    each_row::<_, _, _, WEIGHTED>(s, Bce, x, given, rows, grad);
-}
-
-#[inline(always)]
-fn soft_bce_rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
-    s: S,
-    x: &[T],
-    given: Given,
-    rows: &mut [QflRow],
-    grad: Option<&mut [T]>,
-) {
-    each_row::<_, _, _, WEIGHTED>(s, SoftBce, x, given, rows, grad);
 }
 
 /// [`qfl_rows`](super::qfl_rows) for another beta than 2.
@@ -134,25 +98,9 @@ pub(super) fn qfl_rows<T: Storage>(
     rows: &mut [QflRow],
     grad: Option<&mut [T]>,
 ) {
-    let (weighted, dense) = (!given.weights.is_empty(), !given.targets.is_empty());
-    match (beta.is_0(), dense, weighted) {
-        (true, false, false) => bce_rows::<T, false>(isa, x, given, rows, grad),
-        (true, false, true) => bce_rows::<T, true>(isa, x, given, rows, grad),
-        (true, true, false) => soft_bce_rows::<T, false>(isa, x, given, rows, grad),
-        (true, true, true) => soft_bce_rows::<T, true>(isa, x, given, rows, grad),
-        (false, _, false) => any_beta_rows::<T, false>(isa, x, given, beta, rows, grad),
-        (false, _, true) => any_beta_rows::<T, true>(isa, x, given, beta, rows, grad),
+    match (beta.is_0(), given.targets.is_empty()) {
+        (true, true) => losses_of_rows(isa, Bce, x, given, rows, grad),
+        (true, false) => losses_of_rows(isa, SoftBce, x, given, rows, grad),
+        (false, _) => losses_of_rows(isa, Background(beta), x, given, rows, grad),
     }
-}
-
-dispatch! {
-    any_beta_rows<T: Storage, const WEIGHTED: bool> = rows_body(
-        x: &[T], given: Given<'_>, beta: Beta, rows: &mut [QflRow], grad: Option<&mut [T]>,
-    ) -> ();
-    bce_rows<T: Storage, const WEIGHTED: bool> = bce_rows_body(
-        x: &[T], given: Given<'_>, rows: &mut [QflRow], grad: Option<&mut [T]>,
-    ) -> ();
-    soft_bce_rows<T: Storage, const WEIGHTED: bool> = soft_bce_rows_body(
-        x: &[T], given: Given<'_>, rows: &mut [QflRow], grad: Option<&mut [T]>,
-    ) -> ();
 }

@@ -211,9 +211,9 @@ fn soft<S: Simd>(s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
 /// QFL at target 0.
 #[derive(Clone, Copy)]
 struct Background;
-impl<S: Simd> Loss<S> for Background {
+impl Loss for Background {
     #[inline(always)]
-    fn of(self, s: S, x: S::F, _: S::F, scale: S::F) -> (S::F, S::F) {
+    fn of<S: Simd>(self, s: S, x: S::F, _: S::F, scale: S::F) -> (S::F, S::F) {
         if are_confident(s, x) { confident(s, x, scale) } else { background(s, x, scale) }
     }
 }
@@ -221,33 +221,11 @@ impl<S: Simd> Loss<S> for Background {
 /// QFL at targets that are clamped to [0, 1].
 #[derive(Clone, Copy)]
 struct Soft;
-impl<S: Simd> Loss<S> for Soft {
+impl Loss for Soft {
     #[inline(always)]
-    fn of(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
+    fn of<S: Simd>(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F) {
         soft(s, x, s.min(s.max(y, s.splat(0.0)), s.splat(1.0)), scale)
     }
-}
-
-#[inline(always)]
-fn background_rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
-    s: S,
-    x: &[T],
-    given: Given,
-    rows: &mut [QflRow],
-    grad: Option<&mut [T]>,
-) {
-    each_row::<_, _, _, WEIGHTED>(s, Background, x, given, rows, grad);
-}
-
-#[inline(always)]
-fn soft_rows_body<S: Simd, T: Storage, const WEIGHTED: bool>(
-    s: S,
-    x: &[T],
-    given: Given,
-    rows: &mut [QflRow],
-    grad: Option<&mut [T]>,
-) {
-    each_row::<_, _, _, WEIGHTED>(s, Soft, x, given, rows, grad);
 }
 
 /// The losses of rows of equally many logits, and their gradients, if asked for, as many as logits. `beta`: if it is
@@ -261,13 +239,26 @@ pub(crate) fn qfl_rows<T: Storage>(
     grad: Option<&mut [T]>,
 ) {
     assert!(T::SINGLE, "f32 is enough"); // and so nothing here is compiled for f64
-    let (weighted, dense) = (!given.weights.is_empty(), !given.targets.is_empty());
-    match (beta, dense, weighted) {
-        (None, false, false) => background_rows::<T, false>(isa, x, given, rows, grad),
-        (None, false, true) => background_rows::<T, true>(isa, x, given, rows, grad),
-        (None, true, false) => soft_rows::<T, false>(isa, x, given, rows, grad),
-        (None, true, true) => soft_rows::<T, true>(isa, x, given, rows, grad),
-        (Some(beta), _, _) => any_beta::qfl_rows(isa, beta, x, given, rows, grad),
+    match beta {
+        None if given.targets.is_empty() => losses_of_rows(isa, Background, x, given, rows, grad),
+        None => losses_of_rows(isa, Soft, x, given, rows, grad),
+        Some(beta) => any_beta::qfl_rows(isa, beta, x, given, rows, grad),
+    }
+}
+
+/// As [`each_row`], with weights where there are some.
+fn losses_of_rows<T: Storage>(
+    isa: Isa,
+    losses: impl Loss,
+    x: &[T],
+    given: Given,
+    rows: &mut [QflRow],
+    grad: Option<&mut [T]>,
+) {
+    if given.weights.is_empty() {
+        each_row_on::<T, false>(isa, losses, x, given, rows, grad);
+    } else {
+        each_row_on::<T, true>(isa, losses, x, given, rows, grad);
     }
 }
 
@@ -312,11 +303,8 @@ fn sizes_body<S: Simd>(_: S, values: &[f32]) -> [f32; 2] {
 }
 
 dispatch! {
-    background_rows<T: Storage, const WEIGHTED: bool> = background_rows_body(
-        x: &[T], given: Given<'_>, rows: &mut [QflRow], grad: Option<&mut [T]>,
-    ) -> ();
-    soft_rows<T: Storage, const WEIGHTED: bool> = soft_rows_body(
-        x: &[T], given: Given<'_>, rows: &mut [QflRow], grad: Option<&mut [T]>,
+    each_row_on<T: Storage, const WEIGHTED: bool> = each_row(
+        losses: impl Loss, x: &[T], given: Given<'_>, rows: &mut [QflRow], grad: Option<&mut [T]>,
     ) -> ();
     /// Whether any is NaN.
     any_nan = any_nan_body(values: &[f32]) -> bool;

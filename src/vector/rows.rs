@@ -10,9 +10,12 @@ const PART: usize = 16;
 
 /// A loss of single elements. (Not a closure: that would not always be inlined, and then be compiled
 /// for the wrong instructions.)
-pub trait Loss<S: Simd>: Copy {
+pub trait Loss: Copy {
+    /// Whether there is none of it without fused multiply-add: so no code either.
+    const IS_FUSED: bool = false;
+
     /// (Loss, gradient times `scale`) for logits `x` and targets `y`.
-    fn of(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F);
+    fn of<S: Simd>(self, s: S, x: S::F, y: S::F, scale: S::F) -> (S::F, S::F);
 }
 
 /// A row of logits.
@@ -48,23 +51,23 @@ impl<'a> Given<'a> {
 
 /// The sums of the losses of rows of x, which all have as many elements. `WEIGHTED`: there are weights.
 #[inline(always)]
-pub(super) fn each_row<S: Simd, L: Loss<S>, T: Storage, const WEIGHTED: bool>(
+pub(super) fn each_row<S: Simd, T: Storage, const WEIGHTED: bool>(
     s: S,
-    losses: L,
+    losses: impl Loss,
     x: &[T],
     given: Given,
     rows: &mut [QflRow],
     grad: Option<&mut [T]>,
 ) {
     match grad {
-        Some(grad) => each_row_with::<S, L, T, true, WEIGHTED>(s, losses, x, given, rows, grad),
-        None => each_row_with::<S, L, T, false, WEIGHTED>(s, losses, x, given, rows, &mut []),
+        Some(grad) => each_row_with::<_, _, _, true, WEIGHTED>(s, losses, x, given, rows, grad),
+        None => each_row_with::<_, _, _, false, WEIGHTED>(s, losses, x, given, rows, &mut []),
     }
 }
 
 /// `grad` is as long as x if `GRAD`, and not looked at otherwise.
 #[inline(always)]
-fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool, const WEIGHTED: bool>(
+fn each_row_with<S: Simd, L: Loss, T: Storage, const GRAD: bool, const WEIGHTED: bool>(
     s: S,
     losses: L,
     x: &[T],
@@ -72,6 +75,9 @@ fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool, const WEIGHT
     rows: &mut [QflRow],
     grad: &mut [T],
 ) {
+    if L::IS_FUSED && !S::FUSED {
+        return;
+    }
     let columns = x.len() / rows.len().max(1);
     if columns == 0 {
         return rows.iter_mut().for_each(|row| row.loss = 0.0);
@@ -94,7 +100,7 @@ fn each_row_with<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool, const WEIGHT
 
 /// A vector of elements: their losses and gradients.
 #[inline(always)]
-fn weighted<S: Simd, L: Loss<S>, const WEIGHTED: bool>(
+fn weighted<S: Simd, L: Loss, const WEIGHTED: bool>(
     s: S,
     losses: L,
     x: S::F,
@@ -113,7 +119,7 @@ fn weighted<S: Simd, L: Loss<S>, const WEIGHTED: bool>(
 
 /// Up to [`LANES`] rows of fewer elements than that: together they are whole vectors.
 #[inline(always)]
-fn short_rows<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool, const WEIGHTED: bool>(
+fn short_rows<S: Simd, L: Loss, T: Storage, const GRAD: bool, const WEIGHTED: bool>(
     s: S,
     losses: L,
     x: &[T],
@@ -162,7 +168,7 @@ fn short_rows<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool, const WEIGHTED:
 /// A row of [`LANES`] elements or more. If they are not whole vectors, the last one has some elements that
 /// the one before it has, too.
 #[inline(always)]
-fn row_in_parts<S: Simd, L: Loss<S>, T: Storage, const GRAD: bool, const WEIGHTED: bool>(
+fn row_in_parts<S: Simd, L: Loss, T: Storage, const GRAD: bool, const WEIGHTED: bool>(
     s: S,
     losses: L,
     x: &[T],

@@ -50,6 +50,14 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
+/// Asserts that two numbers are near each other: `assert_near!(got, want, tolerance, "where {}", place)`.
+macro_rules! assert_near {
+    ($got:expr, $want:expr, $tolerance:expr, $($at:tt)+) => {
+        let (got, want) = (f64::from($got), $want);
+        assert!((got - want).abs() <= $tolerance, "{}: {got:e}, not {want:e}", format_args!($($at)+));
+    };
+}
+
 #[test]
 fn exact_to_1e_6() {
     let x = logits();
@@ -58,8 +66,7 @@ fn exact_to_1e_6() {
         for ((&x, loss), grad) in x.iter().zip(loss).zip(grad) {
             let want = math::qfl_background(x.into(), 2.0);
             for (got, want) in [(loss, want.loss), (grad, want.grad)] {
-                let error = (f64::from(got) - want).abs();
-                assert!(error <= 1e-6 * want + 1e-37, "{isa:?} at {x}: {got:e}, not {want:e}");
+                assert_near!(got, want, 1e-6 * want + 1e-37, "{isa:?} at {x}");
             }
         }
     }
@@ -82,11 +89,7 @@ fn any_beta_is_exact_to_2e_6() {
                 let loss = qfl_background(isa, Some(of_vectors), &[x], &[0.5], 1.0, None);
                 let want = math::qfl_background(x.into(), beta);
                 for (got, want) in [(loss, 0.5 * want.loss), (grad.into(), want.grad)] {
-                    let error = (got - want).abs();
-                    assert!(
-                        error <= 2e-6 * want + 1e-37,
-                        "{isa:?}, beta {beta} at {x}: {got:e}, not {want:e}"
-                    );
+                    assert_near!(got, want, 2e-6 * want + 1e-37, "{isa:?}, beta {beta} at {x}");
                 }
             }
         }
@@ -112,15 +115,10 @@ fn bce_is_exact_at_any_target() {
                     (math::qfl_soft(x.into(), f64::from(y).min(1.0), 0.0), f64::from(weight));
                 sum += weight * want.loss;
                 let want = 2.0 * weight * want.grad;
-                let error = (f64::from(got) - want).abs();
                 let tolerance = 1e-6 * want.abs() + if y > 0.0 { 2e-7 } else { 1e-37 };
-                assert!(error <= tolerance, "{isa:?}, y {y} at {x}: {got:e}, not {want:e}");
+                assert_near!(got, want, tolerance, "{isa:?}, y {y} at {x}");
             }
-            assert!(
-                (row[0].loss - sum).abs() <= 1e-6 * sum,
-                "{isa:?}, y {y}: {:e}, not {sum:e}",
-                row[0].loss
-            );
+            assert_near!(row[0].loss, sum, 1e-6 * sum, "{isa:?}, y {y}");
         }
     }
 }
@@ -140,15 +138,15 @@ fn dfl_is_exact_to_1e_6() {
                 let relative = 1e-6 + (softmax.peak - least) * f64::from(f32::EPSILON) / 2.0;
                 let t = math::two_hot(rows.target[lane].into(), bins);
                 let want = math::dfl(&t, &softmax, x[t.left].into(), x[t.left + 1].into());
-                let (got, at) = (rows.loss[lane], format!("{isa:?}, {bins} bins, {spread}, row {lane}"));
-                assert!((f64::from(got) - want).abs() <= relative * want, "{at}: {got:e}, not {want:e}");
+                let at = format!("{isa:?}, {bins} bins, {spread}, row {lane}");
+                assert_near!(rows.loss[lane], want, relative * want, "{at}");
                 for (bin, (&z, &got)) in x.iter().zip(grad).enumerate() {
                     let share = [(0, t.left_weight), (1, t.right_weight)];
                     let share: f64 =
                         share.iter().filter(|(by, _)| t.left + by == bin).map(|(_, share)| share).sum();
                     let want = math::exp_below(z.into(), softmax.peak) / softmax.total - share;
                     let tolerance = relative * want.abs() + if share > 0.0 { 1.5e-7 } else { 1e-37 };
-                    assert!((f64::from(got) - want).abs() <= tolerance, "{at}: {got:e}, not {want:e}");
+                    assert_near!(got, want, tolerance, "{at}");
                 }
             }
         }
@@ -166,14 +164,13 @@ fn a_row_is_the_sum_of_its_elements() {
             for y in [None, Some(0.3)] {
                 let (sum, each, grad) = qfl_row(isa, x, y);
                 let want: f64 = each.iter().map(|&loss| f64::from(loss)).sum();
-                assert!((sum - want).abs() <= 1e-6 * want, "{isa:?}, {len}: {sum:e}, not {want:e}");
+                assert_near!(sum, want, 1e-6 * want, "{isa:?}, {len}");
                 let want = x.iter().map(|&x| match y {
                     Some(y) => math::qfl_soft(x.into(), y.into(), 2.0).grad,
                     None => math::qfl_background(x.into(), 2.0).grad,
                 });
-                for (got, want) in grad.iter().zip(want) {
-                    let error = (f64::from(*got) - want).abs();
-                    assert!(error <= 1e-6 * want.abs() + 2e-7, "{isa:?}, {len}: {got:e}, not {want:e}");
+                for (&got, want) in grad.iter().zip(want) {
+                    assert_near!(got, want, 1e-6 * want.abs() + 2e-7, "{isa:?}, {len}");
                 }
             }
         }
@@ -195,10 +192,9 @@ fn weights_multiply_losses_and_gradients() {
             let (want, weight) = (math::qfl_background(x.into(), 2.0), f64::from(weight));
             want_sum += want.loss * weight;
             let want = want.grad * weight * -3.0;
-            let error = (f64::from(got) - want).abs();
-            assert!(error <= 1e-6 * want.abs(), "{isa:?} at {x}: {got:e}, not {want:e}");
+            assert_near!(got, want, 1e-6 * want.abs(), "{isa:?} at {x}");
         }
-        assert!((sum - want_sum).abs() <= 1e-6 * want_sum, "{isa:?}: {sum:e}, not {want_sum:e}");
+        assert_near!(sum, want_sum, 1e-6 * want_sum, "{isa:?}");
     }
 }
 
@@ -251,20 +247,16 @@ fn rows_of_any_length() {
             let mut grad = vec![f32::NAN; x.len()];
             qfl_rows(isa, None, x, Given::default(), &mut rows, Some(&mut grad));
             for (row, (x, grad)) in x.chunks(columns).zip(grad.chunks(columns)).enumerate() {
+                let at = format!("{isa:?}, {columns}, {row}");
                 let mut sum = 0.0;
                 for (column, (&x, &grad)) in x.iter().zip(grad).enumerate() {
                     let want = math::qfl_background(x.into(), 2.0);
                     let want = if column == left_out(row) { (0.0, 0.0) } else { (want.loss, want.grad) };
                     sum += want.0;
                     let want = want.1 * f64::from(rows[row].scale);
-                    let error = (f64::from(grad) - want).abs();
-                    assert!(
-                        error <= 1e-6 * want + 1e-36,
-                        "{isa:?}, {columns}, {row}: {grad:e}, not {want:e}"
-                    );
+                    assert_near!(grad, want, 1e-6 * want + 1e-36, "{at}");
                 }
-                let error = (rows[row].loss - sum).abs();
-                assert!(error <= 1e-6 * sum, "{isa:?}, {columns}, {row}: {:e}, not {sum:e}", rows[row].loss);
+                assert_near!(rows[row].loss, sum, 1e-6 * sum, "{at}");
             }
             let mut forward = rows.clone();
             qfl_rows(isa, None, x, Given::default(), &mut forward, None);
@@ -288,10 +280,7 @@ fn one_is_left_out() {
                 qfl_rows(isa, None, x, Given::default(), &mut row, Some(&mut grad));
                 let sum = row[0].loss;
                 let gone = math::qfl_background(x[left_out].into(), 2.0).loss;
-                assert!(
-                    (sum - (whole - gone)).abs() <= 1e-6 * whole,
-                    "{isa:?}, {left_out} of {len}: {sum:e}"
-                );
+                assert_near!(sum, whole - gone, 1e-6 * whole, "{isa:?}, {left_out} of {len}");
                 let mut want = all.clone();
                 want[left_out] = 0.0;
                 assert!(grad[left_out].abs() < 1e-37, "{isa:?}, {left_out} of {len}: {:e}", grad[left_out]);

@@ -4,7 +4,10 @@ use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
 use gfocal::cuda::{self, Handle, StorageElement};
-use gfocal::cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr};
+use gfocal::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use gfocal::cudarc::driver::{
+    CudaContext, CudaGraph, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr,
+};
 use gfocal::{bf16, f16};
 use gfocal_emulator::{Driver, Emulator};
 
@@ -31,6 +34,17 @@ impl Gpu {
         let counts = (spent.allocations, spent.frees, spent.waits, spent.copies_to_host, spent.launches);
         assert_eq!(counts, (0, 0, 0, 0, launches), "allocations, frees, waits, copies, launches");
         result
+    }
+
+    /// Captures calls, whose result it gives with their graph.
+    #[track_caller]
+    pub fn captured<R>(&self, calls: impl FnOnce() -> R) -> (CudaGraph, R) {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+        self.stream.begin_capture(mode).expect("a capture begins");
+        let result = calls();
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = self.stream.end_capture(flags).expect("the capture is whole").expect("a graph");
+        (graph, result)
     }
 }
 

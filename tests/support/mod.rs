@@ -13,6 +13,7 @@ pub mod plan;
 pub mod random;
 pub mod reference;
 pub mod tolerance;
+pub mod types;
 pub mod vectors;
 
 use gfocal::Element as _;

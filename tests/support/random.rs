@@ -35,4 +35,9 @@ impl Random {
     pub fn many(&mut self, count: usize, low: f64, high: f64) -> Vec<f64> {
         (0..count).map(|_| self.between(low, high)).collect()
     }
+
+    /// As [`Random::many`], rounded to f32.
+    pub fn floats(&mut self, count: usize, low: f64, high: f64) -> Vec<f32> {
+        (0..count).map(|_| self.between(low, high) as f32).collect()
+    }
 }

@@ -4,7 +4,7 @@
 use gfocal::{AvgPolicy, Background, Reduction, Status};
 
 use super::case::{Case, Elements, Loss};
-use super::tolerance::Want;
+use super::tolerance::{Stored, Want};
 pub use gfocal_reference::{dfl, integral, qfl, qfl_of_probability};
 
 /// What a call must give. `None`: nothing is promised of this element.
@@ -122,6 +122,17 @@ impl Case {
             }
         }
     }
+}
+
+/// What the integral of each row must give, and its gradients.
+pub fn expectations<T: Stored>(logits: &[T], bins: usize, upstream: &[f32]) -> [Vec<Option<Want>>; 2] {
+    let (mut values, mut grads) = (Vec::new(), Vec::new());
+    for (row, &upstream) in logits.chunks(bins).zip(upstream) {
+        let (value, grad) = integral(&row.iter().map(|x| x.to_f64()).collect::<Vec<_>>());
+        values.push(Some(Want::new(value, 1.0, true)));
+        grads.extend(grad.into_iter().map(|grad| Some(Want::new(grad, upstream.into(), true))));
+    }
+    [values, grads]
 }
 
 /// What the sum of the losses, and each gradient, is divided by.

@@ -11,10 +11,11 @@ mod tests;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::root;
-use crate::wheels::{cannot_write, run as run_tool};
+use crate::files::{cannot_write, create_folder, entries, write};
+use crate::wheels::run as run_tool;
+use crate::{cargo, root};
 
 /// What runs there; the first of them is started, and has the others read.
 const SCRIPTS: [(&str, &str); 3] = [
@@ -47,7 +48,7 @@ pub fn run(folder: &Path) -> Result<(), String> {
     ];
     let _ = fs::remove_dir_all(folder);
     let bin = folder.join("bin");
-    fs::create_dir_all(&bin).map_err(|error| cannot_write(folder, &error))?;
+    create_folder(&bin)?;
     for program in &programs {
         copy(program, &bin)?;
     }
@@ -70,7 +71,7 @@ pub fn run(folder: &Path) -> Result<(), String> {
 fn write_scripts(folder: &Path) -> Result<(), String> {
     for (name, text) in SCRIPTS {
         let script = folder.join(name);
-        fs::write(&script, text).map_err(|error| cannot_write(&script, &error))?;
+        write(&script, text)?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
             .map_err(|error| cannot_write(&script, &error))?;
     }
@@ -100,31 +101,16 @@ fn pack(folder: &Path) -> Result<PathBuf, String> {
 /// Runs cargo in release mode, small and without symbols; gives the programs that it made. They carry the
 /// committed PTX, unless GFOCAL_NVRTC names a compiler.
 fn built(arguments: &[&str]) -> Result<Vec<PathBuf>, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.current_dir(root()).args(arguments).args(["--release", "--config", "profile.release.strip=true"]);
-    command.args(["--message-format", "json-render-diagnostics"]);
-    if std::env::var_os("GFOCAL_NVRTC").is_none() {
-        command.env("GFOCAL_NVRTC", "none");
-    }
-    let output =
-        command.stderr(Stdio::inherit()).output().map_err(|error| format!("cargo cannot run: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("cargo {} failed", arguments.join(" ")));
-    }
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let programs: Vec<PathBuf> = messages.lines().filter_map(executable).collect();
+    let nvrtc = std::env::var_os("GFOCAL_NVRTC").unwrap_or_else(|| "none".into());
+    let arguments = [arguments, &["--release", "--config", "profile.release.strip=true"]].concat();
+    let messages = cargo::build(&arguments, nvrtc)?;
+    let executable = |message: &serde_json::Value| Some(message.get("executable")?.as_str()?.into());
+    let programs: Vec<PathBuf> = messages.iter().filter_map(executable).collect();
     if programs.is_empty() {
         Err(format!("cargo {} made no program", arguments.join(" ")))
     } else {
         Ok(programs)
     }
-}
-
-/// The program that a message of cargo's announces.
-fn executable(message: &str) -> Option<PathBuf> {
-    let message: serde_json::Value = serde_json::from_str(message).ok()?;
-    message.get("executable")?.as_str().map(PathBuf::from)
 }
 
 /// Copies programs, without the hash that cargo puts behind a test's name.
@@ -142,7 +128,7 @@ fn copy(programs: &[PathBuf], to: &Path) -> Result<(), String> {
 }
 
 fn copy_folder(from: &Path, to: &Path) -> Result<(), String> {
-    fs::create_dir_all(to).map_err(|error| cannot_write(to, &error))?;
+    create_folder(to)?;
     for path in entries(from)? {
         let to = to.join(path.file_name().unwrap_or_default());
         if path.is_dir() {
@@ -160,12 +146,6 @@ fn size(folder: &Path) -> Result<u64, String> {
         bytes += if path.is_dir() { size(&path)? } else { path.metadata().map_or(0, |data| data.len()) };
     }
     Ok(bytes)
-}
-
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, String> {
-    let cannot_read = |error| format!("{} cannot be read: {error}", folder.display());
-    let entries = fs::read_dir(folder).map_err(cannot_read)?;
-    entries.map(|entry| Ok(entry.map_err(cannot_read)?.path())).collect()
 }
 
 fn is_empty(folder: &Path) -> bool {

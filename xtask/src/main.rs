@@ -1,5 +1,7 @@
 //! The repository's chores: `cargo xtask ptx`, `cargo xtask sass`, `cargo xtask model` and `cargo xtask gpu-kit`.
 
+mod cargo;
+mod files;
 #[cfg(unix)]
 mod gpu_kit;
 #[allow(dead_code)] // the build script wants more of it, and of the next one

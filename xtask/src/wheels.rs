@@ -1,11 +1,11 @@
 //! NVIDIA's compilers out of Python wheels: pinned, checked, and kept below target/xtask.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 
 use crate::cache;
+use crate::files::{cannot_write, create_folder, entries, has_extension, write};
 
 /// A wheel on PyPI, and what is wanted of it.
 pub struct Wheel {
@@ -74,10 +74,9 @@ impl Wheel {
 
     fn fill(&self, draft: &Path) -> Result<(), String> {
         eprintln!("fetching {} {} from PyPI", self.name, self.version);
-        fs::create_dir_all(draft).map_err(|error| cannot_write(draft, &error))?;
+        create_folder(draft)?;
         let requirement = draft.join("requirement.txt");
-        let text = format!("{}=={} --hash=sha256:{}\n", self.name, self.version, self.sha256);
-        fs::write(&requirement, text).map_err(|error| cannot_write(&requirement, &error))?;
+        write(&requirement, format!("{}=={} --hash=sha256:{}\n", self.name, self.version, self.sha256))?;
         let pip = ["-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"];
         let mut download = python();
         download
@@ -101,10 +100,8 @@ wheel.extractall(sys.argv[1], [n for n in wheel.namelist() if n.startswith(sys.a
         let mut unpack = python();
         unpack.args(["-c", UNPACK]).arg(draft).arg(self.folder);
         run(&mut unpack).map_err(|log| format!("{} cannot be unpacked:\n{log}", self.name))?;
-        for entry in fs::read_dir(draft).into_iter().flatten().flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == "whl") {
-                let _ = fs::remove_file(entry.path()); // only to save space
-            }
+        for wheel in entries(draft)?.iter().filter(|path| has_extension(path, "whl")) {
+            let _ = fs::remove_file(wheel); // only to save space
         }
         make_executable(&draft.join(self.folder))
     }
@@ -132,21 +129,15 @@ pub fn run(command: &mut Command) -> Result<process::Output, String> {
 
 /// Python's zipfile drops the permission to execute.
 fn make_executable(folder: &Path) -> Result<(), String> {
-    let entries = fs::read_dir(folder)
-        .map_err(|error| format!("the wheel does not hold {}: {error}", folder.display()))?;
-    for entry in entries.flatten() {
+    for path in entries(folder).map_err(|error| format!("the wheel does not hold what it should: {error}"))? {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o755))
-                .map_err(|error| cannot_write(&entry.path(), &error))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+                .map_err(|error| cannot_write(&path, &error))?;
         }
         #[cfg(not(unix))]
-        let _ = entry;
+        let _ = path;
     }
     Ok(())
-}
-
-pub fn cannot_write(path: &Path, error: &io::Error) -> String {
-    format!("{} cannot be written: {error}", path.display())
 }

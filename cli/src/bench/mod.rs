@@ -35,6 +35,14 @@ enum Machine {
     Gpu(Box<Gpu>),
 }
 
+/// How cases are run.
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    device: Device,
+    machine: Machine,
+    bar: ProgressBar,
+}
+
 pub fn run(args: &BenchArgs) -> Result<()> {
     let cases = Case::all(args)?;
     let plot = args.plot.as_deref().map(|path| Output::new(path, None)).transpose()?;
@@ -47,26 +55,27 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
         bar.set_style(style);
     }
+    let bench = Bench { args, device, machine, bar };
     let mut records = Vec::new();
     for case in &cases {
         let found = match case.dtype {
-            Dtype::F16 => machine.run::<f16>(case, args, &bar, &device),
-            Dtype::Bf16 => machine.run::<bf16>(case, args, &bar, &device),
-            Dtype::F32 | Dtype::F64 => machine.run::<f32>(case, args, &bar, &device),
+            Dtype::F16 => bench.run::<f16>(case),
+            Dtype::Bf16 => bench.run::<bf16>(case),
+            Dtype::F32 | Dtype::F64 => bench.run::<f32>(case),
         };
         // The bar must not stay in the line of an error.
-        records.extend(found.inspect_err(|_| bar.finish_and_clear())?);
+        records.extend(found.inspect_err(|_| bench.bar.finish_and_clear())?);
     }
-    bar.finish_and_clear();
+    bench.bar.finish_and_clear();
 
     if let Some(plot) = plot {
         plot.write_bytes(plot::svg(&records, &date::today())?.as_bytes())?;
     }
-    for note in note.into_iter().chain(machine.notes(args.check_only)) {
+    for note in note.into_iter().chain(bench.machine.notes(args.check_only)) {
         terminal::note(&note);
     }
     if args.check_only {
-        return terminal::print(&report::checked(&cases, &device.name(), &machine.name()));
+        return terminal::print(&report::checked(&cases, &bench.device.name(), &bench.machine.name()));
     }
     if cfg!(debug_assertions) {
         terminal::note("this gfocal was built without optimisation, and its figures tell nothing");
@@ -127,38 +136,27 @@ impl Machine {
         }
         Ok(())
     }
+}
 
-    fn run<T: Stored>(
-        &self,
-        case: &Case,
-        args: &BenchArgs,
-        bar: &ProgressBar,
-        device: &Device,
-    ) -> Result<Vec<Record>> {
-        bar.set_message(format!("checking {case}"));
-        bar.tick();
+impl Bench<'_> {
+    fn run<T: Stored>(&self, case: &Case) -> Result<Vec<Record>> {
+        self.bar.set_message(format!("checking {case}"));
+        self.bar.tick();
         match case.op.on_rows() {
-            Some(op) => self.measure(case, args, bar, device, &rows::Inputs::<T>::random(op, case.size)),
-            None => self.measure(case, args, bar, device, &head::Inputs::<T>::random(case.size)),
+            Some(op) => self.measure(case, &rows::Inputs::<T>::random(op, case.size)),
+            None => self.measure(case, &head::Inputs::<T>::random(case.size)),
         }
     }
 
     /// Checks the passes of a case, and times them.
-    fn measure(
-        &self,
-        case: &Case,
-        args: &BenchArgs,
-        bar: &ProgressBar,
-        device: &Device,
-        inputs: &impl Checked,
-    ) -> Result<Vec<Record>> {
-        match self {
+    fn measure(&self, case: &Case, inputs: &impl Checked) -> Result<Vec<Record>> {
+        match &self.machine {
             Machine::Cpu => {
                 let mut calls = inputs.on_cpu();
-                if !args.no_check {
+                if !self.args.no_check {
                     inputs.check(case, |pass| Ok(calls.outcome(pass)?))?;
                 }
-                self.time(case, args, bar, device, |pass, seconds| {
+                self.time(case, |pass, seconds| {
                     let (samples, bytes) =
                         (Samples::take(seconds, || wall_clock(|| Ok(calls.run(pass)?)))?, case.bytes(pass));
                     let copy = cpu::copy_seconds(bytes, seconds / 4.0)?;
@@ -168,13 +166,13 @@ impl Machine {
             }
             Machine::Gpu(gpu) => {
                 let mut sets = Sets::new(gpu, case, |handle| inputs.upload(handle))?;
-                if !args.no_check {
+                if !self.args.no_check {
                     inputs.check(case, |pass| sets.called(pass))?;
-                    if args.calls.is_none() {
+                    if self.args.calls.is_none() {
                         inputs.check(case, |pass| sets.replayed(pass))?;
                     }
                 }
-                self.time(case, args, bar, device, |pass, seconds| {
+                self.time(case, |pass, seconds| {
                     let (samples, bytes) = (sets.time(pass, seconds)?, case.bytes(pass));
                     let copy = gpu.copy_seconds(bytes, seconds / 4.0)?;
                     let read = reads(pass).then(|| gpu.read_seconds(bytes, seconds / 4.0)).transpose()?;
@@ -189,22 +187,20 @@ impl Machine {
     fn time(
         &self,
         case: &Case,
-        args: &BenchArgs,
-        bar: &ProgressBar,
-        device: &Device,
         mut measure: impl FnMut(Pass, f64) -> Result<(Samples, f64, Option<f64>, &'static str)>,
     ) -> Result<Vec<Record>> {
+        let check_only = self.args.check_only;
         let mut records = Vec::new();
         for &pass in &case.passes {
-            bar.set_message(format!("{} {case}", pass.name()));
+            self.bar.set_message(format!("{} {case}", pass.name()));
             // A check goes the way of the times too, and drops what it finds there.
-            let seconds = if args.check_only { 0.0 } else { args.seconds };
-            let (samples, copy, read, method) = measure(pass, seconds)?;
-            if !args.check_only {
-                let device = (device.name(), self.name());
+            let (samples, copy, read, method) =
+                measure(pass, if check_only { 0.0 } else { self.args.seconds })?;
+            if !check_only {
+                let device = (self.device.name(), self.machine.name());
                 records.push(Record::new(case, pass, device, &samples, (copy, read), method));
             }
-            bar.inc(1);
+            self.bar.inc(1);
         }
         Ok(records)
     }

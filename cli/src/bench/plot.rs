@@ -1,12 +1,13 @@
 //! The picture: a roofline over the bytes moved, and times over the number of rows.
 
 use gfocal_bench::{Op, Pass};
-use plotters::coord::Shift;
+use plotters::coord::combinators::{LogCoord, WithKeyPoints};
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::{HPos, VPos};
 
 use super::report::{Record, digits};
 use crate::error::{Error, Result};
+use crate::plot::{Area, Drawn, FONT, style};
 
 const WIDTH: u32 = 1240;
 const TITLE: u32 = 64;
@@ -16,10 +17,9 @@ const SWEEP: u32 = 400;
 const TABLE: u32 = 430;
 const LINE: i32 = 22;
 const PANELS: usize = 3;
-const FONT: &str = "sans-serif";
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Done = Result<(), Box<dyn std::error::Error>>;
+type Axis = WithKeyPoints<LogCoord<f64>>;
+type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<Axis, Axis>>;
 /// Sizes of the same operation, pass, type and columns, smallest first.
 type Series<'a> = Vec<&'a Record>;
 
@@ -30,7 +30,7 @@ pub fn svg(records: &[Record], date: &str) -> Result<String> {
     Ok(text)
 }
 
-fn draw(text: &mut String, records: &[Record], date: &str) -> Done {
+fn draw(text: &mut String, records: &[Record], date: &str) -> Drawn {
     let Some(first) = records.first() else { return Ok(()) };
     let series = grouped(records.iter(), |record| (record.series(), record.columns));
     let panels = grouped(records.iter(), |record| (record.op, record.columns));
@@ -77,7 +77,7 @@ fn grouped<'a, K: PartialEq>(
 }
 
 /// What was reached over the bytes that had to be moved, under what the memory gives.
-fn roofline(area: &Area, records: &[Record], series: &[Series]) -> Done {
+fn roofline(area: &Area, records: &[Record], series: &[Series]) -> Drawn {
     let ceilings = [
         ceiling(records, |record| Some(record.copy_gbytes_per_s)),
         ceiling(records, |record| record.read_gbytes_per_s),
@@ -86,27 +86,7 @@ fn roofline(area: &Area, records: &[Record], series: &[Series]) -> Done {
     let rates: Vec<f64> = ceilings.iter().flatten().map(|&(_, rate)| rate).chain(reached).collect();
     let (rates, bytes) = (range(rates.into_iter()), range(records.iter().map(megabytes)));
     heading(area, "Roofline: throughput over the bytes that must be moved")?;
-    let mut chart = ChartBuilder::on(area)
-        .margin(12)
-        .margin_top(40)
-        .margin_right(30)
-        .set_label_area_size(LabelAreaPosition::Left, 64)
-        .set_label_area_size(LabelAreaPosition::Bottom, 42)
-        .build_cartesian_2d(
-            (bytes.0..bytes.1).log_scale().with_key_points(ticks(bytes)),
-            (rates.0..rates.1).log_scale().with_key_points(ticks(rates)),
-        )?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(GRID)
-        .x_desc("MB")
-        .y_desc("GB/s")
-        .x_label_formatter(&|value| plain(*value))
-        .y_label_formatter(&|value| plain(*value))
-        .axis_desc_style((FONT, 14))
-        .label_style((FONT, 12))
-        .draw()?;
+    let mut chart = axes(area, 64, [bytes, rates], ("MB", Some("GB/s")), plain)?;
     let [copy, read] = ceilings;
     chart.draw_series(LineSeries::new(copy, COPY))?;
     chart.draw_series(DashedLineSeries::new(read, 7, 4, READ))?;
@@ -141,13 +121,11 @@ fn ceiling(records: &[Record], rate: impl Fn(&Record) -> Option<f64>) -> Vec<(f6
 }
 
 /// The legend, with the figures of each series at its largest.
-fn table(area: &Area, series: &[Series]) -> Done {
+fn table(area: &Area, series: &[Series]) -> Drawn {
     heading(area, "Largest size of each")?;
     let [name, rows, rate, of_copy, of_read] = [36, 238, 296, 356, 412];
     let text = |text: &str, x: i32, y: i32, horizontal: HPos, colour: RGBColor| {
-        let style =
-            TextStyle::from((FONT, 12).into_font()).color(&colour).pos(Pos::new(horizontal, VPos::Center));
-        area.draw(&Text::new(text.to_owned(), (x, y), style))
+        area.draw(&Text::new(text.to_owned(), (x, y), style(12, &colour, horizontal, VPos::Center)))
     };
     let titles = [(rows, "rows"), (rate, "GB/s"), (of_copy, "% of copy"), (of_read, "% of read")];
     for (x, title) in titles {
@@ -188,32 +166,13 @@ fn table(area: &Area, series: &[Series]) -> Done {
 }
 
 /// The times of an operation over its rows: the median, and a bar from p20 to p80.
-fn sweep(area: &Area, series: &[Series]) -> Done {
+fn sweep(area: &Area, series: &[Series]) -> Drawn {
     let Some(first) = series.first().and_then(|series| series.first()) else { return Ok(()) };
     let records = || series.iter().flatten();
     let rows = range(records().map(|record| record.rows as f64));
     let times = range(records().flat_map(|record| [record.p20_us, record.p80_us]));
     heading(area, &format!("{}, {} columns: time of a call", first.op.title(), first.columns))?;
-    let mut chart = ChartBuilder::on(area)
-        .margin(12)
-        .margin_top(40)
-        .margin_right(30)
-        .set_label_area_size(LabelAreaPosition::Left, 60)
-        .set_label_area_size(LabelAreaPosition::Bottom, 42)
-        .build_cartesian_2d(
-            (rows.0..rows.1).log_scale().with_key_points(ticks(rows)),
-            (times.0..times.1).log_scale().with_key_points(ticks(times)),
-        )?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(GRID)
-        .x_desc("rows")
-        .x_label_formatter(&|value| plain(*value))
-        .y_label_formatter(&|value| time(*value))
-        .axis_desc_style((FONT, 14))
-        .label_style((FONT, 12))
-        .draw()?;
+    let mut chart = axes(area, 60, [rows, times], ("rows", None), time)?;
     for series in series {
         let colour = colour(series[0]);
         let points: Vec<_> = series.iter().map(|record| (record.rows as f64, record.median_us)).collect();
@@ -230,7 +189,41 @@ fn sweep(area: &Area, series: &[Series]) -> Done {
     Ok(())
 }
 
-fn heading(area: &Area, text: &str) -> Done {
+/// Axes and a grid; what stands at the left takes so many pixels.
+fn axes<'a>(
+    area: &Area<'a>,
+    left: u32,
+    [x, y]: [(f64, f64); 2],
+    (x_name, y_name): (&str, Option<&str>),
+    y_label: fn(f64) -> String,
+) -> Result<Chart<'a>, Box<dyn std::error::Error>> {
+    let mut chart = ChartBuilder::on(area)
+        .margin(12)
+        .margin_top(40)
+        .margin_right(30)
+        .set_label_area_size(LabelAreaPosition::Left, left)
+        .set_label_area_size(LabelAreaPosition::Bottom, 42)
+        .build_cartesian_2d(
+            (x.0..x.1).log_scale().with_key_points(ticks(x)),
+            (y.0..y.1).log_scale().with_key_points(ticks(y)),
+        )?;
+    let y_label = |value: &f64| y_label(*value);
+    let mut mesh = chart.configure_mesh();
+    mesh.light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .x_desc(x_name)
+        .x_label_formatter(&|value| plain(*value))
+        .y_label_formatter(&y_label)
+        .axis_desc_style((FONT, 14))
+        .label_style((FONT, 12));
+    if let Some(name) = y_name {
+        mesh.y_desc(name);
+    }
+    mesh.draw()?;
+    Ok(chart)
+}
+
+fn heading(area: &Area, text: &str) -> Drawn {
     area.draw(&Text::new(text.to_owned(), (20, 12), (FONT, 15)))?;
     Ok(())
 }
@@ -275,7 +268,7 @@ fn time(microseconds: f64) -> String {
 }
 
 /// The mark of a storage type, in the colour of an operation's pass.
-fn mark<CT: CoordTranslate>(area: &DrawingArea<SVGBackend, CT>, record: &Record, place: CT::From) -> Done
+fn mark<CT: CoordTranslate>(area: &DrawingArea<SVGBackend, CT>, record: &Record, place: CT::From) -> Drawn
 where
     CT::From: Clone + 'static,
 {

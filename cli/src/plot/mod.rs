@@ -69,12 +69,12 @@ pub enum Panel {
     Reliability,
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
 const WIDTH: u32 = 1200;
 const TITLE: u32 = 44;
-const FONT: &str = "sans-serif";
+pub const FONT: &str = "sans-serif";
 
 pub fn run(args: &PlotArgs) -> Result<()> {
     let output = Output::new(&args.out, Some(&args.file))?;
@@ -162,7 +162,7 @@ fn nothing(area: &Area, title: &str) -> Drawn {
     heading(area, title, "no positives in this file, so there is nothing to show")
 }
 
-fn style<'a>(size: u32, colour: &'a RGBColor, horizontal: HPos, vertical: VPos) -> TextStyle<'a> {
+pub fn style<'a>(size: u32, colour: &'a RGBColor, horizontal: HPos, vertical: VPos) -> TextStyle<'a> {
     TextStyle::from((FONT, size).into_font()).color(colour).pos(Pos::new(horizontal, vertical))
 }
 

@@ -28,22 +28,29 @@ pub struct Outcome {
     pub status: Status,
 }
 
+/// Runs a loss, `cpu::$op` or `cuda::$op`, on the vector of logits in whichever type it is.
+macro_rules! run {
+    ($op:ident, $device:expr, $loss:expr, $inputs:expr, $scaling:expr) => {{
+        let outcome = match $device {
+            Device::Cpu => with_floats!(&$inputs.logits, logits => cpu::$op($loss, logits, $inputs, $scaling))?,
+            Device::Cuda(device) => {
+                let outcome = with_cuda_floats!(&$inputs.logits, logits => {
+                    cuda::$op(device, $loss, logits, $inputs, $scaling)
+                });
+                outcome.map_err(buffer::error(device))?
+            }
+        };
+        exactly(outcome, &$inputs.logits, |logits| cpu::$op($loss, logits, $inputs, $scaling))
+    }};
+}
+
 pub fn qfl(
     device: &Device,
     loss: &QualityFocalLoss,
     inputs: &QflInputs,
     scaling: Scaling,
 ) -> Result<Outcome> {
-    let outcome = match device {
-        Device::Cpu => with_floats!(&inputs.logits, logits => cpu::qfl(loss, logits, inputs, scaling))?,
-        Device::Cuda(device) => {
-            let outcome = with_cuda_floats!(&inputs.logits, logits => {
-                cuda::qfl(device, loss, logits, inputs, scaling)
-            });
-            outcome.map_err(buffer::error(device))?
-        }
-    };
-    exactly(outcome, &inputs.logits, |logits| cpu::qfl(loss, logits, inputs, scaling))
+    run!(qfl, device, loss, inputs, scaling)
 }
 
 pub fn dfl(
@@ -52,16 +59,7 @@ pub fn dfl(
     inputs: &DflInputs,
     scaling: Scaling,
 ) -> Result<Outcome> {
-    let outcome = match device {
-        Device::Cpu => with_floats!(&inputs.logits, logits => cpu::dfl(loss, logits, inputs, scaling))?,
-        Device::Cuda(device) => {
-            let outcome = with_cuda_floats!(&inputs.logits, logits => {
-                cuda::dfl(device, loss, logits, inputs, scaling)
-            });
-            outcome.map_err(buffer::error(device))?
-        }
-    };
-    exactly(outcome, &inputs.logits, |logits| cpu::dfl(loss, logits, inputs, scaling))
+    run!(dfl, device, loss, inputs, scaling)
 }
 
 /// With the gradient in f64, if some of the stored ones are 0: they may be too small to be stored.

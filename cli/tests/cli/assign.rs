@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::cuda::{on_both, on_cuda};
+use crate::cuda::{on_cuda, written_on_both};
 use crate::reports::report;
 use crate::support::*;
 
@@ -14,9 +14,7 @@ fn assert_same(written: &Tensors, expected: &Tensors, prefix: &str, tolerance: f
     for (name, (_, shape, numbers)) in written {
         let (_, expected_shape, expected) = &expected[&format!("{prefix}{name}")];
         assert_eq!(shape, expected_shape, "{name}");
-        for (i, (actual, expected)) in numbers.iter().zip(expected).enumerate() {
-            assert!((actual - expected).abs() <= tolerance, "{name} at {i}: {actual} and not {expected}");
-        }
+        assert_near(numbers, expected, 0.0, tolerance, name);
     }
 }
 
@@ -26,7 +24,7 @@ fn golden_cases_of_fcos() {
         let file = golden(&format!("fcos_{case}"));
         let expected = read(&file);
         let levels = expected.keys().filter(|name| name.ends_with(".points")).count();
-        on_both("assign", &file, "--assigner fcos", |written| {
+        written_on_both("assign", &file, "--assigner fcos", |written| {
             assert_eq!(written.len(), 4 * levels);
             let mut written = written.clone();
             let weights = |name: &String, tensor: &mut (_, _, Vec<f64>)| {
@@ -44,7 +42,7 @@ fn golden_cases_of_atss() {
     for case in ["small", "coco", "no_gt"] {
         let file = golden(&format!("head_{case}"));
         let expected = read(&file);
-        on_both("assign", &file, "", |written| assert_same(written, &expected, "", 0.0));
+        written_on_both("assign", &file, "", |written| assert_same(written, &expected, "", 0.0));
     }
 }
 
@@ -52,7 +50,7 @@ fn golden_cases_of_atss() {
 fn padded_and_ignored() {
     for (case, args) in [("padded_batch", ""), ("ignore_boxes", "--ignore-iof 0.5 --classes 2")] {
         let expected = read(&report(case));
-        on_both("assign", &report(case), args, |written| {
+        written_on_both("assign", &report(case), args, |written| {
             let mut written = written.clone();
             written.retain(|name, _| !name.ends_with("box_targets"));
             assert_eq!(written.len(), 4);
@@ -66,17 +64,13 @@ fn padded_and_ignored() {
 fn sizes_from_points_or_from_the_image() {
     let (folder, file) = (Folder::new(), golden("fcos_center"));
     let tensors = read(&file);
-    let truth: Vec<(&str, Tensor)> = (tensors.iter())
-        .filter(|(name, _)| name.starts_with("gt_"))
-        .map(|(name, (dtype, shape, numbers))| (&**name, Tensor::of(*dtype, shape, numbers)))
-        .collect();
-    let bare = folder.file("bare.safetensors", &truth);
+    let bare = folder.file("bare.safetensors", &chosen(&tensors, |name| name.starts_with("gt_")));
     let told = "--assigner fcos --strides 8,16,32,64,128 --classes 80 --center-sampling 1.5";
     let ranges = "--regress-ranges -1:64,64:128,128:256,256:512,512:inf";
     for args in
         [format!("{told} --image-size 128x192"), format!("{told} {ranges} --image-size 128x192 --images 2")]
     {
-        on_both("assign", &bare, &args, |written| {
+        written_on_both("assign", &bare, &args, |written| {
             let mut written = written.clone();
             written.retain(|name, _| !name.ends_with("label_weights"));
             assert_same(&written, &tensors, "", FCOS);

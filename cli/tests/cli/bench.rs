@@ -200,28 +200,25 @@ fn the_emulator_is_checked() {
 /// Kernels of a folder, and calls as a program makes them.
 #[test]
 fn kernels_and_calls_of_another_kind_are_checked() {
-    let folder = tempfile::tempdir().unwrap();
-    let (name, small) = ("boxes.f32.sm_75.ptx", "--check-only --sizes 40x80 --ops qfl --dtype f32");
-    let missing = folder.path().display();
-    let Some(run) = on_device(&format!("--device cuda {small} --kernels {missing}")) else { return };
+    let folder = Folder::new();
+    let small = "--check-only --sizes 40x80 --ops qfl --dtype f32";
+    let kernels = format!("--kernels {}", folder.path("").display());
+    let give = |name: &str| fs::copy(checkout(&format!("kernels/ptx/{name}")), folder.path(name)).unwrap();
+    let Some(run) = on_device(&format!("--device cuda {small} {kernels}")) else { return };
     assert!(run.mistake().contains("holds no PTX of a kernel"));
-    fs::copy(format!("{}/../kernels/ptx/{name}", env!("CARGO_MANIFEST_DIR")), folder.path().join(name))
-        .unwrap();
-    // None of them is called.
-    let run = on_device(&format!("--device cuda {small} --kernels {missing} --calls tracked")).unwrap().ok();
+    // It is not called.
+    give("boxes.f32.sm_75.ptx");
+    let run = on_device(&format!("--device cuda {small} {kernels} --calls tracked")).unwrap().ok();
     assert_eq!(run.stdout.matches("right").count(), 2, "{}", run.stdout);
     assert!(run.stderr.contains("--kernels gave nothing"), "{}", run.stderr);
-    for name in ["qfl.f32.sm_75.ptx", "qfl_forward.f32.sm_75.ptx"] {
-        let from = format!("{}/../kernels/ptx/{name}", env!("CARGO_MANIFEST_DIR"));
-        fs::copy(from, folder.path().join(name)).unwrap();
-    }
-    let run =
-        on_device(&format!("--device cuda {small} --kernels {missing} --calls untracked")).unwrap().ok();
+    give("qfl.f32.sm_75.ptx");
+    give("qfl_forward.f32.sm_75.ptx");
+    let run = on_device(&format!("--device cuda {small} {kernels} --calls untracked")).unwrap().ok();
     assert_eq!(run.stdout.matches("right").count(), 2, "{}", run.stdout);
     assert!(run.stderr.contains("--kernels gave qfl f32: "), "{}", run.stderr);
     assert!(run.stderr.contains("the command gave nothing"), "{}", run.stderr);
 
-    for option in [format!("--kernels {missing}"), "--calls tracked".to_owned()] {
+    for option in [&*kernels, "--calls tracked"] {
         let line = bench(&format!("--device cpu {small} {option}")).mistake();
         assert!(line.contains("is for a GPU, and cpu is timed"), "{line}");
     }

@@ -47,17 +47,22 @@ pub fn on_cuda(op: &str, file: &Path, args: &str) -> Option<Run> {
     Some(command.output().unwrap().into())
 }
 
-/// What is written on the CPU, and on CUDA.
-pub fn on_both(op: &str, file: &Path, args: &str, check: impl Fn(&Tensors)) {
+/// Runs on both devices, if there are two.
+pub fn on_both(op: &str, file: &Path, args: &str, check: impl Fn(Run)) {
+    check(cpu(op, file, args));
+    if let Some(run) = on_cuda(op, file, &format!("--device cuda {args}")) {
+        check(run);
+    }
+}
+
+/// The same, of what is written.
+pub fn written_on_both(op: &str, file: &Path, args: &str, check: impl Fn(&Tensors)) {
     let folder = Folder::new();
     let out = folder.path("out.safetensors");
-    let args = format!("{args} --output {}", out.display());
-    cpu(op, file, &args).ok();
-    check(&read(&out));
-    if let Some(run) = on_cuda(op, file, &format!("--device cuda {args}")) {
+    on_both(op, file, &format!("{args} --output {}", out.display()), |run| {
         run.ok();
         check(&read(&out));
-    }
+    });
 }
 
 #[test]

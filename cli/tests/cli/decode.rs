@@ -5,7 +5,7 @@ use std::path::Path;
 use gfocal_reference::{BoxCoding, box_around, distance};
 use safetensors::Dtype;
 
-use crate::cuda::{on_both, on_cuda};
+use crate::cuda::{on_cuda, written_on_both};
 use crate::raw::{joined, whole};
 use crate::support::*;
 
@@ -94,7 +94,7 @@ fn golden_heads() {
     for case in ["head_small", "head_coco", "head_no_gt"] {
         let tensors = read(&golden(case));
         let truth = Truth::of(&tensors, BoxCoding::Bins, 0.0);
-        on_both("decode", &golden(case), "", |written| {
+        written_on_both("decode", &golden(case), "", |written| {
             assert_eq!(written.keys().collect::<Vec<_>>(), ["boxes"]);
             let (dtype, shape, numbers) = &written["boxes"];
             let batch = tensors[NAMES[0]].1[0];
@@ -114,7 +114,7 @@ fn golden_heads() {
 fn gradients_of_boxes() {
     let (folder, tensors) = (Folder::new(), with_upstream());
     let (path, truth) = (rewritten(&folder, &tensors), Truth::of(&tensors, BoxCoding::Bins, 0.0));
-    on_both("decode", &path, "--strides 8,16,32", |written| {
+    written_on_both("decode", &path, "--strides 8,16,32", |written| {
         assert_eq!(written.len(), 4);
         assert_eq!(written["level2.grad_box_logits"].1, tensors[NAMES[2]].1);
         truth.check(written, 2e-5);
@@ -129,7 +129,7 @@ fn gradients_of_boxes() {
     let truth = Truth::of(&rounded, BoxCoding::Bins, 0.0);
     let other = Folder::new();
     for path in [&path, &rewritten(&other, &rounded)] {
-        on_both("decode", path, "--strides 8,16,32 --dtype f16", |written| {
+        written_on_both("decode", path, "--strides 8,16,32 --dtype f16", |written| {
             assert_eq!((written["boxes"].0, written["level0.grad_box_logits"].0), (Dtype::F32, Dtype::F16));
             near(&written["boxes"].2, &truth.boxes, 1e-5, PIXELS);
             truth.check(written, 1e-3);
@@ -165,7 +165,7 @@ fn one_tensor_for_all() {
     let (shape, numbers) = whole(&levels);
     tensors.insert("raw".to_owned(), (Dtype::F32, shape, numbers));
     for args in ["16", "17 --profile ultralytics"] {
-        on_both("decode", &rewritten(&folder, &tensors), &format!("{told} {args}"), |written| {
+        written_on_both("decode", &rewritten(&folder, &tensors), &format!("{told} {args}"), |written| {
             truth.check(written, 2e-5);
             assert_eq!(written["grad_raw"].1, whole(&gradients).0);
             near(&written["grad_raw"].2, &whole(&gradients).1, 2e-5, SLOPES);
@@ -175,7 +175,7 @@ fn one_tensor_for_all() {
     for (level, (shape, numbers)) in levels.into_iter().enumerate() {
         tensors.insert(format!("level{level}.raw"), (Dtype::F32, shape, numbers));
     }
-    on_both("decode", &rewritten(&folder, &tensors), &format!("{told} 16 --classes 4"), |written| {
+    written_on_both("decode", &rewritten(&folder, &tensors), &format!("{told} 16 --classes 4"), |written| {
         truth.check(written, 2e-5);
         for (level, (_, numbers)) in gradients.iter().enumerate() {
             near(&written[&format!("level{level}.grad_raw")].2, numbers, 2e-5, SLOPES);
@@ -199,7 +199,7 @@ fn layouts_and_codings() {
         let first = Tensors::from([logits, upstream.clone()]);
         let truth = Truth::of(&first, coding, 0.5);
         let told = format!("--strides 8 --offset 0.5 {args}");
-        on_both("decode", &rewritten(&folder, &first), &told, |written| truth.check(written, 1e-5));
+        written_on_both("decode", &rewritten(&folder, &first), &told, |written| truth.check(written, 1e-5));
 
         let last = |numbers: &[f64]| -> Vec<f64> {
             (0..6 * channels).map(|i| numbers[i % channels * 6 + i / channels]).collect()
@@ -210,7 +210,7 @@ fn layouts_and_codings() {
         let points = ("level0.points".to_owned(), (Dtype::F32, vec![6, 2], points));
         let path = rewritten(&folder, &Tensors::from([logits, upstream, points]));
         for told in ["--strides 8 --image-size 15x24", "--strides 8"] {
-            on_both("decode", &path, &format!("{told} {args}"), |written| {
+            written_on_both("decode", &path, &format!("{told} {args}"), |written| {
                 near(&written["boxes"].2, &truth.boxes, 1e-5, PIXELS);
                 near(&written["level0.grad_box_logits"].2, &last(&truth.gradients[0].1), 1e-5, SLOPES);
             });
@@ -266,7 +266,7 @@ fn no_images() {
             (tensor, f32s(&[0, 2, axes], &[])),
             ("upstream", f32s(&[0, 2, 4], &[])),
         ];
-        on_both("decode", &folder.file("none.safetensors", &tensors), "--strides 8", |written| {
+        written_on_both("decode", &folder.file("none.safetensors", &tensors), "--strides 8", |written| {
             assert_eq!(written["boxes"].1, [0, 2, 4], "{tensor}");
             assert_eq!(written["level0.grad_box_logits"].1, [0, 8, 1, 2], "{tensor}");
         });

@@ -1,6 +1,6 @@
 //! Gradients that their type cannot hold are told.
 
-use crate::cuda::on_cuda;
+use crate::cuda::{on_both, on_cuda};
 use crate::support::*;
 
 #[test]
@@ -20,15 +20,11 @@ fn gradients_of_a_loss() {
     assert_eq!(counts("--grad-scale 1e-60"), [0, 4]);
     let text = |args: &str| cpu("qfl", &file, args).ok().stdout;
     let small = "\nQFL: 4 gradients of the logits are too small for f16 and stored as 0; a larger --grad-scale keeps them.\n";
-    assert!(
-        text("--dtype f16 --grad-scale 1e-9").contains(small),
-        "{}",
-        text("--dtype f16 --grad-scale 1e-9")
-    );
-    assert!(
-        text("--dtype f16 --grad-scale 1e9")
-            .contains("QFL: 4 gradients of the logits are inf or NaN in f16.\n")
-    );
+    let large = "QFL: 4 gradients of the logits are inf or NaN in f16.\n";
+    for (args, part) in [("--grad-scale 1e-9", small), ("--grad-scale 1e9", large)] {
+        let text = text(&format!("--dtype f16 {args}"));
+        assert!(text.contains(part), "{text}");
+    }
     assert!(!text("--dtype f16").contains("gradients of"));
     let told = json("dfl", &dfl_file(&folder), "--dtype f16 --grad-scale 1e-9");
     assert!(told["grad_flushed"].as_u64().unwrap() >= 4, "{told}");
@@ -53,21 +49,17 @@ fn masked_rows_are_not_counted() {
 
 #[test]
 fn gradients_of_a_head() {
-    let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../samples/head.safetensors");
-    let check = |run: Run, flushed: bool, not_finite: bool| {
-        let told = run.json();
-        assert_eq!(told["grad_flushed"].as_u64().unwrap() > 0, flushed, "{told}");
-        assert_eq!(told["grad_not_finite"].as_u64().unwrap() > 0, not_finite, "{told}");
-    };
+    let sample = checkout("samples/head.safetensors");
     for (args, flushed, not_finite) in [
         ("--dtype f32", false, false),
         ("--dtype f16 --grad-scale 1e-6", true, false),
         ("--dtype f16 --grad-scale 1e7", false, true),
     ] {
-        check(cpu("head", &sample, &format!("{args} --json")), flushed, not_finite);
-        if let Some(run) = on_cuda("head", &sample, &format!("{args} --json --device cuda")) {
-            check(run, flushed, not_finite);
-        }
+        on_both("head", &sample, &format!("{args} --json"), |run| {
+            let told = run.json();
+            assert_eq!(told["grad_flushed"].as_u64().unwrap() > 0, flushed, "{told}");
+            assert_eq!(told["grad_not_finite"].as_u64().unwrap() > 0, not_finite, "{told}");
+        });
     }
     let text = cpu("head", &sample, "--dtype f16 --grad-scale 1e-6").ok().stdout;
     assert!(text.contains("gradients of the class logits are too small for f16 and stored as 0"), "{text}");

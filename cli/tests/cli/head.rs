@@ -9,16 +9,13 @@ const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../samples/head.safet
 /// Everything that is written for a golden case, against what it holds.
 fn assert_golden(run: &dyn Fn(&Path, &str) -> Run, case: &str, args: &str, relative: f64, absolute: f64) {
     let folder = Folder::new();
-    let (file, out) = (golden(case), folder.path("out.safetensors"));
+    let (file, out) = (golden(&format!("head_{case}")), folder.path("out.safetensors"));
     run(&file, &format!("{args} --output {}", out.display())).ok();
     let (golden, written) = (read(&file), read(&out));
     for (name, (_, shape, numbers)) in &written {
         let Some((_, expected_shape, expected)) = golden.get(name) else { panic!("{name}") };
         assert_eq!(shape, expected_shape, "{name}");
-        for (i, (actual, expected)) in numbers.iter().zip(expected).enumerate() {
-            let near = (actual - expected).abs() <= relative * expected.abs() + absolute;
-            assert!(near, "{case} {args}: {name} at {i}: {actual} and not {expected}");
-        }
+        assert_near(numbers, expected, relative, absolute, &format!("{case} {args}: {name}"));
     }
     let wanted = |name: &&String| name.contains("loss") || name.contains("grad");
     let assigned = if args.contains("--assign") { written.len() / 8 * 3 } else { 0 };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::cuda::on_cuda;
+use crate::cuda::{on_both, on_cuda};
 use crate::support::*;
 
 const LEVELS: usize = 3;
@@ -251,10 +251,7 @@ fn targets_by_fcos() {
         let positives = report["levels"].as_array().unwrap().iter().map(|level| number(&level["positives"]));
         assert_eq!(positives.sum::<f64>(), number(&report["num_pos"]));
     };
-    check(cpu("head", &file, &args));
-    if let Some(run) = on_cuda("head", &file, &format!("{args} --device cuda")) {
-        check(run);
-    }
+    on_both("head", &file, &args, check);
     let text = cpu("head", &file, &format!("{told} --assign")).ok().stdout;
     assert!(text.contains("targets assigned by FCOS"), "{text}");
 }

@@ -1,7 +1,5 @@
 //! Tensors of the file that nothing reads are named.
 
-use std::path::Path;
-
 use crate::support::*;
 
 fn note(run: Run) -> String {
@@ -28,8 +26,7 @@ fn one_and_many() {
 
 #[test]
 fn every_command_tells() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let (step, head) = (root.join("samples/step.safetensors"), root.join("samples/head.safetensors"));
+    let [step, head] = ["step", "head"].map(|sample| checkout(&format!("samples/{sample}.safetensors")));
     assert!(note(cpu("qfl", &step, "")).contains("not read: dfl.logits, dfl.target"));
     assert!(note(cpu("dfl", &step, "")).contains("qfl.quality"));
     assert_eq!(note(cpu("gfl", &step, "")), "");
@@ -55,8 +52,7 @@ fn options_that_are_off_are_seen() {
 
 #[test]
 fn many_tensors_of_levels_are_told_together() {
-    let small = golden("head_small");
-    let told = note(cpu("head", &small, "--assign"));
+    let told = note(cpu("head", &golden("head_small"), "--assign"));
     for names in ["level{0,1,2}.labels", "level{0,1,2}.box_targets", "level{0,1,2}.grad_cls_logits"] {
         assert!(told.contains(names), "{told}");
     }

@@ -2,23 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cuda::on_cuda;
+use crate::cuda::written_on_both;
 use crate::support::*;
 
 /// Loss and gradient, on both devices if there are two.
 fn on_both(file: &Path, args: &str, check: impl Fn(f64, &[f64])) {
-    let folder = Folder::new();
-    let out = folder.path("out.safetensors");
-    let args = format!("{args} --reduction sum --output {}", out.display());
-    let check = |run: Run| {
-        run.ok();
-        let written = read(&out);
-        check(written["loss"].2[0], &written["grad"].2);
-    };
-    check(cpu("qfl", file, &args));
-    if let Some(run) = on_cuda("qfl", file, &format!("--device cuda {args}")) {
-        check(run);
-    }
+    let args = format!("{args} --reduction sum");
+    written_on_both("qfl", file, &args, |written| check(written["loss"].2[0], &written["grad"].2));
 }
 
 #[test]
@@ -28,12 +18,7 @@ fn probabilities() {
         let expected = read(&file);
         on_both(&file, "--activated", |loss, grad| {
             assert_close(&[loss], &expected["loss_sum"].2, 1e-5);
-            for (actual, expected) in grad.iter().zip(&expected["grad_sum"].2) {
-                assert!(
-                    (actual - expected).abs() <= 1e-5 * expected.abs() + 2e-7,
-                    "{actual}, not {expected}"
-                );
-            }
+            assert_near(grad, &expected["grad_sum"].2, 1e-5, 2e-7, case);
         });
         let told = json("qfl", &file, "--activated");
         assert_eq!(told["activated"], true);

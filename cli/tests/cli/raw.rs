@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::cuda::on_both;
+use crate::cuda::written_on_both;
 use crate::support::*;
 
 const LEVELS: usize = 3;
@@ -39,13 +39,8 @@ pub fn whole(levels: &[(Vec<usize>, Vec<f64>)]) -> (Vec<usize>, Vec<f64>) {
 
 /// What else of the golden case is read.
 fn rest(tensors: &Tensors) -> Vec<(&str, Tensor)> {
-    let wanted = |name: &str| {
-        name.starts_with("gt_")
-            || ["labels", "box_targets", "label_weights"].iter().any(|of| name.ends_with(of))
-    };
-    (tensors.iter().filter(|(name, _)| wanted(name)))
-        .map(|(name, (dtype, shape, numbers))| (&**name, Tensor::of(*dtype, shape, numbers)))
-        .collect()
+    let others = ["labels", "box_targets", "label_weights"];
+    chosen(tensors, |name| name.starts_with("gt_") || others.iter().any(|of| name.ends_with(of)))
 }
 
 const TOLD: &str = "--strides 8,16,32 --image-size 128x160";
@@ -60,14 +55,9 @@ fn one_tensor_for_all_levels_gives_the_same() {
     file.push(("raw", f32s(&shape, &numbers)));
     let file = folder.file("raw.safetensors", &file);
     for args in ["", "--assign", "--reg-max 16", "--classes 4"] {
-        on_both("head", &file, &format!("{TOLD} --raw {args}"), |written| {
+        written_on_both("head", &file, &format!("{TOLD} --raw {args}"), |written| {
             assert_eq!(written["grad_raw"].1, expected.0);
-            for (actual, expected) in written["grad_raw"].2.iter().zip(&expected.1) {
-                assert!(
-                    (actual - expected).abs() <= 1e-4 * expected.abs() + 2e-6,
-                    "{actual} and not {expected}"
-                );
-            }
+            assert_near(&written["grad_raw"].2, &expected.1, 1e-4, 2e-6, args);
             for level in 0..LEVELS {
                 for loss in ["loss_cls", "loss_bbox", "loss_dfl"] {
                     let name = format!("level{level}.{loss}");
@@ -80,9 +70,7 @@ fn one_tensor_for_all_levels_gives_the_same() {
     // f64, against the numbers as they are.
     let out = folder.path("out.safetensors");
     cpu("head", &file, &format!("{TOLD} --raw --dtype f64 --output {}", out.display())).ok();
-    for (actual, expected) in read(&out)["grad_raw"].2.iter().zip(&expected.1) {
-        assert!((actual - expected).abs() <= 1e-10 * expected.abs() + 1e-12, "{actual} and not {expected}");
-    }
+    assert_near(&read(&out)["grad_raw"].2, &expected.1, 1e-10, 1e-12, "f64");
 }
 
 #[test]
@@ -99,14 +87,12 @@ fn a_tensor_for_each_level() {
             file.push((name, f32s(&shape, numbers)));
         }
         let file = folder.file("levels.safetensors", &file);
-        on_both("head", &file, &format!("{TOLD} --raw"), |written| {
+        written_on_both("head", &file, &format!("{TOLD} --raw"), |written| {
             for (level, (shape, numbers)) in expected.iter().enumerate() {
                 let (_, found, gradient) = &written[&format!("level{level}.grad_raw")];
                 assert_eq!(found.iter().product::<usize>(), shape.iter().product::<usize>());
                 assert_eq!(found.len(), if flat { 3 } else { 4 });
-                for (actual, expected) in gradient.iter().zip(numbers) {
-                    assert!((actual - expected).abs() <= 1e-4 * expected.abs() + 2e-6);
-                }
+                assert_near(gradient, numbers, 1e-4, 2e-6, &names[level]);
             }
             assert!(!written.contains_key("grad_raw"));
         });

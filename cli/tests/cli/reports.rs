@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::cuda::{on_cuda, with_driver};
+use crate::cuda::{on_both, on_cuda, with_driver};
 use crate::support::*;
 
 pub fn report(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/reports/{case}.safetensors"))
+    checkout(&format!("tests/reports/{case}.safetensors"))
 }
 
 /// Cases that have an answer, with the options that say what the file's metadata say, and those that the case
@@ -63,15 +63,9 @@ fn assert_all_types(run: Runs) {
         let out = ["truth", "out"].map(|name| folder.path(&format!("{name}.safetensors")));
         for (name, dtype) in DTYPES {
             let is_logits = |tensor: &str| tensor.ends_with("_logits") && !tensor.contains("grad");
-            let rounded = |tensor: &str, (own, shape, numbers): &(Dtype, Vec<usize>, Vec<f64>)| {
-                let rounded = Tensor::of(if is_logits(tensor) { dtype } else { *own }, shape, numbers);
-                (tensor.to_owned(), rounded)
-            };
-            let rounded: Vec<(String, Tensor)> =
-                tensors.iter().map(|(tensor, of)| rounded(tensor, of)).collect();
-            let named: Vec<(&str, Tensor)> =
-                rounded.iter().map(|(name, tensor)| (&**name, tensor.clone())).collect();
-            let file = folder.file("rounded.safetensors", &named);
+            let mut rounded = tensors.clone();
+            rounded.iter_mut().filter(|(name, _)| is_logits(name)).for_each(|(_, tensor)| tensor.0 = dtype);
+            let file = folder.file("rounded.safetensors", &chosen(&rounded, |_| true));
             let args = |i: usize| format!("{told} {args} --output {}", out[i].display());
             cpu("head", &file, &format!("--dtype f64 {}", args(0))).ok();
             run(&file, &args(1)).ok();
@@ -91,10 +85,7 @@ fn assert_all_types(run: Runs) {
                 }
                 let (relative, absolute) =
                     if is_gradient { (relative + 1e-4, absolute + 2e-6) } else { (1e-5, 1e-7) };
-                for (i, (actual, expected)) in actual.iter().zip(expected).enumerate() {
-                    let near = (actual - expected).abs() <= relative * expected.abs() + absolute;
-                    assert!(near, "{case} {name} {tensor} at {i}: {actual} and not {expected}");
-                }
+                assert_near(actual, expected, relative, absolute, &format!("{case} {name} {tensor}"));
             }
         }
     }
@@ -109,14 +100,6 @@ fn every_type_on_the_cpu() {
 fn every_type_on_cuda() {
     let Some(_) = with_driver() else { return };
     assert_all_types(&|file, args| on_cuda("head", file, &format!("--device cuda {args}")).unwrap());
-}
-
-/// Runs on both devices, if there are two.
-fn on_both(op: &str, file: &Path, args: &str, check: impl Fn(Run)) {
-    check(cpu(op, file, args));
-    if let Some(run) = on_cuda(op, file, &format!("--device cuda {args}")) {
-        check(run);
-    }
 }
 
 #[test]
@@ -205,11 +188,7 @@ fn weights_of_labels_are_read() {
 fn qualities_of_other_positives_are_not() {
     let (folder, file) = (Folder::new(), report("nanodet_quality_with_assign"));
     let tensors = read(&file);
-    let without: Vec<(&str, Tensor)> = (tensors.iter())
-        .filter(|(name, _)| !name.ends_with("quality"))
-        .map(|(name, (dtype, shape, numbers))| (&**name, Tensor::of(*dtype, shape, numbers)))
-        .collect();
-    let without = folder.file("without.safetensors", &without);
+    let without = folder.file("without.safetensors", &chosen(&tensors, |name| !name.ends_with("quality")));
     let args = "--strides 8,16 --assign --profile nanodet --json";
     for (dtype, _) in DTYPES {
         let args = format!("{args} --dtype {dtype}");

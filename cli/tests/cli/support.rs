@@ -36,32 +36,48 @@ impl Tensor {
     }
 }
 
+/// `bytes`: those of a number.
+fn tensor<T: Copy, const N: usize>(
+    dtype: Dtype,
+    shape: &[usize],
+    numbers: &[T],
+    bytes: fn(T) -> [u8; N],
+) -> Tensor {
+    Tensor(dtype, shape.to_vec(), numbers.iter().flat_map(|&number| bytes(number)).collect())
+}
+
 pub fn f32s(shape: &[usize], numbers: &[f64]) -> Tensor {
-    Tensor(Dtype::F32, shape.to_vec(), numbers.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect())
+    tensor(Dtype::F32, shape, numbers, |x| (x as f32).to_le_bytes())
 }
 
 pub fn f64s(shape: &[usize], numbers: &[f64]) -> Tensor {
-    Tensor(Dtype::F64, shape.to_vec(), numbers.iter().flat_map(|x| x.to_le_bytes()).collect())
+    tensor(Dtype::F64, shape, numbers, f64::to_le_bytes)
 }
 
 pub fn f16s(shape: &[usize], numbers: &[f64]) -> Tensor {
-    Tensor(Dtype::F16, shape.to_vec(), numbers.iter().flat_map(|&x| f16::from_f64(x).to_le_bytes()).collect())
+    tensor(Dtype::F16, shape, numbers, |x| f16::from_f64(x).to_le_bytes())
 }
 
 pub fn bf16s(shape: &[usize], numbers: &[f64]) -> Tensor {
-    Tensor(
-        Dtype::BF16,
-        shape.to_vec(),
-        numbers.iter().flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect(),
-    )
+    tensor(Dtype::BF16, shape, numbers, |x| bf16::from_f64(x).to_le_bytes())
 }
 
 pub fn i64s(labels: &[i64]) -> Tensor {
-    Tensor(Dtype::I64, vec![labels.len()], labels.iter().flat_map(|x| x.to_le_bytes()).collect())
+    tensor(Dtype::I64, &[labels.len()], labels, i64::to_le_bytes)
 }
 
 pub fn i32s(labels: &[i32]) -> Tensor {
-    Tensor(Dtype::I32, vec![labels.len()], labels.iter().flat_map(|x| x.to_le_bytes()).collect())
+    tensor(Dtype::I32, &[labels.len()], labels, i32::to_le_bytes)
+}
+
+/// A file of the checkout.
+pub fn checkout(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// As in head_small.
+pub fn golden(case: &str) -> PathBuf {
+    checkout(&format!("tests/golden/{case}.safetensors"))
 }
 
 /// A folder for one test.
@@ -77,12 +93,9 @@ impl Folder {
     }
 
     pub fn file(&self, name: &str, tensors: &[(&str, Tensor)]) -> PathBuf {
-        let view =
-            |tensor: &Tensor| TensorView::new(tensor.0, tensor.1.clone(), &tensor.2).unwrap().data().len();
-        assert!(tensors.iter().all(|(_, tensor)| view(tensor) == tensor.2.len()));
-        let views = tensors
-            .iter()
-            .map(|(name, tensor)| (*name, TensorView::new(tensor.0, tensor.1.clone(), &tensor.2).unwrap()));
+        let views = tensors.iter().map(|(name, Tensor(dtype, shape, bytes))| {
+            (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
         let path = self.path(name);
         std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
         path
@@ -172,11 +185,6 @@ pub fn metadata(path: &Path, key: &str) -> Value {
     serde_json::from_str(&header.metadata().as_ref().unwrap()[key]).unwrap()
 }
 
-/// A file of the library's golden cases.
-pub fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/{case}.safetensors"))
-}
-
 /// Tensors by their names, as f64, with their types and shapes.
 pub type Tensors = HashMap<String, (Dtype, Vec<usize>, Vec<f64>)>;
 
@@ -203,21 +211,32 @@ pub fn read(path: &Path) -> Tensors {
 
 /// A file of tensors that were [`read`], perhaps changed.
 pub fn rewritten(folder: &Folder, tensors: &Tensors) -> PathBuf {
-    let tensor = |(dtype, shape, numbers): &(Dtype, Vec<usize>, Vec<f64>)| Tensor::of(*dtype, shape, numbers);
-    let tensors: Vec<_> = tensors.iter().map(|(name, parts)| (&**name, tensor(parts))).collect();
-    folder.file("rewritten.safetensors", &tensors)
+    folder.file("rewritten.safetensors", &chosen(tensors, |_| true))
+}
+
+/// Those of a file, for another one, with names that are wanted.
+pub fn chosen(tensors: &Tensors, is_wanted: impl Fn(&str) -> bool) -> Vec<(&str, Tensor)> {
+    (tensors.iter().filter(|(name, _)| is_wanted(name)))
+        .map(|(name, (dtype, shape, numbers))| (&**name, Tensor::of(*dtype, shape, numbers)))
+        .collect()
 }
 
 pub fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
 }
 
-/// NaN is never close.
+#[track_caller]
 pub fn assert_close(actual: &[f64], expected: &[f64], relative: f64) {
-    assert_eq!(actual.len(), expected.len());
+    assert_near(actual, expected, relative, 1e-7, "");
+}
+
+/// NaN is never near. `what`: the name of the numbers.
+#[track_caller]
+pub fn assert_near(actual: &[f64], expected: &[f64], relative: f64, absolute: f64, what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
     for (i, (actual, expected)) in actual.iter().zip(expected).enumerate() {
-        let close = (actual - expected).abs() <= relative * expected.abs() + 1e-7;
-        assert!(close, "at {i}: {actual} and not {expected}");
+        let near = (actual - expected).abs() <= relative * expected.abs() + absolute;
+        assert!(near, "{what} at {i}: {actual} and not {expected}");
     }
 }
 

@@ -2,34 +2,95 @@
 
 #![allow(dead_code, reason = "every test binary uses another part")]
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, LaunchConfig};
-use gfocal_emulator::Emulator;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, LaunchConfig, sys::CUresult,
+};
+use gfocal_emulator::{Emulator, Error};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// The emulator with the kernels of tests/kernels. `None`: there is no compiler, and that is
-/// allowed.
-pub fn emulator() -> Option<Emulator> {
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels");
-    match gfocal_emulator::install_with(&kernels) {
-        Ok(emulator) => Some(emulator),
-        Err(error @ gfocal_emulator::Error::NoCompiler { .. }) if gfocal_emulator::skip_allowed() => {
-            eprintln!("skipped: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
+/// A device of the emulator, and nobody else's: the seed and the faults are of the whole process.
+pub struct Device {
+    pub emulator: Emulator,
+    pub context: Arc<CudaContext>,
+    pub stream: Arc<CudaStream>,
+    /// How many there were before.
+    pub faults: u64,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Device {
+    /// Of an emulator that has been installed. `None`: there is no compiler, and that is allowed.
+    pub fn of(installed: Result<Emulator, Error>) -> Option<Device> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+        let emulator = match installed {
+            Ok(emulator) => emulator,
+            Err(error @ Error::NoCompiler { .. }) if gfocal_emulator::skip_allowed() => {
+                eprintln!("skipped: {error}");
+                return None;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        emulator.set_tight_fences(false);
+        emulator.set_seed(1);
+        let context = CudaContext::new(0).unwrap();
+        let stream = context.default_stream();
+        Some(Device { emulator, context, stream, faults: emulator.faults(), _alone: alone })
     }
+
+    /// The only kernel in a PTX text without code.
+    pub fn kernel(&self, name: &str, parameters: &[&str], threads: u32) -> CudaFunction {
+        function(&self.context, &ptx(&[entry(name, parameters, threads)]), name)
+    }
+
+    #[track_caller]
+    pub fn no_fault(&self) {
+        assert_eq!(self.emulator.faults(), self.faults, "{:?}", self.emulator.last_fault());
+    }
+
+    /// The one fault that this was, with these words in it.
+    #[track_caller]
+    pub fn expect<T>(&self, result: Result<T, DriverError>, code: CUresult, words: &[&str]) {
+        let said = self.emulator.last_fault().unwrap_or_default();
+        assert_eq!(result.map(drop).map_err(|error| error.0), Err(code), "{said}");
+        assert_eq!(self.emulator.faults(), self.faults + 1, "{said}");
+        for word in words {
+            assert!(said.contains(word), "`{word}` is not in: {said}");
+        }
+    }
+}
+
+/// A new one, with the kernels of tests/kernels.
+pub fn fresh() -> Option<Device> {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels");
+    Device::of(gfocal_emulator::install_with(&kernels))
+}
+
+/// Every entry point of kernels/ptx: its name, and the function or why there is none.
+pub fn entry_points(context: &Arc<CudaContext>) -> Vec<(String, Result<CudaFunction, DriverError>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/ptx");
+    let mut found = Vec::new();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "ptx") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let module = load(context, &text);
+        for line in text.lines() {
+            let Some((_, name)) = line.split_once(".entry ") else { continue };
+            let name = name.trim_end_matches('(').trim();
+            found.push((format!("{}: {name}", path.display()), module.load_function(name)));
+        }
+    }
+    assert!(!found.is_empty());
+    found
 }
 
 /// The compute capability that the environment gives the devices, as in 90.
 pub fn capability() -> i32 {
     std::env::var("GFOCAL_EMULATOR_CC").map_or(90, |value| value.replace('.', "").parse().unwrap())
-}
-
-/// One test at a time: the seed and the faults are of the whole process.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// An entry point of a PTX text: its name, its parameters, the threads of a block.

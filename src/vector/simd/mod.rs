@@ -80,7 +80,7 @@ pub trait Simd: Copy {
     fn sum(self, a: Self::F) -> f32;
     /// The losses of a vector of elements, and their gradients.
     #[inline(always)]
-    fn losses<L: Loss<Self>>(self, losses: L, x: Self::F, y: Self::F, scale: Self::F) -> (Self::F, Self::F) {
+    fn losses<L: Loss>(self, losses: L, x: Self::F, y: Self::F, scale: Self::F) -> (Self::F, Self::F) {
         losses.of(self, x, y, scale)
     }
     /// In each half, lane j of vector i becomes lane i of vector j.

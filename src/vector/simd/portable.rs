@@ -37,7 +37,7 @@ impl Simd for Portable {
     /// fifth of a program.
     #[cfg_attr(target_arch = "x86_64", inline(never))]
     #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
-    fn losses<L: Loss<Self>>(self, losses: L, x: Lanes, y: Lanes, scale: Lanes) -> (Lanes, Lanes) {
+    fn losses<L: Loss>(self, losses: L, x: Lanes, y: Lanes, scale: Lanes) -> (Lanes, Lanes) {
         losses.of(self, x, y, scale)
     }
 

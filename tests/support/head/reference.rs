@@ -17,7 +17,7 @@ pub struct Expected {
     pub normalisers: Normalisers,
 }
 
-fn box_loss(kind: IouKind) -> BoxLoss {
+pub fn box_loss(kind: IouKind) -> BoxLoss {
     match kind {
         IouKind::Iou => BoxLoss::Iou,
         IouKind::Giou => BoxLoss::Giou,

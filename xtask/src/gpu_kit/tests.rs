@@ -1,7 +1,7 @@
 //! The kit's script from start to end, with small programs in the place of gfocal, its tests and
 //! NVIDIA's tools.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;

@@ -11,14 +11,13 @@ mod time;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::fs;
 
 use clap::Args;
 use serde::Serialize;
 
+use crate::files;
 use crate::root;
 use crate::sass::{Measured, aligned, measure};
-use crate::wheels::cannot_write;
 use cases::Case;
 use grids::Rule;
 use machines::{ISSUED, LAUNCH, MACHINES, Machine, PORT, REDUCTION, SPECIAL};
@@ -87,10 +86,10 @@ pub fn run(options: &Options) -> Result<(), String> {
 fn write(machine: &Machine) -> Result<(), String> {
     let predictions = predictions(machine, false)?;
     let folder = root().join(FOLDER);
-    fs::create_dir_all(&folder).map_err(|error| cannot_write(&folder, &error))?;
+    files::create_folder(&folder)?;
     for (kind, content) in [("txt", text(machine, &predictions)), ("json", json(&predictions))] {
         let name = format!("{}.{kind}", machine.key);
-        fs::write(folder.join(&name), content).map_err(|error| cannot_write(&folder.join(&name), &error))?;
+        files::write(&folder.join(&name), content)?;
         println!("wrote {FOLDER}/{name}");
     }
     Ok(())

@@ -4,6 +4,7 @@ use super::cases::{Case, Op, time};
 use super::grids::{self, Rule};
 use super::machines::{MACHINES, Machine};
 use super::time::{Share, throughput};
+use crate::files::entries;
 use crate::root;
 use crate::sass::{Cost, Measured};
 use std::fs;
@@ -182,8 +183,7 @@ fn constants_are_those_of_the_library() {
 }
 
 fn read_all(folder: &Path, text: &mut String) {
-    for entry in fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
+    for path in entries(folder).expect("a folder") {
         if path.is_dir() {
             read_all(&path, text);
         } else if path.extension().is_some_and(|extension| extension != "ptx") {

@@ -4,7 +4,6 @@
 //! its own, so that it is known which test runs what: `--mutants` needs that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use serde::Deserialize;
 
 use super::tests::{self, Test};
 use super::text::{Entry, Text};
-use crate::wheels::cannot_write;
+use crate::files::{empty_folder, entries, has_extension, read, write};
 use crate::{cache, root};
 
 /// How many of all instructions tests must run.
@@ -64,7 +63,7 @@ pub fn run(from: Option<&Path>) -> Result<(), String> {
 /// named in `failed`; what they have run does not count.
 fn measure(texts: &[Text], lines: &mut Lines, failed: &mut Vec<String>) -> Result<(), String> {
     let mut chosen = tests::all()?;
-    tests::empty_folder(&folder())?;
+    empty_folder(&folder())?;
     for capability in CAPABILITIES {
         println!("{} tests at compute capability {capability}", chosen.len());
         let results = tests::on_all_cores(&chosen, |test| measure_one(test, capability, texts))?;
@@ -90,7 +89,7 @@ fn measure(texts: &[Text], lines: &mut Lines, failed: &mut Vec<String>) -> Resul
 /// `None`: it fails.
 fn measure_one(test: &Test, capability: u32, texts: &[Text]) -> Result<Option<Lines>, String> {
     let own = folder().join(capability.to_string()).join(test.file_name());
-    tests::empty_folder(&own)?;
+    empty_folder(&own)?;
     let log = own.join("log");
     let outcome = test.run(capability, &[("GFOCAL_EMULATOR_COVERAGE", &own)], LIMIT, Some(&log))?;
     if !outcome.passed {
@@ -99,22 +98,17 @@ fn measure_one(test: &Test, capability: u32, texts: &[Text]) -> Result<Option<Li
     }
     let mut lines = Lines::new();
     read_all(&own, texts, &mut lines)?;
-    let seconds = own.join("seconds");
-    fs::write(&seconds, outcome.seconds.to_string()).map_err(|error| cannot_write(&seconds, &error))?;
+    write(&own.join("seconds"), outcome.seconds.to_string())?;
     Ok(Some(lines))
 }
 
 /// Adds what the emulator has written to files of this folder and of those in it.
 pub fn read_all(folder: &Path, texts: &[Text], lines: &mut Lines) -> Result<(), String> {
-    let cannot_read =
-        |path: &Path, error: std::io::Error| format!("{} cannot be read: {error}", path.display());
-    for file in fs::read_dir(folder).map_err(|error| cannot_read(folder, error))? {
-        let path = file.map_err(|error| cannot_read(folder, error))?.path();
+    for path in entries(folder)? {
         if path.is_dir() {
             read_all(&path, texts, lines)?;
-        } else if path.extension().is_some_and(|extension| extension == "coverage") {
-            let text = fs::read_to_string(&path).map_err(|error| cannot_read(&path, error))?;
-            for record in text.lines() {
+        } else if has_extension(&path, "coverage") {
+            for record in read(&path)?.lines() {
                 read_record(record, texts, lines).map_err(|what| format!("{}: {what}", path.display()))?;
             }
         }
@@ -159,9 +153,8 @@ fn numbers(ranges: &str, entry: &Entry) -> Option<Vec<u32>> {
 /// Prints what has not run, and fails if that is too much, or has no reason.
 fn report(texts: &[Text], lines: &Lines) -> Result<(), String> {
     let path = root().join("kernels/uncovered.toml");
-    let exceptions = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let exceptions: Exceptions =
-        toml::from_str(&exceptions).map_err(|error| format!("{}: {error}", path.display()))?;
+        toml::from_str(&read(&path)?).map_err(|error| format!("{}: {error}", path.display()))?;
     let (mut all, mut ran) = (0, 0);
     let mut wrong = Vec::new();
     let mut used = BTreeSet::new();

@@ -12,11 +12,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::files::{cannot_write, create_folder};
 use crate::manifest;
 use crate::nvrtc::Nvrtc;
 use crate::root;
 use crate::variants::{Sources, compile, compiler_release};
-use crate::wheels::{NVRTC, cannot_write};
+use crate::wheels::NVRTC;
 
 const MANIFEST: &str = "MANIFEST";
 
@@ -98,7 +99,7 @@ fn generate_or_check(check: bool) -> Result<(), String> {
             changes.iter().map(|(name, what)| format!("  kernels/ptx/{name} {what}\n")).collect();
         return Err(format!("kernels/ptx is out of date:\n{list}Run `cargo xtask ptx`."));
     }
-    fs::create_dir_all(&folder).map_err(|error| cannot_write(&folder, &error))?;
+    create_folder(&folder)?;
     // The manifest comes last: after an interrupted run the old one does not fit, and that shows.
     changes.sort_by_key(|(name, _)| *name == MANIFEST);
     for (name, _) in &changes {

@@ -1,13 +1,14 @@
 //! The tests that may run kernels, each in a process of its own, on the emulator that runs PTX.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::root;
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::cargo;
 
 /// A test of a test program.
 #[derive(Clone)]
@@ -76,18 +77,10 @@ impl Test {
 
 /// Builds the test programs of the library and the command, with the committed PTX, and lists their tests.
 pub fn all() -> Result<Vec<Test>, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.current_dir(root()).args(["test", "--no-run", "--package", "gfocal", "--package", "gfocal-cli"]);
-    command.args(["--tests", "--message-format", "json-render-diagnostics"]).env("GFOCAL_NVRTC", "none");
-    let output =
-        command.stderr(Stdio::inherit()).output().map_err(|error| format!("cargo cannot run: {error}"))?;
-    if !output.status.success() {
-        return Err("the tests do not compile".to_owned());
-    }
-    let messages = String::from_utf8_lossy(&output.stdout);
+    let arguments = ["test", "--no-run", "--package", "gfocal", "--package", "gfocal-cli", "--tests"];
+    let messages = cargo::build(&arguments, "none")?;
     let mut tests = Vec::new();
-    for (program, folder) in messages.lines().filter_map(test_program) {
+    for (program, folder) in messages.iter().filter_map(test_program) {
         let stem = program.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let plain = stem.rsplit_once('-').map_or(stem.as_str(), |(plain, _)| plain);
         let list = Command::new(&program).args(["--list", "--format", "terse"]).output();
@@ -103,8 +96,7 @@ pub fn all() -> Result<Vec<Test>, String> {
 }
 
 /// The test program that a message of cargo's announces, and its package's folder.
-fn test_program(message: &str) -> Option<(PathBuf, PathBuf)> {
-    let message: serde_json::Value = serde_json::from_str(message).ok()?;
+fn test_program(message: &Value) -> Option<(PathBuf, PathBuf)> {
     if !message.get("profile")?.get("test")?.as_bool()? {
         return None;
     }
@@ -117,36 +109,7 @@ fn test_program(message: &str) -> Option<(PathBuf, PathBuf)> {
 /// ends it.
 pub fn on_all_cores<T: Sync, R: Send>(
     items: &[T],
-    work: impl Fn(&T) -> Result<R, String> + Sync,
+    work: impl Fn(&T) -> Result<R, String> + Send + Sync,
 ) -> Result<Vec<R>, String> {
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(Vec::new());
-    let worker = || {
-        while let index = next.fetch_add(1, Ordering::Relaxed)
-            && let Some(item) = items.get(index)
-        {
-            let result = work(item);
-            if result.is_err() {
-                next.store(items.len(), Ordering::Relaxed);
-            }
-            results.lock().unwrap_or_else(|e| e.into_inner()).push((index, result));
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(items.len());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(worker);
-        }
-    });
-    let mut results = results.into_inner().unwrap_or_else(|e| e.into_inner());
-    results.sort_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
-}
-
-/// A folder that is there and empty.
-pub fn empty_folder(path: &Path) -> Result<(), String> {
-    if path.exists() {
-        fs::remove_dir_all(path).map_err(|error| format!("{} cannot be emptied: {error}", path.display()))?;
-    }
-    fs::create_dir_all(path).map_err(|error| crate::wheels::cannot_write(path, &error))
+    items.par_iter().with_max_len(1).map(work).collect()
 }

@@ -1,7 +1,6 @@
 //! What is in the files of kernels/ptx: entry points, and the lines of their instructions.
 
-use std::fs;
-
+use crate::files::{entries, has_extension, read};
 use crate::root;
 
 /// A file of kernels/ptx.
@@ -24,15 +23,10 @@ pub struct Entry {
 impl Text {
     /// All of kernels/ptx, by name.
     pub fn all() -> Result<Vec<Text>, String> {
-        let folder = root().join("kernels/ptx");
-        let cannot_read = |error: std::io::Error| format!("{} cannot be read: {error}", folder.display());
         let mut texts = Vec::new();
-        for file in fs::read_dir(&folder).map_err(cannot_read)? {
-            let path = file.map_err(cannot_read)?.path();
+        for path in entries(&root().join("kernels/ptx"))?.iter().filter(|path| has_extension(path, "ptx")) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.ends_with(".ptx") {
-                texts.push(Text::new(name, &fs::read_to_string(&path).map_err(cannot_read)?));
-            }
+            texts.push(Text::new(name, &read(path)?));
         }
         texts.sort_by(|a, b| a.name.cmp(&b.name));
         if texts.is_empty() { Err("kernels/ptx has no PTX".to_owned()) } else { Ok(texts) }

@@ -8,10 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::files::{create_folder, write};
 use crate::nvrtc::Nvrtc;
 use crate::root;
 use crate::variants::{Source, Sources, Variant, compile_with};
-use crate::wheels::{NVCC, NVRTC, cannot_write, run as run_tool};
+use crate::wheels::{NVCC, NVRTC, run as run_tool};
 
 /// The target that all trials are for: copies from global to shared memory exist from it on.
 const TARGET: u32 = 80;
@@ -51,10 +52,10 @@ pub fn run(folder: &Path) -> Result<(), String> {
         let (variants, names): (Vec<_>, Vec<_>) = images(&sources, trial)?.into_iter().unzip();
         let images = compile_with(&nvrtc, &sources, &variants, &[trial.define])?;
         let folder = folder.join(trial.name);
-        fs::create_dir_all(&folder).map_err(|error| cannot_write(&folder, &error))?;
+        create_folder(&folder)?;
         for (image, name) in images.iter().zip(names) {
             let path = folder.join(name);
-            fs::write(&path, &image.ptx).map_err(|error| cannot_write(&path, &error))?;
+            write(&path, &image.ptx)?;
             for architecture in ARCHITECTURES {
                 check(&ptxas, &path, architecture)?;
             }

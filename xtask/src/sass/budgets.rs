@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
 
 use serde::Deserialize;
 
 use super::device;
+use super::entries::{Entry, matches};
 use super::figures::{Assembled, Figures, MainLoop, is_wide_load};
 use super::sizes::Sizes;
+use crate::files::read;
 use crate::root;
 
 /// The file.
@@ -134,14 +135,6 @@ struct Architecture(u32);
 #[serde(transparent)]
 struct Opcode(String);
 
-/// An entry point of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry<'a> {
-    pub name: &'a str,
-    /// Of a block, at most.
-    pub threads: u32,
-}
-
 /// One figure against its bound.
 #[derive(Debug, PartialEq)]
 pub struct Check {
@@ -155,9 +148,7 @@ pub struct Check {
 impl Budgets {
     /// Those of kernels/budgets.toml.
     pub fn of_checkout() -> Result<Budgets, String> {
-        let file = root().join("kernels/budgets.toml");
-        let text = fs::read_to_string(&file)
-            .map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
+        let text = read(&root().join("kernels/budgets.toml"))?;
         Budgets::read(&text).map_err(|error| format!("kernels/budgets.toml: {error}"))
     }
 
@@ -472,33 +463,4 @@ fn forbidden<'a, I: Iterator<Item = &'a str>>(
         *found.entry(opcode).or_default() += 1;
     }
     found.into_iter().map(|(opcode, count)| format!("{opcode} {what} and stands there {count} x")).collect()
-}
-
-/// Whether a text is what a pattern says, in which `*` stands for any characters.
-pub fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((start, rest)) => text.strip_prefix(start).is_some_and(|text| {
-            let mut ends = text.char_indices().map(|(at, _)| at).chain([text.len()]);
-            ends.any(|at| matches(rest, &text[at..]))
-        }),
-    }
-}
-
-/// The entry points of an image: `.visible .entry qfl_f32(` and then `.maxntid 320, 1, 1`.
-pub fn entries(ptx: &str) -> Result<Vec<Entry<'_>>, String> {
-    let mut found: Vec<Entry> = Vec::new();
-    for line in ptx.lines() {
-        if let Some((_, name)) = line.split_once(".entry ") {
-            found.push(Entry { name: name.trim_end_matches(['(', ')', ' ']), threads: 0 });
-        } else if let (Some(size), Some(entry)) = (line.trim().strip_prefix(".maxntid "), found.last_mut()) {
-            let sizes = size.split(',').map(|size| size.trim().parse::<u32>());
-            entry.threads = sizes.product::<Result<_, _>>().map_err(|error| format!("{line}: {error}"))?;
-        }
-    }
-    match found.iter().find(|entry| entry.threads == 0) {
-        Some(entry) => Err(format!("{} does not say how many threads its blocks have", entry.name)),
-        None if found.is_empty() => Err("there is no kernel in it".to_owned()),
-        None => Ok(found),
-    }
 }

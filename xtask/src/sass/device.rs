@@ -7,49 +7,19 @@ struct Multiprocessor {
     architecture: u32,
     threads: u32,
     blocks: u32,
-    /// Bytes, with what each block takes for the system.
+    /// Bytes, and what of them each block takes for the system.
     shared: u32,
-    shared_per_block: u32,
+    taken: u32,
 }
 
 /// Turing, Ampere in data centres and not, Ada, Hopper, Blackwell.
 const MULTIPROCESSORS: [Multiprocessor; 6] = [
-    Multiprocessor { architecture: 75, threads: 1024, blocks: 16, shared: 64 << 10, shared_per_block: 0 },
-    Multiprocessor {
-        architecture: 80,
-        threads: 2048,
-        blocks: 32,
-        shared: 164 << 10,
-        shared_per_block: 1 << 10,
-    },
-    Multiprocessor {
-        architecture: 86,
-        threads: 1536,
-        blocks: 16,
-        shared: 100 << 10,
-        shared_per_block: 1 << 10,
-    },
-    Multiprocessor {
-        architecture: 89,
-        threads: 1536,
-        blocks: 24,
-        shared: 100 << 10,
-        shared_per_block: 1 << 10,
-    },
-    Multiprocessor {
-        architecture: 90,
-        threads: 2048,
-        blocks: 32,
-        shared: 228 << 10,
-        shared_per_block: 1 << 10,
-    },
-    Multiprocessor {
-        architecture: 120,
-        threads: 1536,
-        blocks: 24,
-        shared: 100 << 10,
-        shared_per_block: 1 << 10,
-    },
+    Multiprocessor { architecture: 75, threads: 1024, blocks: 16, shared: 64 << 10, taken: 0 },
+    Multiprocessor { architecture: 80, threads: 2048, blocks: 32, shared: 164 << 10, taken: 1 << 10 },
+    Multiprocessor { architecture: 86, threads: 1536, blocks: 16, shared: 100 << 10, taken: 1 << 10 },
+    Multiprocessor { architecture: 89, threads: 1536, blocks: 24, shared: 100 << 10, taken: 1 << 10 },
+    Multiprocessor { architecture: 90, threads: 2048, blocks: 32, shared: 228 << 10, taken: 1 << 10 },
+    Multiprocessor { architecture: 120, threads: 1536, blocks: 24, shared: 100 << 10, taken: 1 << 10 },
 ];
 
 /// The same for all of them: each of four parts of a multiprocessor has this many registers, and a
@@ -69,7 +39,7 @@ pub fn resident_blocks(architecture: u32, threads: u32, resources: &Resources) -
     let of_a_warp = (resources.registers.max(1) * WARP).next_multiple_of(REGISTERS_AT_A_TIME);
     let warps = REGISTERS_OF_A_QUARTER / of_a_warp * 4;
     let by_registers = warps / threads.div_ceil(WARP).max(1);
-    let by_shared = device.shared / (resources.static_shared + device.shared_per_block).max(1);
+    let by_shared = device.shared / (resources.static_shared + device.taken).max(1);
     let by_threads = device.threads / threads.max(1);
     Some(by_registers.min(by_shared).min(by_threads).min(device.blocks))
 }

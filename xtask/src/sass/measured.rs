@@ -1,12 +1,11 @@
 //! The figures of kernels for `cargo xtask model`.
 
-use crate::manifest;
-use crate::root;
-use crate::variants::{Sources, in_parallel};
+use crate::variants::in_parallel;
 
-use super::budgets::{self, Budgets};
+use super::budgets::{Budget, Budgets};
+use super::entries::entries;
 use super::figures::{Assembled, Cost};
-use super::{Tools, device, is_loaded};
+use super::{Tools, committed, device, is_loaded};
 
 /// A kernel's main loop, or one of several.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,14 +27,11 @@ pub struct Measured {
 
 /// Assembles the committed images that hold a kernel which is wanted, for one architecture.
 pub fn measure(architecture: u32, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Measured>, String> {
-    let kernels = root().join("kernels");
-    let sources = Sources::read(&kernels)?;
-    let committed =
-        manifest::read(&kernels, &sources).map_err(|reason| format!("{reason}. Run `cargo xtask ptx`."))?;
+    let (sources, ptx) = committed()?;
     let budgets = Budgets::of_checkout()?;
     let mut jobs = Vec::new();
-    for (variant, ptx) in sources.variants().into_iter().zip(&committed.ptx) {
-        let entries = budgets::entries(ptx)?;
+    for (variant, ptx) in sources.variants().into_iter().zip(&ptx) {
+        let entries = entries(ptx)?;
         if is_loaded(&variant, architecture) && entries.iter().any(|entry| is_wanted(entry.name)) {
             jobs.push((variant.image_name(), ptx, entries));
         }
@@ -57,7 +53,7 @@ fn of_kernel(budgets: &Budgets, assembled: &Assembled) -> Result<Vec<Measured>, 
         .ok_or_else(|| {
         format!("xtask/src/sass/device.rs does not know what sm_{} holds", assembled.architecture)
     })?;
-    let of_loop = |budget: &budgets::Budget| {
+    let of_loop = |budget: &Budget| {
         let figures = budget.figures(assembled);
         Measured {
             name: assembled.name().to_owned(),

@@ -8,6 +8,7 @@
 mod budgets;
 mod device;
 mod dump;
+mod entries;
 mod figures;
 mod flow;
 mod listing;
@@ -27,11 +28,13 @@ use std::time::Duration;
 use clap::Args;
 use wait4::Wait4;
 
+use crate::files::{create_folder, write};
 use crate::manifest;
 use crate::variants::{Sources, Variant, in_parallel};
-use crate::wheels::{NVCC, NVDISASM, cannot_write, run as run_tool};
+use crate::wheels::{NVCC, NVDISASM, run as run_tool};
 use crate::{cache, root};
-use budgets::{Budgets, Entry, TITLES};
+use budgets::{Budgets, TITLES};
+use entries::{Entry, entries, matches};
 use figures::Assembled;
 pub use figures::Cost;
 use flow::Flow;
@@ -61,16 +64,13 @@ pub struct Options {
 /// Assembles every committed image for the architectures that load it, prints each kernel's figures
 /// against its budget, and fails if a budget is broken.
 pub fn run(options: &Options) -> Result<(), String> {
-    let kernels = root().join("kernels");
-    let sources = Sources::read(&kernels)?;
-    let committed =
-        manifest::read(&kernels, &sources).map_err(|reason| format!("{reason}. Run `cargo xtask ptx`."))?;
+    let (sources, ptx) = committed()?;
     let budgets = Budgets::of_checkout()?;
 
     let mut images = Vec::new();
-    for (variant, ptx) in sources.variants().into_iter().zip(&committed.ptx) {
+    for (variant, ptx) in sources.variants().into_iter().zip(&ptx) {
         let name = variant.image_name();
-        let entries = budgets::entries(ptx).map_err(|error| format!("kernels/ptx/{name}: {error}"))?;
+        let entries = entries(ptx).map_err(|error| format!("kernels/ptx/{name}: {error}"))?;
         images.push((variant, ptx.as_str(), entries));
     }
     if options.dump.is_none() {
@@ -79,7 +79,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     }
 
     let pattern = format!("*{}*", options.dump.as_ref().unwrap_or(&options.kernel));
-    let is_wanted = |name: &str| budgets::matches(&pattern, name);
+    let is_wanted = |name: &str| matches(&pattern, name);
     let mut jobs = Vec::new();
     for (variant, ptx, entries) in &images {
         for architecture in budgets.architectures().filter(|&number| is_loaded(variant, number)) {
@@ -129,6 +129,15 @@ pub fn run(options: &Options) -> Result<(), String> {
             Err(format!("kernels/ptx is larger than kernels/budgets.toml says:\n  {}", faults.join("\n  ")))
         }
     }
+}
+
+/// The sources, and the PTX that is committed for each of their variants.
+fn committed() -> Result<(Sources, Vec<String>), String> {
+    let kernels = root().join("kernels");
+    let sources = Sources::read(&kernels)?;
+    let committed =
+        manifest::read(&kernels, &sources).map_err(|reason| format!("{reason}. Run `cargo xtask ptx`."))?;
+    Ok((sources, committed.ptx))
 }
 
 /// Whether a device of this architecture takes this image, and not one for a higher target.
@@ -228,7 +237,7 @@ impl Tools {
             // Two runs at once shall not share it.
             folder: cache().join(format!("sass-{}", process::id())),
         };
-        fs::create_dir_all(&tools.folder).map_err(|error| cannot_write(&tools.folder, &error))?;
+        create_folder(&tools.folder)?;
         Ok(tools)
     }
 
@@ -245,7 +254,7 @@ impl Tools {
         };
         let source = self.folder.join(format!("{architecture}.{image}"));
         let cubin = source.with_extension("cubin");
-        fs::write(&source, ptx).map_err(|error| cannot_write(&source, &error))?;
+        write(&source, ptx)?;
         let mut assemble = Command::new(&self.ptxas);
         assemble.arg("-v").arg(format!("--gpu-name=sm_{architecture}")).arg(&source).arg("-o").arg(&cubin);
         let (log, time) = timed(&mut assemble).map_err(|log| failed("ptxas", log))?;

@@ -1,10 +1,12 @@
 //! Small kernels, written by hand, with ways through them that can be counted.
 
-use super::budgets::{Budgets, entries, matches};
+use super::budgets::Budgets;
+use super::entries::{entries, matches};
 use super::figures::{Assembled, Cost, MainLoop};
 use super::flow::{Flow, Region, Way};
 use super::listing;
 use super::resources::Resources;
+use crate::files::{has_extension, read};
 
 /// A kernel on sm_90 of 320 threads a block, from lines as `nvdisasm` prints them, less the
 /// addresses: `@P0 BRA next`, and labels as `next:`.
@@ -447,13 +449,10 @@ fn a_misspelt_budget_is_an_error() {
 #[test]
 fn the_budgets_are_those_of_the_kernels() {
     let kernels = crate::root().join("kernels");
-    let budgets = Budgets::read(&std::fs::read_to_string(kernels.join("budgets.toml")).unwrap()).unwrap();
-    let images: Vec<String> = std::fs::read_dir(kernels.join("ptx"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "ptx"))
-        .map(|path| std::fs::read_to_string(path).unwrap())
-        .collect();
+    let budgets = Budgets::of_checkout().unwrap();
+    let files = crate::files::entries(&kernels.join("ptx")).unwrap();
+    let ptx = files.iter().filter(|path| has_extension(path, "ptx"));
+    let images: Vec<String> = ptx.map(|path| read(path).unwrap()).collect();
     let entries: Vec<_> = images.iter().flat_map(|image| entries(image).unwrap()).collect();
     assert_eq!(budgets.cover(&entries), Ok(()));
 }

@@ -109,9 +109,10 @@ fn check_anchor<T: Stored>(
 
 #[cfg(test)]
 mod tests {
+    use gfocal_bench::Size;
     use gfocal_bench::head::pyramid::BINS;
-    use gfocal_bench::{Calls, Size, Workload};
 
+    use super::super::assert_noticed;
     use super::*;
 
     #[test]
@@ -119,27 +120,22 @@ mod tests {
         let size = Size { rows: 1000, columns: 5 };
         let case = Case { op: Op::Head, dtype: Dtype::F32, size, passes: vec![] };
         let inputs = Inputs::<f32>::random(case.size);
-        let mut cpu = inputs.on_cpu();
-        check(&case, &inputs, |pass| Ok(cpu.outcome(pass)?)).unwrap();
         let positive = Truth::of(&inputs).positives[0][0].anchor;
         let at = |channel: usize| channel * inputs.levels[0].size.positions() + positive;
-        type Spoil<'a> = &'a dyn Fn(&mut Outcome<f32>);
-        let spoilt: [(&str, Spoil); 7] = [
-            ("a classification loss", &|outcome| outcome.losses[0] *= 1.0001),
-            ("a box loss", &|outcome| outcome.losses[1] *= 1.0001),
-            ("a distribution loss", &|outcome| outcome.losses[5] *= 1.0001),
-            ("nothing written", &|outcome| outcome.grads[1][0].fill(f32::NAN)),
-            ("a class logit's gradient", &|outcome| outcome.grads[0][0][at(2)] *= 1.001),
-            ("a box logit's gradient", &|outcome| outcome.grads[0][1][at(BINS + 3)] *= 1.001),
-            ("a negative's box", &|outcome| outcome.grads[0][1].iter_mut().for_each(|grad| *grad += 1e-9)),
-        ];
-        for (what, spoil) in spoilt {
-            let run = |pass| {
-                let mut outcome = cpu.outcome(pass)?;
-                spoil(&mut outcome);
-                Ok(outcome)
-            };
-            assert!(matches!(check(&case, &inputs, run), Err(Error::Wrong { .. })), "{what}");
-        }
+        assert_noticed(
+            &case,
+            &inputs,
+            &[
+                ("a classification loss", &|outcome| outcome.losses[0] *= 1.0001),
+                ("a box loss", &|outcome| outcome.losses[1] *= 1.0001),
+                ("a distribution loss", &|outcome| outcome.losses[5] *= 1.0001),
+                ("nothing written", &|outcome| outcome.grads[1][0].fill(f32::NAN)),
+                ("a class logit's gradient", &|outcome| outcome.grads[0][0][at(2)] *= 1.001),
+                ("a box logit's gradient", &|outcome| outcome.grads[0][1][at(BINS + 3)] *= 1.001),
+                ("a negative's box", &|outcome| {
+                    outcome.grads[0][1].iter_mut().for_each(|grad| *grad += 1e-9)
+                }),
+            ],
+        );
     }
 }

@@ -41,6 +41,27 @@ fn tolerance(dtype: Dtype) -> (f64, f64) {
     }
 }
 
+#[cfg(test)]
+type Spoil<'a, Outcome> = (&'a str, &'a dyn Fn(&mut Outcome));
+
+/// Results that are spoilt are noticed, and others are not.
+#[cfg(test)]
+fn assert_noticed<I: Checked>(case: &Case, inputs: &I, spoilt: &[Spoil<I::Outcome>]) {
+    use gfocal_bench::Calls;
+
+    let mut cpu = inputs.on_cpu();
+    inputs.check(case, |pass| Ok(cpu.outcome(pass)?)).unwrap();
+    for (what, spoil) in spoilt {
+        let run = |pass| {
+            let mut outcome = cpu.outcome(pass)?;
+            spoil(&mut outcome);
+            Ok(outcome)
+        };
+        let found = inputs.check(case, run);
+        assert!(matches!(found, Err(crate::error::Error::Wrong { .. })), "{case}: {what}");
+    }
+}
+
 /// NaN is never close.
 fn close(found: f64, expected: f64, relative: f64, absolute: f64) -> bool {
     (found - expected).abs() <= relative * expected.abs() + absolute

@@ -81,35 +81,27 @@ fn truth<T: Stored>(inputs: &Inputs<T>, row: usize) -> (f64, Vec<f64>) {
 
 #[cfg(test)]
 mod tests {
-    use gfocal_bench::{Calls, Op, Size, Workload};
+    use gfocal_bench::{Op, Size};
 
+    use super::super::assert_noticed;
     use super::*;
     use crate::floats::Dtype;
-
-    fn case(op: Op) -> Case {
-        Case { op, dtype: Dtype::F32, size: Size { rows: 300, columns: 9 }, passes: vec![] }
-    }
 
     #[test]
     fn right_results_pass_and_wrong_ones_do_not() {
         for op in [Op::Qfl, Op::Dfl, Op::Integral] {
-            let case = case(op);
+            let size = Size { rows: 300, columns: 9 };
+            let case = Case { op, dtype: Dtype::F32, size, passes: vec![] };
             let inputs = Inputs::<f32>::random(op.on_rows().unwrap(), case.size);
-            let mut cpu = inputs.on_cpu();
-            check(&case, &inputs, |pass| Ok(cpu.outcome(pass)?)).unwrap();
-            let spoilt: [fn(&mut Outcome<f32>); 3] = [
-                |outcome| outcome.grad[4] += 1e-3,
-                |outcome| outcome.grad.fill(f32::NAN),
-                |outcome| outcome.loss[0] *= 1.0001,
-            ];
-            for spoil in spoilt {
-                let run = |pass| {
-                    let mut outcome = cpu.outcome(pass)?;
-                    spoil(&mut outcome);
-                    Ok(outcome)
-                };
-                assert!(matches!(check(&case, &inputs, run), Err(Error::Wrong { .. })), "{op:?}");
-            }
+            assert_noticed(
+                &case,
+                &inputs,
+                &[
+                    ("a gradient", &|outcome| outcome.grad[4] += 1e-3),
+                    ("nothing written", &|outcome| outcome.grad.fill(f32::NAN)),
+                    ("a loss", &|outcome| outcome.loss[0] *= 1.0001),
+                ],
+            );
         }
     }
 }
