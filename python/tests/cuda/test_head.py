@@ -161,9 +161,10 @@ def test_status(driver: Driver) -> None:
 
 
 def test_context_stays(driver: Driver) -> None:
-    device = OnDevice(driver, scene(), TYPES[0])
+    device, workspace = OnDevice(driver, scene(), TYPES[0]), driver.empty((2**19,), "uint8")
+    device.run(losses=device.losses, workspace=workspace)
     driver.call("cuCtxSetCurrent", None)
-    device.run(losses=device.losses, **device.gradients())
+    device.run(losses=device.losses, workspace=workspace, **device.gradients())
     assert driver.current() is None
     driver.make_current()
 
