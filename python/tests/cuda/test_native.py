@@ -197,6 +197,20 @@ def test_second_device_while_the_first_is_current(driver: Driver) -> None:
         qfl.run(pred, LABELS, score, loss=loss)
 
 
+def test_no_context_is_current(driver: Driver) -> None:
+    """The head's own workspace is given back after each call: in its context, though the thread has none."""
+    head = _native.Head("mmdetection", "bins", 17, *[None] * 3, "last", *[None] * 9)
+    cls, boxes = driver.upload(np.zeros((1, 3, 4, 4), np.float32)), driver.upload(np.zeros((1, 68, 4, 4), np.float32))
+    labels = driver.upload(np.ones((1, 16), np.int64))
+    targets = driver.upload(np.tile(np.array([0, 0, 20, 20], np.float32), (1, 16, 1)))
+    losses = driver.empty((1, 3), "float32")
+    for call in range(4):
+        driver.call("cuCtxSetCurrent", None)
+        head.run([cls], [boxes], [labels], [targets], [8.0], losses=losses, stream=driver.address)
+        assert call == 0 or driver.current() is None
+    assert (values(losses) > 0).all()
+
+
 def test_mistakes(driver: Driver) -> None:
     qfl = _native.Qfl(2.0, 1.0, None, False, "last", None)
     loss = driver.upload(np.zeros(1, np.float32))
@@ -276,7 +290,6 @@ def test_cuda_errors_carry_the_drivers_code() -> None:
 
     array = Driver().empty((70, 20), "float32")
     array.driver = type("Other", (), {"ordinal": 77})()  # type: ignore[assignment]
-    loss = array
     with pytest.raises(gfocal.CudaError, match="there is no CUDA device 77") as caught:
-        _native.scale(Far(), loss)
+        _native.scale(Far(), Driver().empty((1,), "float32"))
     assert caught.value.code is None and caught.value.name is None
