@@ -46,6 +46,7 @@ pub fn run(folder: &Path) -> Result<(), String> {
         built(&["test", "--package", "gfocal", "--no-run", "--test", "kit"])?,
         built(&["build", "--package", "gfocal-cli"])?,
     ];
+    let module = python_module()?;
     let _ = fs::remove_dir_all(folder);
     let bin = folder.join("bin");
     create_folder(&bin)?;
@@ -55,6 +56,14 @@ pub fn run(folder: &Path) -> Result<(), String> {
     for (from, to) in DATA {
         copy_folder(&root().join(from), &folder.join(to))?;
     }
+    let package = folder.join("python/gfocal");
+    for from in entries(&root().join("python/gfocal"))? {
+        if from.extension().is_some_and(|extension| extension == "py") {
+            copy_as(&from, &package, &from.file_name().unwrap_or_default().to_string_lossy())?;
+        }
+    }
+    copy_as(&module, &package, "_native.abi3.so")?;
+    copy_as(&root().join("python/tests/gpu.py"), &folder.join("python"), "gpu.py")?;
     write_scripts(folder)?;
     crate::ptx::variants::run(&folder.join("variants"))?;
 
@@ -111,6 +120,24 @@ fn built(arguments: &[&str]) -> Result<Vec<PathBuf>, String> {
     } else {
         Ok(programs)
     }
+}
+
+/// The native module of the Python package, as it is installed.
+fn python_module() -> Result<PathBuf, String> {
+    let arguments =
+        ["build", "--package", "gfocal-python", "--profile", "wheel", "--config", "profile.wheel.strip=true"];
+    let messages = cargo::build(&arguments, "none")?;
+    let file = |message: &serde_json::Value| {
+        (message.get("target")?.get("name")? == "_native")
+            .then(|| Some(message.get("filenames")?.get(0)?.as_str()?.into()))?
+    };
+    messages.iter().find_map(file).ok_or_else(|| "cargo made no module for Python".to_owned())
+}
+
+fn copy_as(from: &Path, folder: &Path, name: &str) -> Result<(), String> {
+    create_folder(folder)?;
+    let to = folder.join(name);
+    fs::copy(from, &to).map(|_| ()).map_err(|error| cannot_write(&to, &error))
 }
 
 /// Copies programs, without the hash that cargo puts behind a test's name.

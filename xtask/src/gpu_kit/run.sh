@@ -11,6 +11,7 @@
 #   sanitize  races and accesses out of bounds, by compute-sanitizer
 #   profile   what bounds the main kernels, by Nsight Compute
 #   peers     PyTorch's operations, Triton and (not in a lease) torch.compile on the same kind of data
+#   python    the Python package on PyTorch's CUDA tensors: graphs, streams, mixed precision
 #   variants  the kernels compiled in other ways, against those that ship
 #   repeat    the same bits, 1000 times
 #
@@ -21,10 +22,10 @@ set -uo pipefail
 export LC_ALL=C # a decimal point is a point
 [[ ${OUT:-/} == /* ]] || OUT=$PWD/$OUT
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 2
-readonly STAGES=(load check bench tests sanitize profile peers variants repeat)
+readonly STAGES=(load check bench tests sanitize profile peers python variants repeat)
 # What a lease gives each stage at most, in seconds: together more than there is, since few need all of theirs.
-readonly -A SHARE=([load]=75 [check]=35 [bench]=85 [tests]=100 [sanitize]=75 [profile]=90 [peers]=60 [variants]=45
-    [repeat]=480)
+readonly -A SHARE=([load]=75 [check]=35 [bench]=85 [tests]=100 [sanitize]=75 [profile]=90 [peers]=60 [python]=45
+    [variants]=45 [repeat]=480)
 readonly MOST=${GFOCAL_KIT_SECONDS:-480} # seconds
 logs=$PWD/logs OUT=${OUT:-$PWD/out}
 export RUST_BACKTRACE=1 CARGO_MANIFEST_DIR=$PWD CUDA_CACHE_PATH=$PWD/cache CUDA_CACHE_MAXSIZE=1073741824
@@ -155,6 +156,12 @@ peers() {
         item "peers-${case/:/-}" 110 python3 benches/peers/bench.py --device cuda --impls $impls --seconds $seconds \
             --budget 80 --ops "${case%:*}" --sizes "${case#*:}" --dtype f32,bf16
     done
+}
+
+python() {
+    local without=$emulated
+    [[ $without ]] || probe python3 -c 'import torch; torch.zeros(1).cuda()'
+    item python 60 env PYTHONPATH="$PWD/python" python3 python/gpu.py
 }
 
 # A folder of variants holds PTX that takes the place of what ships under the same name; the names say
