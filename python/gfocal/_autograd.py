@@ -104,7 +104,7 @@ def _gradient(ctx: Any, upstream: Tensor, functional: bool) -> Tensor:
             return grad if upstream.item() == 1.0 else scale_grad(grad, upstream)
         # On CUDA the upstream gradient is not looked at here: that would be waited for. The gradient is multiplied
         # where it is, unless an earlier backward pass has given it away.
-        if not ctx.given_away:
+        if not getattr(ctx, "given_away", False):
             ctx.given_away = True
             _native.scale(grad, upstream)
             return grad
@@ -126,7 +126,7 @@ class Loss(Function):
         counts: bool,
     ) -> Any:
         loss, grad, status = forward_op(pred, *tensors, *options, early, counts)
-        ctx.early, ctx.backward_op, ctx.options, ctx.given_away = early, backward_op, options, False
+        ctx.early, ctx.backward_op, ctx.options = early, backward_op, options
         ctx.save_for_backward(pred, *tensors, *([grad] if early else []))
         if not counts:
             return loss

@@ -72,14 +72,13 @@ class GfocalGFLHead(GFLHead):  # type: ignore[misc]
         strides = [_single(stride) for stride in self.prior_generator.strides]
         sizes = [tuple(scores.shape[2:]) for scores in cls_scores]
         device = cls_scores[0].device
-        counts = [len(instances.labels) for instances in batch_gt_instances]
         targets = gfocal.atss(
             sizes,
             strides,
             torch.cat([instances.bboxes for instances in batch_gt_instances]).to(device),
             torch.cat([instances.labels for instances in batch_gt_instances]).to(device),
-            torch.tensor([image for image, count in enumerate(counts) for _ in range(count)], device=device).long(),
-            len(counts),
+            torch.cat([torch.full_like(of.labels, image) for image, of in enumerate(batch_gt_instances)]).to(device),
+            len(batch_gt_instances),
             self.num_classes,
             topk=self.train_cfg["assigner"]["topk"],
             scale=self.prior_generator.octave_base_scale,
@@ -154,7 +153,11 @@ def _image_sizes(
         for size, stride in zip(sizes, strides)
         for length, positions in zip(image, size)
     )
-    return None if whole else torch.tensor(found, dtype=torch.int64, device=device)
+    if whole:
+        return None
+    told = torch.tensor(found, dtype=torch.int64)
+    # From pinned memory nobody waits for the copy.
+    return told.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else told.to(device)
 
 
 __all__ = ["GfocalGFLHead"]

@@ -2,6 +2,7 @@
 
 use gfocal::cuda::{Borrowed, Device as Cuda, Scalar, StatusBlock, StorageElement};
 use gfocal::{AvgPolicy, Call, Element, Host, Operation, Reduction, Status};
+use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cuda::{On, Stream};
@@ -19,10 +20,9 @@ pub enum Number {
 impl Number {
     /// A float, or a tensor with one element; one on the CPU is read now.
     pub fn of(name: &'static str, object: &Bound<'_, PyAny>) -> Outcome<Number> {
-        if let Ok(number) = object.extract::<f64>()
-            && !object.hasattr("__dlpack__")?
-        {
-            return Ok(Number::Host(number));
+        // A tensor is not asked for its number: one on CUDA would be waited for.
+        if !object.hasattr(intern!(object.py(), "__dlpack__"))? {
+            return Ok(Number::Host(object.extract()?));
         }
         let tensor = Tensor::of(name, object)?;
         if tensor.len() != 1 {

@@ -123,6 +123,9 @@ class Array:
         self.driver.wait()
         return (values.astype(np.uint32) << 16).view(np.float32) if self.dtype == "bfloat16" else values
 
+    def __float__(self) -> float:
+        raise AssertionError("the host would wait for the device")
+
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.driver.ordinal
 
