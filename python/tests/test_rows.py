@@ -141,6 +141,25 @@ class TestQfl(OpTester):
         check_module(gfocal.QualityFocalLoss(beta=1.5), self.inputs().float(), (LABELS, SCORE), WEIGHT)
 
 
+def test_inductor() -> None:
+    """One program through all of PyTorch's compiler, of several sizes."""
+
+    def program(pred: Tensor, labels: Tensor, score: Tensor) -> Tensor:
+        return gfocal.quality_focal_loss(pred * 2, (labels, score)) + gfocal.distribution_focal_loss(pred, 4 * score)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(program, fullgraph=True, dynamic=True)
+    for rows in (9, 7):
+        results = []
+        for run in (compiled, program):
+            pred = numbers(rows, CLASSES).float().requires_grad_()
+            loss = run(pred, LABELS[:rows], SCORE[:rows])
+            loss.backward()
+            results.append((loss.detach(), pred.grad))
+        assert torch.equal(results[0][0], results[1][0])
+        assert results[0][1] is not None and torch.equal(results[0][1], results[1][1])
+
+
 class TestDfl(OpTester):
     label = torch.tensor([0.0, 1.25, 6.75, 7.0, 3.5, 2.0, 0.5, 5.125, 6.0])
 
