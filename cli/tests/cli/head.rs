@@ -9,7 +9,7 @@ const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../samples/head.safet
 /// Everything that is written for a golden case, against what it holds.
 fn assert_golden(run: &dyn Fn(&Path, &str) -> Run, case: &str, args: &str, relative: f64, absolute: f64) {
     let folder = Folder::new();
-    let (file, out) = (golden(&format!("head_{case}")), folder.path("out.safetensors"));
+    let (file, out) = (golden(case), folder.path("out.safetensors"));
     run(&file, &format!("{args} --output {}", out.display())).ok();
     let (golden, written) = (read(&file), read(&out));
     for (name, (_, shape, numbers)) in &written {
