@@ -13,8 +13,7 @@ pub fn build(arguments: &[&str], nvrtc: impl AsRef<OsStr>) -> Result<Vec<Value>,
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root()).args(arguments).args(["--message-format", "json-render-diagnostics"]);
-    // A module that Python loads is not linked with Python's library.
-    command.env("GFOCAL_NVRTC", nvrtc).env("PYO3_BUILD_EXTENSION_MODULE", "1").stderr(Stdio::inherit());
+    command.env("GFOCAL_NVRTC", nvrtc).stderr(Stdio::inherit());
     let output = command.output().map_err(|error| format!("cargo cannot run: {error}"))?;
     if !output.status.success() {
         return Err(format!("cargo {} failed", arguments.join(" ")));
