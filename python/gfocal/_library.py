@@ -1,6 +1,6 @@
 """How operators are registered with PyTorch.
 
-By ``Library.define`` and ``impl``: ``torch.library.custom_op`` costs twice as much a call. What is registered so can be
+By ``Library.define`` and ``impl``: ``custom_op`` costs twice as much a call. What is registered so can be
 compiled, exported and run on fake tensors.
 """
 
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import library
 
 from . import _native
 
-_LIBRARY = torch.library.Library("gfocal", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY = library.Library("gfocal", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -76,7 +77,7 @@ def operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, dispatched, key)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"gfocal::{name}", faked, lib=_LIBRARY)
+    library.register_fake(f"gfocal::{name}", faked, lib=_LIBRARY)
     return Operator(run, overload)
 
 

@@ -7,6 +7,7 @@ mod cuda;
 mod decode;
 mod dfl;
 mod dlpack;
+mod dtype;
 mod error;
 mod head;
 mod info;

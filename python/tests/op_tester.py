@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 import gfocal
 
@@ -79,7 +79,7 @@ class OpTester:
 
     def test_opcheck(self) -> None:
         for operator, arguments in self.samples():
-            torch.library.opcheck(operator, arguments)
+            library.opcheck(operator, arguments)
 
     def test_operators_refuse_to_lose_a_gradient(self) -> None:
         for operator, (pred, *rest) in self.samples():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 import gfocal
 
@@ -203,9 +203,9 @@ def test_opcheck() -> None:
     for given in (tensors, plain):
         for counts in (False, True):
             of_atss = (9, 8.0, 0.0, 0.5, 0, "last", counts)
-            torch.library.opcheck(torch.ops.gfocal.atss.default, (*given, *sizes, *of_atss))
+            library.opcheck(torch.ops.gfocal.atss.default, (*given, *sizes, *of_atss))
             of_fcos = ([-1.0, 32.0, 32.0, 1e8], 1.5, 0.5, -1.0, 0, "last", counts)
-            torch.library.opcheck(torch.ops.gfocal.fcos.default, (*given, *sizes, *of_fcos))
+            library.opcheck(torch.ops.gfocal.fcos.default, (*given, *sizes, *of_fcos))
 
 
 def test_compiled_and_fake() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 import gfocal
 
@@ -84,8 +84,8 @@ def test_as_an_operation() -> None:
     grads = torch.func.grad(lambda first: total(first, single[1]).sum())(single[0])
     assert leaves[0].grad is not None and torch.equal(leaves[0].grad, grads)
     ops, rest = torch.ops.gfocal, ([], STRIDES, 0.5, "bins", BINS)
-    torch.library.opcheck(ops.decode.default, (single, *rest))
-    torch.library.opcheck(ops.decode_backward.default, (single, *rest, torch.rand(BATCH, 19, 4)))
+    library.opcheck(ops.decode.default, (single, *rest))
+    library.opcheck(ops.decode_backward.default, (single, *rest, torch.rand(BATCH, 19, 4)))
     with pytest.raises(RuntimeError, match="has no gradient of its own"):
         ops.decode(leaves, *rest)
     with pytest.raises(NotImplementedError, match="jvp"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from .head_scene import (
     BINS,
@@ -138,7 +138,7 @@ def operator_samples() -> list[tuple[Any, tuple[Any, ...]]]:
 
 def test_opcheck() -> None:
     for operator, arguments in operator_samples():
-        torch.library.opcheck(operator, arguments)
+        library.opcheck(operator, arguments)
 
 
 def test_operators_refuse_to_lose_a_gradient() -> None:

@@ -45,7 +45,7 @@ class Driver:
     """One device, with its primary context current and a stream of its own."""
 
     def __init__(self, ordinal: int = 0) -> None:
-        self.library, self.ordinal = ctypes.CDLL("libcuda.so.1"), ordinal
+        self.cuda, self.ordinal = ctypes.CDLL("libcuda.so.1"), ordinal
         self.context, self.stream = ctypes.c_void_p(), ctypes.c_void_p()
         self.call("cuInit", 0)
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), ordinal)
@@ -53,7 +53,7 @@ class Driver:
         self.call("cuStreamCreate", ctypes.byref(self.stream), 1)
 
     def call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self.library, name)(*arguments)
+        code = getattr(self.cuda, name)(*arguments)
         assert code == 0, f"{name} gave error {code}"
 
     def make_current(self) -> None:
@@ -71,11 +71,11 @@ class Driver:
         return self.stream.value
 
     def is_emulated(self) -> bool:
-        return hasattr(self.library, "gfocal_emulator_counters")
+        return hasattr(self.cuda, "gfocal_emulator_counters")
 
     def counters(self) -> Counters:
         found = Counters()
-        self.library.gfocal_emulator_counters(ctypes.byref(found))
+        self.cuda.gfocal_emulator_counters(ctypes.byref(found))
         return found
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
