@@ -2,8 +2,6 @@
 //! of its definition does on scenes of all kinds; that CUDA gives the bits of the CPU, in two
 //! launches that neither allocate nor wait, whatever the order; and what the errors say.
 
-mod support;
-
 use gfocal::Background;
 use gfocal::assign::{AnchorGrid, AssignWorkspace, Atss, GroundTruth, LevelTargets};
 use support::assign::{

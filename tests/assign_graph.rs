@@ -4,8 +4,6 @@
 //! In a binary of its own, as one test: a stream that is created while another one captures
 //! breaks the capture.
 
-mod support;
-
 use gfocal::assign::{Atss, Fcos};
 use support::assign::{Level, OnCuda, Rules, Scene, on_cpu, same};
 use support::gpu;

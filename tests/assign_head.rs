@@ -2,8 +2,6 @@
 //! in both conventions of the background; and that reported batches (tests/reports) have the right losses and
 //! gradients then, mmdetection's in f64, in every storage type, f64 too, and on both backends.
 
-mod support;
-
 use gfocal::{Background, bf16, f16};
 use support::assign::{Rules, on_cpu, report};
 use support::gpu::{Gpu, OnDevice, gpu};

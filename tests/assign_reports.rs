@@ -2,8 +2,6 @@
 //! ignore, broken ground truth; and that a status counts each kind of fault, with the first of it, on both
 //! backends, and in one block with the head's.
 
-mod support;
-
 use gfocal::cuda::StatusBlock;
 use gfocal::{AssignmentStatus, Counted, QualityFocalLoss, Status};
 use support::assign::{

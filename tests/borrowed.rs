@@ -5,8 +5,6 @@
 //!
 //! In a binary of its own, as one test: a stream that is created while another one captures breaks the capture.
 
-mod support;
-
 use std::ptr;
 use std::sync::Arc;
 use std::thread;

@@ -3,8 +3,6 @@
 //! derivatives of the losses; that boxes of any shape give finite numbers, and coordinates that
 //! are not finite do not; and that boxes and distances are each other's inverse.
 
-mod support;
-
 use gfocal::boxes::{BoxLoss, Coordinate, IouKind, box_to_distances, distances_to_box, iou};
 use gfocal_reference::{Dual, box_loss};
 use support::head::reference::box_loss as formula;

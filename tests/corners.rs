@@ -1,8 +1,6 @@
 //! Shows what drawn calls meet too rarely, in every storage type on CUDA: divisors on the device that are below
 //! their least, rows of whole vectors with something wrong about them, scores that are their quality to the last bit.
 
-mod support;
-
 use gfocal::{AvgPolicy, Reduction, bf16, f16};
 use support::cuda::{Buffers, Layout};
 use support::gpu::OnDevice;

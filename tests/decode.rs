@@ -3,8 +3,6 @@
 //! extreme and useless logits give what is promised, and one gradient that overflows sets the flag; and that a wrong call
 //! says what is wrong and writes nothing.
 
-mod support;
-
 use gfocal::cuda::Device;
 use gfocal::cudarc::driver::{DevicePtr, DevicePtrMut};
 use gfocal::decode::{self, Level};

@@ -2,8 +2,6 @@
 //! threads run; that it allocates nothing and waits for nothing; that sum and mean are one
 //! launch; and that status and scratch memory can be used again and again.
 
-mod support;
-
 use gfocal::{AvgPolicy, Reduction, Status, bf16, f16};
 use support::cuda::{Buffers, Layout};
 use support::gpu::OnDevice;

@@ -3,14 +3,12 @@
 //! is no good for. Shows that both give what the reference gives, next to each other and at the limits
 //! between them.
 
-mod support;
-
 use gfocal::{AvgPolicy, Reduction, bf16, f16};
 use support::cuda::Layout;
 use support::gpu::OnDevice;
+use support::in_types;
 use support::random::Random;
 use support::tolerance::check_same_bits;
-use support::types::in_types;
 use support::{Case, Outcome, Pass, check_cpu, check_cuda, cpu, cuda, gpu};
 
 const BINS: [usize; 2] = [16, 17];

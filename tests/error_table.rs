@@ -7,8 +7,6 @@
 //!
 //! In a test binary of its own: the setting of the special functions is the process's.
 
-mod support;
-
 use std::fmt::Write;
 use std::path::PathBuf;
 

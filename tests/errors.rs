@@ -1,8 +1,6 @@
 //! Shows what the errors say, word for word, and that both backends give the same one for the
 //! same mistake, before anything is written.
 
-mod support;
-
 use gfocal::cuda;
 use gfocal::{AvgPolicy, DistributionFocalLoss, Error, QualityFocalLoss, Reduction, f16, integral};
 use support::cuda::{Buffers, Layout};

@@ -3,8 +3,6 @@
 //! tolerance from the largest to the subnormal ones. Neighbours in a row are alike, so that whole
 //! warps take the kernels' short way for confident negatives.
 
-mod support;
-
 use gfocal::{Reduction, bf16, f16};
 use support::cuda::Layout;
 use support::gpu::{Gpu, OnDevice, gpu};

@@ -2,8 +2,6 @@
 //! a plain transcription makes of scenes of all kinds; that CUDA gives the bits of the CPU; ties; and what
 //! the errors say.
 
-mod support;
-
 use gfocal::Background;
 use gfocal::assign::{Anchors, Fcos, GroundTruth, LevelTargets};
 use support::assign::{

@@ -1,8 +1,6 @@
 //! Shows that one gradient that overflows sets the flag, wherever it is: each kernel looks at what it stores in
 //! several places. And that a factor that is inf makes a gradient of none that is masked.
 
-mod support;
-
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxWeight, Normaliser, QualitySource};
 use gfocal::{bf16, f16};

@@ -1,8 +1,6 @@
 //! Shows that a Gfl call gives what the two calls and their sum are, on the CPU and, in one launch,
 //! on CUDA.
 
-mod support;
-
 use gfocal::{
     AvgPolicy, Background, DistributionFocalLoss, Element, Error, Gfl, QualityFocalLoss, Reduction,
 };

@@ -2,8 +2,6 @@
 //! README.md), on the CPU in f64 and f32, and on CUDA in f32 and, where the inputs are exact in
 //! them, f16 and bf16; each reduction; aligned buffers and misaligned views.
 
-mod support;
-
 use std::path::Path;
 
 use gfocal::{AvgPolicy, Reduction, bf16, f16};

@@ -1,8 +1,6 @@
 //! Shows that the gradients of the CPU path in f64 are the derivatives of its losses, by central
 //! differences; and what they are defined to be where there is no derivative, at σ(x) = y.
 
-mod support;
-
 use gfocal::Reduction;
 use support::random::Random;
 use support::{Case, Pass, check_elements, cpu, cuda, expect, gpu};

@@ -4,15 +4,13 @@
 //! In a binary of its own, as one test: a stream that is created while another one captures
 //! breaks the capture.
 
-mod support;
-
 use gfocal::{AvgPolicy, DistributionFocalLoss, QualityFocalLoss, Reduction, bf16, cuda, f16};
 use support::case::Loss;
 use support::cuda::{Buffers, Layout};
 use support::gpu::OnDevice;
+use support::in_types;
 use support::random::Random;
 use support::tolerance::check_same_bits;
-use support::types::in_types;
 use support::{Case, Gpu, Pass, check, gpu};
 
 const ROWS: usize = 700;

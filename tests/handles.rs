@@ -2,8 +2,6 @@
 //! work at once with calls of all kinds, give the bits of a stream alone, while a third makes handles and drops
 //! them; and that the last handle may go as soon as its calls are enqueued.
 
-mod support;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use gfocal::assign::{AnchorGrid, AssignWorkspace, Atss, GroundTruth, LevelTargets};

@@ -2,8 +2,6 @@
 //! formulas: random scenes with every option, in every storage type and form of memory; and what
 //! its two phases, its masks, its threads and its empty cases give.
 
-mod support;
-
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxCoding, BoxWeight, Normaliser, Normalisers, QualitySource};
 use gfocal::{Background, Status, bf16, f16};

@@ -2,8 +2,6 @@
 //! for both, to the bit; that on CUDA they take one launch then; and that gradients with respect to the
 //! losses multiply them, level by level and loss by loss.
 
-mod support;
-
 use gfocal::head::BoxCoding;
 use gfocal::{bf16, f16};
 use support::gpu::OnDevice;

@@ -2,8 +2,6 @@
 //! allows: 16 bytes, 8 bytes or single logits, along positions or along channels, with rests of images and of
 //! chunks; and whatever a vector of logits holds: a label, masked anchors over NaN logits, several weights.
 
-mod support;
-
 use gfocal::{bf16, f16};
 use support::gpu::OnDevice;
 use support::head::cuda::{OnCuda, Phases};

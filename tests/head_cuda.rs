@@ -3,8 +3,6 @@
 //! waits or copies; with the same bits whatever the order of blocks and threads; and that its two
 //! phases can be run apart.
 
-mod support;
-
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxWeight, HeadWorkspace, Normaliser, QualitySource};
 use gfocal::{Background, Error, Status, bf16, f16};

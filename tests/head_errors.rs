@@ -1,7 +1,5 @@
 //! Shows what the head loss says of a wrong call, word for word, and that such a call writes nothing.
 
-mod support;
-
 use gfocal::head::{
     BoxCoding, BoxWeight, Gradients, HeadLoss, Layout, Level, Logits, Normalisers, Points, QualitySource,
     Targets,

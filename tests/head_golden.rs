@@ -2,14 +2,12 @@
 //! `GFLHead.loss_by_feat`: every head in tests/golden (see its README.md), in each storage type and
 //! each form of memory, with the anchor points on a grid and given.
 
-mod support;
-
 use gfocal::head::HeadLoss;
 use gfocal::{bf16, f16};
 use support::head::scenes::{GOLDEN, Golden, golden};
 use support::head::{Form, PointsAt, check, cpu, expect};
+use support::in_types;
 use support::tolerance::{check_golden_double, check_golden_single};
-use support::types::in_types;
 use support::{Pass, Stored};
 
 fn heads() -> Vec<Golden> {

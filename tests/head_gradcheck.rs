@@ -1,8 +1,6 @@
 //! Shows, by central differences in f64, that the gradients of the head loss are the derivatives of
 //! its losses with q, v, N and W held fixed, and that these are indeed taken as constants.
 
-mod support;
-
 use gfocal::Error;
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxCoding, BoxWeight, Normaliser, QualitySource};

@@ -4,8 +4,6 @@
 //! In a binary of its own, as one test: a stream that is created while another one captures
 //! breaks the capture.
 
-mod support;
-
 use gfocal::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use gfocal::head::{BoxCoding, BoxWeight};
 use gfocal::{bf16, cuda, f16};

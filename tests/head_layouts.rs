@@ -3,8 +3,6 @@
 //! in its buffers and in places of its own, whatever layouts and lengths a call has; and what they refuse is
 //! named.
 
-mod support;
-
 use std::collections::HashSet;
 
 use gfocal::head::{Gradients, HeadLoss, Layout, Layouts, Level, Logits, Points, Targets};
@@ -13,8 +11,8 @@ use proptest::prelude::*;
 use support::gpu::OnDevice;
 use support::head::scenes::{Options, Recipe};
 use support::head::{Form, Profile, Scene, Settings, check_mixed, cpu, cuda, expect};
+use support::in_types;
 use support::random::Random;
-use support::types::in_types;
 use support::{Gpu, Pass, Stored, gpu};
 
 /// Where logits and gradients are.

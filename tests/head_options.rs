@@ -2,8 +2,6 @@
 //! transcription, on the CPU and on CUDA: class and box logits of different types, weights of classes,
 //! elements and boxes, dense targets, box scores, α, boxes as four numbers; and mixtures of them.
 
-mod support;
-
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxCoding, BoxWeight, Normaliser, Normalisers, QualitySource};
 use gfocal::{bf16, f16};

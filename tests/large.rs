@@ -3,8 +3,6 @@
 //! back from it. An index that wraps leaves the one row that there is. (The kernels for narrow rows
 //! read masked rows too, ahead of their weights, and so cannot be tested in this way.)
 
-mod support;
-
 use gfocal::cuda::raw::{self, DflArgs, Pass, QflArgs, Scaling};
 use gfocal::cuda::{Storage, check};
 use gfocal::cudarc::driver::DevicePtr;

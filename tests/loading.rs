@@ -1,7 +1,5 @@
 //! Kernels are loaded when they are needed.
 
-mod support;
-
 use gfocal::QualityFocalLoss;
 use gfocal::boxes::BoxLoss;
 use gfocal::cuda::{Handle, Pass, Storage, Units};

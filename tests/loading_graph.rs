@@ -3,8 +3,6 @@
 //! In a binary of its own, as one test: a stream that is created while another one captures
 //! breaks the capture.
 
-mod support;
-
 use gfocal::boxes::BoxLoss;
 use gfocal::cuda::{Handle, Pass, Storage};
 use gfocal::{Error, QualityFocalLoss};

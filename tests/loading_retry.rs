@@ -3,8 +3,6 @@
 //!
 //! In a binary of its own, as one test: the emulator fails the next loads of whatever thread.
 
-mod support;
-
 use gfocal::boxes::BoxLoss;
 use gfocal::cuda::{Handle, Pass, Storage};
 use gfocal::{DistributionFocalLoss, Error, QualityFocalLoss};

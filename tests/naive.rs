@@ -1,8 +1,6 @@
 //! Shows that the kernels compute what kernels/naive/naive.cu does, a thread a row. There is no PTX of it, so that this
 //! runs on the emulator, from the sources, always.
 
-mod support;
-
 use std::ffi::{CString, c_void};
 
 use gfocal::boxes::{BoxLoss, IouKind};

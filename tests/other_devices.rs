@@ -1,8 +1,6 @@
 //! What needs another emulator than the usual one, each in a process of its own: a driver that is as old as is
 //! allowed, a device that is as large as is usual, and one that is as small as there is.
 
-mod support;
-
 use std::process::Command;
 
 use gfocal::cuda::driver_version;
@@ -11,8 +9,8 @@ use support::cuda::{Buffers, Layout};
 use support::gpu::OnDevice;
 use support::head::scenes::Recipe;
 use support::head::{self, Form, Profile, Settings};
+use support::in_types;
 use support::random::Random;
-use support::types::in_types;
 use support::{
     Case, Gpu, LOUD, Pass, QUIET, check_alone, check_cuda, check_with, cuda, expect, gpu, nearly_most,
 };

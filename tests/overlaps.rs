@@ -1,8 +1,6 @@
 //! Shows that a call whose outputs lie over another of its buffers is refused, with the names of both, and that one
 //! whose buffers touch is not. Slices of cudarc's are kept apart by their borrows; a framework's own tensors are not.
 
-mod support;
-
 use gfocal::assign::{Anchors, AssignWorkspace, Atss, Fcos, GroundTruth, LevelTargets};
 use gfocal::boxes::BoxLoss;
 use gfocal::cuda::{self, Borrowed, Device, LabelBuffer};

@@ -4,16 +4,14 @@
 //!
 //! The cases are the same every time; PROPTEST_CASES and PROPTEST_RNG_SEED draw others.
 
-mod support;
-
 use gfocal::{Reduction, bf16, f16};
 use proptest::prelude::*;
 use support::cuda::Layout;
 use support::gpu::OnDevice;
+use support::in_types;
 use support::plan::{Kind, Logits, Plan, config, plan};
 use support::random::Random;
 use support::tolerance::{Want, check_same_bits};
-use support::types::in_types;
 use support::{
     Case, Options, Outcome, Pass, Stored, check_cpu, check_cuda, check_elements, check_reduced, cpu, cuda,
     expect, gpu, reference,

@@ -2,17 +2,15 @@
 //! integral, gradients of boxes alone, losses of rows that are divided on the device, and both losses of a step with
 //! upstream gradients.
 
-mod support;
-
 use gfocal::boxes::BoxLoss;
 use gfocal::cuda::raw::{self, BoxesArgs, DflArgs, GflArgs, IntegralArgs, Pass, QflArgs, Scaling};
 use gfocal::cudarc::driver::DevicePtr;
 use gfocal::{Reduction, bf16, f16};
 use support::case::Loss;
 use support::gpu::OnDevice;
+use support::in_types;
 use support::random::Random;
 use support::tolerance::{check_elements, check_same_bits};
-use support::types::in_types;
 use support::{Buffer, Case, Gpu, check_alone, cuda, expect, gpu};
 
 /// Where a buffer is; it must outlive the launch.

@@ -1,8 +1,6 @@
 //! Shows that what is worked out in double, the positives of a head and labelled elements if beta is not 0 or 2, is
 //! rounded once, at the end: a wrong digit of any series in it is one of some result, too.
 
-mod support;
-
 use gfocal::boxes::IouKind;
 use gfocal::head::{BoxWeight, Normaliser, QualitySource};
 use gfocal::{Gfl, Reduction, bf16, f16};

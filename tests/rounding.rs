@@ -6,8 +6,6 @@
 //! that is even over 16 bins, a sixteenth of that. The numbers lie halfway between two of the storage type, or
 //! next to that, from the subnormal ones to those that overflow.
 
-mod support;
-
 use gfocal::head::{BoxWeight, Normaliser, QualitySource};
 use gfocal::{Gfl, Reduction, bf16, f16};
 use support::cpu::{dfl_of, qfl_of};

@@ -2,8 +2,6 @@
 //! of any length, and nothing beside it; that one that overflows sets the flag, wherever it is; and that with 1
 //! nothing is read or written.
 
-mod support;
-
 use gfocal::{Element, Error, bf16, cuda, f16, scale};
 use support::gpu::{OnDevice, Poison};
 use support::random::Random;

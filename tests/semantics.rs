@@ -2,8 +2,6 @@
 //! invalid labels, qualities and targets outside their range, logits that are not finite, 16-bit
 //! overflow, no rows at all. A test for each line of the table of semantics.
 
-mod support;
-
 use gfocal::{AvgPolicy, Background, Reduction, Status, bf16, f16};
 use support::cuda::Layout;
 use support::gpu::OnDevice;

@@ -1,14 +1,12 @@
 //! Shows that rows of any width give what the formulas give: at each number of lanes that share one, where a lane
 //! goes round its loops several times, and on both sides of the widest row that the kernel for whole vectors takes.
 
-mod support;
-
 use gfocal::{AvgPolicy, Reduction, bf16, f16};
 use support::cuda::Layout;
 use support::gpu::OnDevice;
+use support::in_types;
 use support::random::Random;
 use support::tolerance::check_elements;
-use support::types::in_types;
 use support::{Case, Gpu, check_cuda, cuda, gpu, reference};
 
 /// 16 lanes of f32 and then of 16 bits, 32 of both; 320 vectors of f32 and more, 320 of 16 bits and more.

@@ -2,8 +2,6 @@
 //! units in the last place for `ex2.approx`, 1 for `rcp.approx`, 2^-22 for `lg2.approx`, to both
 //! sides in every combination. In a test binary of its own: the setting is the process's.
 
-mod support;
-
 use gfocal::{Reduction, bf16, f16};
 use gfocal_emulator::Sign;
 use support::assign::{self, Level, Rules, on_cpu, same, scene};
@@ -11,8 +9,8 @@ use support::cuda::Layout;
 use support::gpu::{Gpu, OnDevice, gpu};
 use support::head::scenes::Recipe;
 use support::head::{self, Form, Profile, Scene, Settings};
+use support::in_types;
 use support::random::Random;
-use support::types::in_types;
 use support::{Case, Pass, check_cuda};
 
 const SIDES: [Sign; 2] = [Sign::Minus, Sign::Plus];

@@ -1,11 +1,9 @@
 //! The CPU path gives the same bits on any number of threads.
 
-mod support;
-
 use gfocal::{Reduction, bf16, f16};
+use support::in_types;
 use support::random::Random;
 use support::tolerance::{Stored, check_same_bits};
-use support::types::in_types;
 use support::{Case, Outcome, Pass, check_cpu, check_elements, cpu, reference};
 
 /// Large enough to be shared among threads, with odd ends.

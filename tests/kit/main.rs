@@ -3,8 +3,6 @@
 //!
 //! One module in a process: `kit graph::`. Some of them want it to themselves, as they say.
 
-#![allow(clippy::duplicate_mod, reason = "each module has its own `support`, as it has as a program")]
-
 #[path = "../assign.rs"]
 mod assign;
 #[path = "../assign_graph.rs"]

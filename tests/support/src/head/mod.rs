@@ -9,12 +9,12 @@ pub mod reference;
 pub mod scenes;
 
 use gfocal::boxes::IouKind;
-use gfocal::head::{BoxCoding, BoxWeight, HeadLoss, Layout, Layouts, Normaliser, Normalisers, QualitySource};
+use gfocal::head::{BoxCoding, BoxWeight, HeadLoss, Layouts, Normaliser, Normalisers, QualitySource};
 use gfocal::{Background, DistributionFocalLoss, Element, QualityFocalLoss, Status};
 
 use super::case::Pass;
 use super::random::Random;
-use super::tolerance::{Number, Stored, check_elements, check_reduced};
+use super::tolerance::{Stored, check_elements, check_reduced};
 pub use form::{Form, Placement, places};
 pub use reference::expect;
 

@@ -1,6 +1,6 @@
 //! What the tests share: a case and its options, the two backends, the reference, tolerances.
 
-#![allow(dead_code, unused_imports, reason = "every test binary uses another part")]
+#![allow(missing_docs, reason = "for the tests alone")]
 
 pub mod assign;
 pub mod case;
@@ -13,10 +13,8 @@ pub mod plan;
 pub mod random;
 pub mod reference;
 pub mod tolerance;
-pub mod types;
+mod types;
 pub mod vectors;
-
-use gfocal::Element as _;
 
 pub use case::{Case, Loss, Options, Outcome, Pass};
 pub use gpu::{Buffer, Gpu, gpu};
@@ -25,7 +23,10 @@ pub use tolerance::{Number, Stored, check_elements, check_reduced};
 
 /// The checkout: where cargo says at run time, or the GPU kit's script, else where it was compiled.
 pub fn root() -> std::path::PathBuf {
-    std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
+    match std::env::var_os("CARGO_MANIFEST_DIR") {
+        Some(root) => root.into(),
+        None => concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into(),
+    }
 }
 
 /// Background logits that are not confident, which are those from -2 down: large, small of both signs, tiny. Nor is
