@@ -4,6 +4,7 @@ mod change;
 mod coverage;
 mod exceptions;
 mod mutants;
+mod noticed;
 mod tests;
 mod text;
 pub mod variants;
