@@ -7,6 +7,7 @@ mod mutants;
 mod noticed;
 mod tests;
 mod text;
+mod unused;
 pub mod variants;
 
 use std::collections::BTreeMap;

@@ -12,6 +12,7 @@ use super::exceptions::{Exceptions, plain};
 use super::noticed::Noticed;
 use super::tests::{self, Test};
 use super::text::{Entry, Text};
+use super::unused::unused;
 
 /// How many of the mutants must be noticed, or be excused.
 const LEAST: f64 = 0.95;
@@ -158,6 +159,9 @@ fn judge(
     let of = &mutant.entry.name;
     if let Some(reason) = exceptions.reason(mutant.text, of, mutant.line, &mutant.change.to) {
         return Ok(Verdict::Excused(reason.to_owned()));
+    }
+    if unused(mutant.text, mutant.entry).contains(&mutant.line) {
+        return Ok(Verdict::Excused("nothing uses what the instruction gives".to_owned()));
     }
     let key = (mutant.text.hash, mutant.entry.name.clone());
     let order = format!("{:016x} {} {}", mutant.text.hash, mutant.line, mutant.change.to);
