@@ -149,7 +149,8 @@ fn mixtures_of_levels() {
             .collect();
         let are_grids = levels.iter().all(|level| matches!(level, Level::Grid { .. }));
         let radius = [None, Some(1.0)][random.index(2)].filter(|_| are_grids);
-        let rules = if round % 4 == 0 { Rules::atss(1 + random.index(12)) } else { Rules::fcos(&ranges, radius) };
+        let rules =
+            if round % 4 == 0 { Rules::atss(1 + random.index(12)) } else { Rules::fcos(&ranges, radius) };
         let rules = rules
             .ignoring([-1.0, 0.3, 0.6, 1.0][random.index(4)])
             .falling_back(random.index(4))
@@ -161,7 +162,7 @@ fn mixtures_of_levels() {
         let centerness = want.levels.iter().flat_map(|level| &level.centerness);
         central += centerness.filter(|&&centerness| centerness > 0.0).count();
     }
-    assert!(unassigned > 20 && positives > 1000 && central > 500, "{unassigned} {positives} {central}");
+    assert!(unassigned > 20 && positives > 300 && central > 100, "{unassigned} {positives} {central}");
 }
 
 /// Both ends of a range count, all four sides of a middle do not; of equal areas the first box has the point.

@@ -120,7 +120,9 @@ impl Everywhere {
     fn place(&self, from: &str) -> Option<(usize, usize)> {
         let is_it = |line: &str| plain(line) == plain(from);
         let pieces = self.pieces();
-        let lines = (0..).zip(&pieces).flat_map(|(i, piece)| piece.iter().zip(0..).map(move |(line, j)| (line, (i, j))));
+        let lines = (0..)
+            .zip(&pieces)
+            .flat_map(|(i, piece)| piece.iter().zip(0..).map(move |(line, j)| (line, (i, j))));
         let mut places = lines.filter(|(line, _)| is_it(line)).map(|(_, place)| place);
         let place = places.next()?;
         places.next().is_none().then_some(place)
@@ -163,7 +165,8 @@ impl Search<'_> {
         }
         let end = begins[begins.len() - 1] + pieces[pieces.len() - 1].len() as u32;
         if from + begins.len() < self.pieces.len() {
-            return (0..=MOST_BETWEEN).any(|between| self.finds([&begins[..], &[end + between]].concat(), from));
+            return (0..=MOST_BETWEEN)
+                .any(|between| self.finds([&begins[..], &[end + between]].concat(), from));
         }
         let Some(before) = from.checked_sub(1) else { return true };
         (0..=MOST_BETWEEN).any(|between| {
@@ -181,7 +184,8 @@ impl Search<'_> {
             registers.extend(names.filter(|name| name.starts_with('%')));
             (pair[0] + 1..pair[1]).map(|line| plain(self.text.line(line))).all(|line| {
                 let mut words = line.split(' ').skip(1);
-                let written = words.next().and_then(|operands| operands.split(',').next()).unwrap_or_default();
+                let written =
+                    words.next().and_then(|operands| operands.split(',').next()).unwrap_or_default();
                 let writes_none = line.starts_with("st.") || line.starts_with('@') || line.starts_with("bra");
                 let other = line.starts_with("ld.") || line.ends_with(':') || written.starts_with('{');
                 !other && (writes_none || !registers.contains(written))
@@ -270,7 +274,9 @@ mod tests {
     #[test]
     fn lines_between_leave_registers_as_they_are() {
         let lines = |between: &str| {
-            format!(".visible .entry k_f32(\n)\n{{\nmov.f32 %f1,0f00000000;\n{between}cvt.rn.f16.f32 %rs1,%f1;\nret;\n}}\n")
+            format!(
+                ".visible .entry k_f32(\n)\n{{\nmov.f32 %f1,0f00000000;\n{between}cvt.rn.f16.f32 %rs1,%f1;\nret;\n}}\n"
+            )
         };
         let exceptions: Exceptions = toml::from_str(
             "[[everywhere]]\nlines = \"\"\"\nmov.f32 %f10,0f00000000;\n...\ncvt.rn.f16.f32 %rs20,%f10;\n\"\"\"\n\

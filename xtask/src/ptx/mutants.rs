@@ -176,7 +176,8 @@ fn judge(
         }
     }
     let seconds = |known: &Known| noticed.expected_seconds(&known.test.name, known.seconds);
-    let mut covering: Vec<(f64, &Known)> = covering.into_values().map(|known| (seconds(known), known)).collect();
+    let mut covering: Vec<(f64, &Known)> =
+        covering.into_values().map(|known| (seconds(known), known)).collect();
     covering.sort_by(|(a, _), (b, _)| a.total_cmp(b));
     for (_, known) in &covering {
         // A loop may not end any more.

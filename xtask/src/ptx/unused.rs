@@ -23,16 +23,21 @@ impl Use {
         let instruction = Instruction::parse(text.line(line))?;
         let opcode = instruction.opcode.as_str();
         let operands = || instruction.operands.iter();
-        let of = |operands: &mut dyn Iterator<Item = &String>| operands.flat_map(|it| registers(it)).collect();
+        let of =
+            |operands: &mut dyn Iterator<Item = &String>| operands.flat_map(|it| registers(it)).collect();
         let gives = of(&mut operands().take(1));
         let rest = |from: usize| of(&mut operands().skip(from));
         Some(match opcode.split('.').next().unwrap_or_default() {
             // Of a load that nothing uses the address must still be right.
             "ld" => Use { line, gives, always: rest(1), then: Vec::new(), only_gives: false },
             // As must be who takes part in a shuffle, but not what is shuffled.
-            "shfl" => {
-                Use { line, gives, always: rest(2), then: of(&mut operands().skip(1).take(1)), only_gives: false }
-            }
+            "shfl" => Use {
+                line,
+                gives,
+                always: rest(2),
+                then: of(&mut operands().skip(1).take(1)),
+                only_gives: false,
+            },
             "st" | "red" | "atom" | "bar" | "bra" | "cp" | "vote" | "ret" | "pmevent" | "exit" | "trap" => {
                 let always = of(&mut operands().chain(&instruction.guard));
                 Use { line, gives: Vec::new(), always, then: Vec::new(), only_gives: false }
@@ -58,7 +63,8 @@ pub fn unused(text: &Text, entry: &Entry) -> BTreeSet<u32> {
     let uses: Option<Vec<Use>> = entry.instructions.iter().map(|&line| Use::of(text, line)).collect();
     let Some(uses) = uses else { return BTreeSet::new() };
     let mut needed: BTreeSet<&str> = uses.iter().flat_map(|it| &it.always).map(String::as_str).collect();
-    let is_needed = |it: &&Use, needed: &BTreeSet<&str>| it.gives.iter().any(|name| needed.contains(name.as_str()));
+    let is_needed =
+        |it: &&Use, needed: &BTreeSet<&str>| it.gives.iter().any(|name| needed.contains(name.as_str()));
     loop {
         let before = needed.len();
         let more: Vec<&String> =
@@ -88,8 +94,16 @@ mod tests {
         assert_eq!(lines_of(&format!("{sum}ret;")), BTreeSet::from([3, 4, 5]), "a sum and what is summed");
         assert_eq!(lines_of(&format!("{sum}st.global.u32 [%rd1],%r2;")), BTreeSet::new());
         assert_eq!(lines_of(&format!("{sum}@%p1 bra $L1;")), BTreeSet::new());
-        assert_eq!(lines_of("add.s64 %rd1,%rd2,4;\nld.global.f32 %f1,[%rd1];"), BTreeSet::new(), "an address");
-        assert_eq!(lines_of("mov.b64 {%r1,%r2},%fd1;\nst.shared.u32 [%r4],%r2;"), BTreeSet::new(), "one half");
+        assert_eq!(
+            lines_of("add.s64 %rd1,%rd2,4;\nld.global.f32 %f1,[%rd1];"),
+            BTreeSet::new(),
+            "an address"
+        );
+        assert_eq!(
+            lines_of("mov.b64 {%r1,%r2},%fd1;\nst.shared.u32 [%r4],%r2;"),
+            BTreeSet::new(),
+            "one half"
+        );
         assert_eq!(lines_of("mov.b64 {%temp,%r1},%fd1;"), BTreeSet::from([3]));
     }
 }
