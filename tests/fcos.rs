@@ -125,6 +125,44 @@ fn real_scenes_as_the_definition_says() {
     assert!(ignored > 5000 && unassigned > 5 && positives > 500, "{ignored} {unassigned} {positives}");
 }
 
+/// Grids and listed anchors side by side, in any order, by either rule; ranges that leave many boxes to points that
+/// are in them and others out of reach.
+#[test]
+fn mixtures_of_levels() {
+    let gpu = gpu();
+    let mut random = Random::new(65);
+    let (mut unassigned, mut positives, mut central) = (0, 0, 0);
+    for round in 0..32 {
+        let scene = real_scene(&mut random, 2 + round);
+        let mut levels = Vec::new();
+        for level in &pyramid()[2..] {
+            let level = level.clone().offset([0.0, 0.5][random.index(2)]);
+            let level = if random.chance(0.3) { level.sizes(&[[40.0, 24.0], [90.0, 70.0]]) } else { level };
+            let Level::Boxes(mut boxes) = level.explicit() else { unreachable!("they are listed") };
+            boxes.iter_mut().flatten().for_each(|side| *side += random.between(-3.0, 3.0) as f32);
+            levels.push(if random.chance(0.5) { Level::Boxes(boxes) } else { level });
+        }
+        let ranges: Vec<[f32; 2]> = (levels.iter())
+            .map(|_| [random.between(-1.0, 100.0) as f32, random.between(100.0, 300.0) as f32])
+            .collect();
+        let are_grids = levels.iter().all(|level| matches!(level, Level::Grid { .. }));
+        let radius = [None, Some(1.0)][random.index(2)].filter(|_| are_grids);
+        let rules =
+            if round % 4 == 0 { Rules::atss(1 + random.index(12)) } else { Rules::fcos(&ranges, radius) };
+        let rules = rules
+            .ignoring([-1.0, 0.3, 0.6, 1.0][random.index(4)])
+            .falling_back(random.index(4))
+            .background([Background::Last, Background::First][random.index(2)]);
+        let what = format!("round {round}, {rules:?}");
+        let want = as_defined(&what, &gpu, &rules, &levels, &scene);
+        unassigned += want.status.unassigned.count;
+        positives += want.positives();
+        let centerness = want.levels.iter().flat_map(|level| &level.centerness);
+        central += centerness.filter(|&&centerness| centerness > 0.0).count();
+    }
+    assert!(unassigned > 20 && positives > 300 && central > 100, "{unassigned} {positives} {central}");
+}
+
 /// Both ends of a range count, all four sides of a middle do not; of equal areas the first box has the point.
 #[test]
 fn ties() {

@@ -86,6 +86,26 @@ fn whole_tiles() {
     }
 }
 
+/// So many rows that each of the blocks that the emulator has at once goes on to others, however many lanes share a row.
+#[test]
+fn steps_of_every_block() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(105);
+    for (rows, bins) in [(9_000, 3), (3_000, 17), (1_500, 70)] {
+        let logits = random.many(rows * bins, -4.0, 4.0);
+        in_types!(f32, f16, bf16: integral(&gpu, &logits, bins));
+        let targets = random.floats(rows, 0.0, (bins - 1) as f64);
+        let sides = Case::dfl([rows, bins], &logits, &targets).reduced(Reduction::None);
+        let labels: Vec<i64> = (0..rows).map(|row| (row % (2 * bins)).min(bins) as i64).collect();
+        let sparse = Case::sparse([rows, bins], &logits, &labels, &random.floats(rows, 0.0, 1.0));
+        let dense = Case::dense([rows, bins], &logits, &random.floats(rows * bins, 0.0, 1.0));
+        let of_rows = |case: Case, beta| case.with_beta(beta).reduced(Reduction::None);
+        for case in [&sides, &of_rows(sparse, 2.0), &of_rows(dense, 1.5)] {
+            in_types!(f32, f16, bf16: check_cuda(&gpu, case, &Layout::ALIGNED));
+        }
+    }
+}
+
 /// All logits of a sum are alike, so that a wrong digit of a formula is one of the sum, too.
 #[test]
 fn sums_over_narrow_ranges() {

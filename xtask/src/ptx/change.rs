@@ -130,14 +130,14 @@ pub fn changes(line: &str, below: &mut dyn FnMut(usize) -> usize) -> Vec<Change>
 }
 
 #[derive(Clone)]
-struct Instruction {
-    guard: Option<String>,
-    opcode: String,
-    operands: Vec<String>,
+pub struct Instruction {
+    pub guard: Option<String>,
+    pub opcode: String,
+    pub operands: Vec<String>,
 }
 
 impl Instruction {
-    fn parse(line: &str) -> Option<Instruction> {
+    pub fn parse(line: &str) -> Option<Instruction> {
         let line = line.split("//").next()?.trim().strip_suffix(';')?;
         let (guard, line) = match line.strip_prefix('@') {
             Some(_) => {

@@ -1,6 +1,6 @@
 //! kernels/mutants.toml: mutants that no test notices, and why that is right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use serde::Deserialize;
@@ -98,16 +98,33 @@ impl Digits {
     }
 }
 
+/// In an excerpt: some lines of no account, up to [`MOST_BETWEEN`]. None of them has a label, loads, or writes a
+/// register of the lines before.
+const BETWEEN: &str = "...";
+const MOST_BETWEEN: u32 = 24;
+
 impl Everywhere {
-    fn lines(&self) -> Vec<&str> {
-        self.lines.lines().filter(|line| !line.trim().is_empty()).collect()
+    /// The excerpt's lines, in pieces with others between them.
+    fn pieces(&self) -> Vec<Vec<&str>> {
+        let mut pieces = vec![Vec::new()];
+        for line in self.lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            match pieces.last_mut() {
+                Some(piece) if line != BETWEEN => piece.push(line),
+                _ => pieces.push(Vec::new()),
+            }
+        }
+        pieces
     }
 
-    /// Where the instruction is in the excerpt.
-    fn place(&self, from: &str) -> Option<usize> {
-        let mut places =
-            self.lines().into_iter().map(plain).zip(0..).filter(|(line, _)| *line == plain(from));
-        let (_, place) = places.next()?;
+    /// In which piece an instruction is, and where in it.
+    fn place(&self, from: &str) -> Option<(usize, usize)> {
+        let is_it = |line: &str| plain(line) == plain(from);
+        let pieces = self.pieces();
+        let lines = (0..)
+            .zip(&pieces)
+            .flat_map(|(i, piece)| piece.iter().zip(0..).map(move |(line, j)| (line, (i, j))));
+        let mut places = lines.filter(|(line, _)| is_it(line)).map(|(_, place)| place);
+        let place = places.next()?;
         places.next().is_none().then_some(place)
     }
 
@@ -119,13 +136,60 @@ impl Everywhere {
     }
 
     fn excuses(&self, text: &Text, line: u32, to: &str) -> bool {
-        let lines = self.lines();
         self.changes.iter().any(|[from, changed]| {
-            let Some(first) = self.place(from).and_then(|place| line.checked_sub(place as u32)) else {
-                return false;
-            };
-            let found = (first..).take(lines.len()).map(|line| text.line(line));
-            first > 0 && alike(found.chain([to]), lines.iter().copied().chain([changed.as_str()]))
+            let Some((piece, place)) = self.place(from) else { return false };
+            line.checked_sub(place as u32).is_some_and(|first| {
+                first > 0 && Search { text, pieces: self.pieces(), changed, to }.finds(vec![first], piece)
+            })
+        })
+    }
+}
+
+/// Looks for an excerpt around a changed line.
+struct Search<'a> {
+    text: &'a Text,
+    pieces: Vec<Vec<&'a str>>,
+    changed: &'a str,
+    to: &'a str,
+}
+
+impl Search<'_> {
+    /// Where pieces from number `from` on begin is known; the next ones are looked for, then those before.
+    fn finds(&self, begins: Vec<u32>, from: usize) -> bool {
+        let pieces = &self.pieces[from..from + begins.len()];
+        let found = |(begin, piece): (&u32, &Vec<&str>)| (*begin..).take(piece.len());
+        let numbers: Vec<u32> = begins.iter().zip(pieces).flat_map(found).collect();
+        let lines = numbers.iter().map(|&line| self.text.line(line)).chain([self.to]);
+        if !alike(lines, pieces.iter().flatten().copied().chain([self.changed])) || !self.is_kept(&numbers) {
+            return false;
+        }
+        let end = begins[begins.len() - 1] + pieces[pieces.len() - 1].len() as u32;
+        if from + begins.len() < self.pieces.len() {
+            return (0..=MOST_BETWEEN)
+                .any(|between| self.finds([&begins[..], &[end + between]].concat(), from));
+        }
+        let Some(before) = from.checked_sub(1) else { return true };
+        (0..=MOST_BETWEEN).any(|between| {
+            let begin = begins[0].checked_sub(self.pieces[before].len() as u32 + between);
+            begin.is_some_and(|begin| begin > 0 && self.finds([&[begin], &begins[..]].concat(), before))
+        })
+    }
+
+    /// Whether what is between these lines leaves the registers of those before as they are, loads nothing, and has
+    /// no other way in.
+    fn is_kept(&self, numbers: &[u32]) -> bool {
+        let mut registers = BTreeSet::new();
+        numbers.windows(2).all(|pair| {
+            let names = self.text.line(pair[0]).split(|c| !is_of_name(c));
+            registers.extend(names.filter(|name| name.starts_with('%')));
+            (pair[0] + 1..pair[1]).map(|line| plain(self.text.line(line))).all(|line| {
+                let mut words = line.split(' ').skip(1);
+                let written =
+                    words.next().and_then(|operands| operands.split(',').next()).unwrap_or_default();
+                let writes_none = line.starts_with("st.") || line.starts_with('@') || line.starts_with("bra");
+                let other = line.starts_with("ld.") || line.ends_with(':') || written.starts_with('{');
+                !other && (writes_none || !registers.contains(written))
+            })
         })
     }
 }
@@ -153,7 +217,6 @@ fn renamed<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
         let next = names.len();
         format!("{kind}{}", names.entry(word.to_owned()).or_insert(next))
     };
-    let is_of_name = |c: char| c.is_ascii_alphanumeric() || "%$._".contains(c);
     lines
         .map(|line| {
             let (mut renamed, mut word) = (String::new(), String::new());
@@ -169,6 +232,10 @@ fn renamed<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
             renamed + &rename(&word)
         })
         .collect()
+}
+
+fn is_of_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "%$._".contains(c)
 }
 
 #[cfg(test)]
@@ -202,6 +269,30 @@ mod tests {
         exceptions.everywhere[0].entries = vec!["l_".to_owned(), "k_".to_owned()];
         assert_eq!(exceptions.reason(&text, "k_f32", 6, "sub.s32 %r2, %r7, %r1;"), Some("it is 0"));
         assert_eq!(exceptions.reason(&text, "another_f32", 6, "sub.s32 %r2, %r7, %r1;"), None);
+    }
+
+    #[test]
+    fn lines_between_leave_registers_as_they_are() {
+        let lines = |between: &str| {
+            format!(
+                ".visible .entry k_f32(\n)\n{{\nmov.f32 %f1,0f00000000;\n{between}cvt.rn.f16.f32 %rs1,%f1;\nret;\n}}\n"
+            )
+        };
+        let exceptions: Exceptions = toml::from_str(
+            "[[everywhere]]\nlines = \"\"\"\nmov.f32 %f10,0f00000000;\n...\ncvt.rn.f16.f32 %rs20,%f10;\n\"\"\"\n\
+             changes = [[\"cvt.rn.f16.f32 %rs20,%f10;\", \"cvt.rz.f16.f32 %rs20,%f10;\"]]\nreason = \"it is 0\"",
+        )
+        .expect("it is right");
+        let excused = |between: &str| {
+            let text = Text::new("unit.f16.sm_75.ptx".to_owned(), &lines(between));
+            let line = 5 + between.lines().count() as u32;
+            exceptions.reason(&text, "k_f32", line, "cvt.rz.f16.f32 %rs1, %f1;").is_some()
+        };
+        assert!(excused("") && excused("mov.f32 %f2,%f1;\n") && excused("st.global.f32 [%rd1],%f1;\n"));
+        assert!(!excused("mov.f32 %f1,%f2;\n") && !excused("mov.b64 {%r1,%f1},%fd1;\n"), "it is written");
+        assert!(!excused("ld.global.f32 %f2,[%rd1];\n"), "a load");
+        assert!(!excused(&"mov.f32 %f2,%f1;\n".repeat(25)), "too far");
+        assert!(!excused("$L1:\n"), "another way in");
     }
 
     #[test]

@@ -4,8 +4,10 @@ mod change;
 mod coverage;
 mod exceptions;
 mod mutants;
+mod noticed;
 mod tests;
 mod text;
+mod unused;
 pub mod variants;
 
 use std::collections::BTreeMap;
