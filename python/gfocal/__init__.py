@@ -11,6 +11,8 @@ from ._assign import Assignment, atss, fcos
 from ._boxes import CIoULoss, DIoULoss, GIoULoss, IoULoss, box_loss
 from ._decode import decode
 from ._dfl import DistributionFocalLoss, distribution_focal_loss
+from ._geometry import box_to_distances, distances_to_box, iou
+from ._gfl import gfl
 from ._head import GFLHeadLoss, HeadLosses, head_loss
 from ._integral import Integral, integral
 from ._native import CudaError, ShapeError, __version__, info, set_num_threads
@@ -34,12 +36,16 @@ __all__ = [
     "__version__",
     "atss",
     "box_loss",
+    "box_to_distances",
     "decode",
+    "distances_to_box",
     "distribution_focal_loss",
     "fcos",
+    "gfl",
     "head_loss",
     "info",
     "integral",
+    "iou",
     "quality_focal_loss",
     "set_num_threads",
 ]

@@ -156,7 +156,7 @@ def decode(
     if not preds:
         raise _native.ShapeError("bbox_preds has no levels")
     beside = arguments.all_beside("points", points, preds[0])
-    options = ([float(stride) for stride in strides], offset, coding, reg_max + 1 if bins is None else bins)
+    options = (arguments.strides(strides), offset, coding, reg_max + 1 if bins is None else bins)
     functional = torch._C._are_functorch_transforms_active()
     tracked = functional or forward_ad._current_level >= 0
     if tracked or (torch.is_grad_enabled() and any(pred.requires_grad for pred in preds)):

@@ -35,9 +35,12 @@ class Operator:
     def __init__(self, run: Callable[..., Any], overload: Callable[..., Any]) -> None:
         self.run, self.overload = run, overload
 
+    def of(self, tensor: torch.Tensor) -> Callable[..., Any]:
+        """What to call with this tensor first, or in the list that is first."""
+        return self.run if is_plain(tensor) else self.overload
+
     def __call__(self, first: Any, *args: Any) -> Any:
-        tensor = first[0] if isinstance(first, (list, tuple)) else first
-        return (self.run if is_plain(tensor) else self.overload)(first, *args)
+        return self.of(first[0] if isinstance(first, (list, tuple)) else first)(first, *args)
 
 
 def operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Operator:

@@ -31,6 +31,15 @@ impl std::fmt::Display for Device {
     }
 }
 
+/// The shape of the argument that others are checked against, put into words where one does not fit.
+pub struct Needs<'a>(pub &'static str, pub &'a [usize]);
+
+impl std::fmt::Display for Needs<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.0, self.1)
+    }
+}
+
 /// An array, as it was when the call began. Whoever changes its size in another thread meanwhile breaks the call, as
 /// with any operation.
 pub struct Tensor {
@@ -106,9 +115,13 @@ impl Tensor {
         };
         let Some(dtype) = DType::of(view.dtype) else {
             let (code, bits) = (view.dtype.code, view.dtype.bits);
-            let words = ["int", "uint", "float", "opaque", "bfloat", "complex", "bool"];
-            let word = words.get(usize::from(code)).copied().unwrap_or("type code ");
-            return Err(type_error(format!("{name} is {word}{bits}, which gfocal does not take")));
+            let words = ["int", "uint", "float", "opaque", "bfloat", "complex"];
+            let kind = match words.get(usize::from(code)) {
+                Some(word) => format!("{word}{bits}"),
+                None if code == dlpack::BOOL => "bool".to_owned(),
+                None => format!("a type of {bits} bits (DLPack's code {code})"),
+            };
+            return Err(type_error(format!("{name} is {kind}, which gfocal does not take")));
         };
         let dims = usize::try_from(view.dims).unwrap_or(0);
         if dims > DIMS {

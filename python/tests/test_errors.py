@@ -28,6 +28,18 @@ def dfl(pred: Any = PRED, label: Any = SCORE, **options: Any) -> Any:
     return gfocal.distribution_focal_loss(pred, label, **options)
 
 
+def giou(avg_factor: Any) -> Any:
+    return gfocal.GIoULoss()(torch.zeros(4, 4), torch.zeros(4, 4), avg_factor=avg_factor)
+
+
+def atss(**options: Any) -> Any:
+    none = torch.zeros(0, dtype=torch.int64)
+    return gfocal.atss(
+        **{"sizes": [(4, 4)], "strides": [8], "gt_boxes": torch.zeros(0, 4), "gt_labels": none, "gt_image": none,
+           "images": 1, "classes": 3, **options}
+    )  # fmt: skip
+
+
 GRAD = SCORE.clone().requires_grad_()
 Shape, Value, Kind = gfocal.ShapeError, ValueError, TypeError
 
@@ -84,6 +96,28 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: gfocal.QualityFocalLoss(use_sigmoid=False), Value, "only a sigmoid is defined"),
     (lambda: gfocal.QualityFocalLoss(beta=-1), Value, "beta is -1"),
     (lambda: gfocal.set_num_threads(-1), Value, "threads is -1, it must be 0"),
+    (lambda: qfl(target=SCORE), Shape, "target has shape [4], pred [4, 3] needs [4, 3], or a pair (labels, score)"),
+    (lambda: qfl(PRED > 0), Kind, "pred is bool, which gfocal does not take"),
+    (lambda: qfl(PRED.to(torch.complex64)), Kind, "pred is complex64, which gfocal does not take"),
+    (lambda: qfl(PRED.to(torch.float8_e4m3fn)), Kind, "pred is a type of 8 bits (DLPack's code"),
+    (lambda: qfl(PRED.to_sparse()), Kind, "pred is torch.sparse_coo, it must be torch.strided: pred.to_dense()"),
+    (lambda: qfl(target=(LABELS > 0, SCORE)), Kind, "labels is torch.bool, it must be torch.int64 or torch.int32"),
+    (lambda: qfl(target=(LABELS[:, None], SCORE)), Shape, "labels has shape [4, 1], pred [4, 3] needs [4]"),
+    (lambda: qfl(weight=2.0), Kind, "weight must be a torch.Tensor, not float"),
+    (lambda: qfl(avg_factor="7"), Kind, "avg_factor must be a number or a torch.Tensor, not str"),
+    (lambda: qfl(avg_factor=torch.tensor(-2)), Value, "avg_factor is -2, it must be a finite number, 0 or more"),
+    (lambda: qfl(avg_factor=float("nan")), Value, "avg_factor is NaN, it must be a finite number, 0 or more"),
+    (lambda: qfl(status={}), Kind, "status must be a gfocal.Status, not dict"),
+    (lambda: gfocal.QualityFocalLoss(reduction="avg"), Value, "reduction is 'avg', it must be"),
+    (lambda: gfocal.DistributionFocalLoss(reduction="avg"), Value, "reduction is 'avg', it must be"),
+    (lambda: gfocal.GIoULoss(reduction="avg"), Value, "reduction is 'avg', it must be"),
+    (lambda: giou(-1.0), Value, "avg_factor is -1.0, it must be a finite number, 0 or more"),
+    (lambda: giou("7"), Kind, "avg_factor must be a number or a torch.Tensor, not str"),
+    (lambda: giou(torch.ones(2)), Shape, "avg_factor has shape [2], it must have one element"),
+    (lambda: atss(strides=[(8, 8)]), Kind, "strides is [(8, 8)], it must be a list of numbers, one a level"),
+    (lambda: atss(sizes=[4, 4]), Shape, "sizes[0] is 4, it must be (height, width)"),
+    (lambda: atss(images=-1), Value, "images is -1, it must be 0 or more"),
+    (lambda: atss(images=1.0), Kind, "images is 1.0, it must be an int"),
 ]
 
 
