@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 try:
-    import torch as _torch  # noqa: F401
+    import torch as _torch
 except ImportError as error:
     raise ImportError("gfocal works on PyTorch's tensors; install it: pip install 'gfocal[torch]'") from error
+if _torch.__version__ < "2.4":  # which compares versions
+    raise ImportError(f"gfocal needs PyTorch 2.4 or newer, this is {_torch.__version__}: pip install 'gfocal[torch]'")
 
 from ._assign import Assignment, atss, fcos
 from ._boxes import CIoULoss, DIoULoss, GIoULoss, IoULoss, box_loss

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _native
-from ._library import Operator, is_plain, operator
+from ._library import Operator, differentiable, in_transforms, is_plain, operator
 from ._status import WORDS
 
 _F16, _F32, _F64 = torch.float16, torch.float32, torch.float64
@@ -160,6 +160,7 @@ class LossInTransforms(Function):
         return _backward(ctx, grads[0], True), None
 
 
+@differentiable
 def loss(
     pred: Tensor,
     forward_op: Operator,
@@ -170,7 +171,7 @@ def loss(
     counts: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and the words of its status if ``counts``."""
-    if torch._C._are_functorch_transforms_active():
+    if in_transforms():
         call = forward_op, backward_op, tensors, options, is_early(pred, reduction), counts
         result = LossInTransforms.apply(pred, call)
         return result[0], result[2]
@@ -228,6 +229,7 @@ class MapInTransforms(Function):
         return _backward(ctx, grads[0], True), None, None, None, None
 
 
+@differentiable
 def mapped(
     input: Tensor,
     forward_op: Operator,
@@ -236,7 +238,7 @@ def mapped(
     options: tuple[Any, ...],
 ) -> Tensor:
     """What ``forward_op`` makes of it, differentiable."""
-    if torch._C._are_functorch_transforms_active():
+    if in_transforms():
         return MapInTransforms.apply(input, forward_op, backward_op, tensors, options)  # type: ignore[no-any-return]
     if (input.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
         return Map.apply(input, forward_op, backward_op, tensors, options)  # type: ignore[no-any-return]

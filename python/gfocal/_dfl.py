@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import _arguments as arguments
 from . import _native
 from ._autograd import Results, fake_results, results
-from ._autograd import loss as differentiable
+from ._autograd import loss as loss_of
 from ._library import operator
 from ._status import Status, is_counted
 
@@ -132,7 +132,7 @@ def distribution_focal_loss(
     factor, average = arguments.average("avg_factor", avg_factor, pred)
     tensors = (arguments.beside("label", label, pred), arguments.optional("weight", weight, pred), factor)
     options = (loss_weight, target_eps, reduction, average, policy, minimum)
-    loss, words = differentiable(pred, dfl, dfl_backward, tensors, options, reduction, is_counted(status))
+    loss, words = loss_of(pred, dfl, dfl_backward, tensors, options, reduction, is_counted(status))
     if status is not None:
         status.add(words)
     return loss

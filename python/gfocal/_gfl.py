@@ -13,7 +13,7 @@ from torch.autograd import Function, forward_ad
 from . import _arguments as arguments
 from . import _native
 from ._autograd import Once, OnceInTransforms
-from ._library import is_plain, operator
+from ._library import differentiable, in_transforms, is_plain, operator
 from ._status import WORDS, Status, is_counted
 
 
@@ -256,11 +256,12 @@ def gfl(
     return losses  # type: ignore[no-any-return]
 
 
+@differentiable
 def _run_gfl(
     pred: Tensor, sides: Tensor, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], counts: bool
 ) -> Any:
     """The losses, and the words of the status of each if ``counts``."""
-    if torch._C._are_functorch_transforms_active():
+    if in_transforms():
         return GflInTransforms.apply(pred, sides, Call(tensors, options, False, counts))
     tracked = torch.is_grad_enabled() and (pred.requires_grad or sides.requires_grad)
     if tracked or forward_ad._current_level >= 0:

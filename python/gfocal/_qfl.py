@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import _arguments as arguments
 from . import _native
 from ._autograd import Results, fake_results, results
-from ._autograd import loss as differentiable
+from ._autograd import loss as loss_of
 from ._library import operator
 from ._status import Status, is_counted
 
@@ -182,7 +182,7 @@ def quality_focal_loss(
     options = (
         beta, loss_weight, alpha, activated, background, ignore_label, reduction, average, policy, minimum,
     )  # fmt: skip
-    loss, words = differentiable(pred, qfl, qfl_backward, tensors, options, reduction, is_counted(status))
+    loss, words = loss_of(pred, qfl, qfl_backward, tensors, options, reduction, is_counted(status))
     if status is not None:
         status.add(words)
     return loss

@@ -186,7 +186,7 @@ impl Rows {
             grad.expect(&self.shape, &because)?;
             grad.expect_dtype(self.pred.dtype, &because)?;
         }
-        for tensor in self.written().chain(self.read(others)) {
+        for tensor in self.read(others).chain(self.written()) {
             tensor.expect_device(device, self.pred.name)?;
         }
         check_overlaps(self.written(), self.read(others))

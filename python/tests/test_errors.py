@@ -160,6 +160,32 @@ def test_native_calls_check_for_themselves() -> None:
     fails(ValueError, "which is no place for its type", odd, labels, score, loss=loss)
 
 
+class WithoutTable:
+    """What a tensor of an older PyTorch is: ``__dlpack__`` alone, and not of what requires a gradient."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.requires_grad = tensor, tensor.requires_grad
+
+    def detach(self) -> WithoutTable:
+        return WithoutTable(self.tensor.detach())
+
+    def __dlpack_device__(self) -> Any:
+        return self.tensor.__dlpack_device__()
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        assert stream is None
+        return self.tensor.__dlpack__()
+
+
+def test_tensors_without_the_table() -> None:
+    qfl = _native.Qfl(2.0, 1.0, None, False, "last", None)
+    pred, loss, grad = PRED.clone().requires_grad_(), torch.zeros(()), torch.zeros(4, 3)
+    qfl.run(*map(WithoutTable, (pred, LABELS, SCORE)), loss=WithoutTable(loss), grad=WithoutTable(grad))
+    want = gfocal.quality_focal_loss(pred, (LABELS, SCORE))
+    want.backward()
+    assert torch.equal(loss, want.detach()) and pred.grad is not None and torch.equal(grad, pred.grad)
+
+
 def test_exceptions_can_be_pickled() -> None:
     for error in (gfocal.ShapeError("a"), gfocal.CudaError("b")):
         again = pickle.loads(pickle.dumps(error))
@@ -168,6 +194,11 @@ def test_exceptions_can_be_pickled() -> None:
 
 
 def test_without_pytorch_it_says_so() -> None:
-    program = "import sys; sys.modules['torch'] = None; import gfocal"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert run.returncode != 0 and "pip install 'gfocal[torch]'" in run.stderr
+    old = "import torch, torch.torch_version as of; torch.__version__ = of.TorchVersion('2.3.1+cu121')"
+    for start, message in [
+        ("import sys; sys.modules['torch'] = None", "install it: pip install 'gfocal[torch]'"),
+        (old, "gfocal needs PyTorch 2.4 or newer, this is 2.3.1+cu121: pip install 'gfocal[torch]'"),
+    ]:
+        program = [sys.executable, "-c", f"{start}; import gfocal"]
+        run = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert run.returncode != 0 and message in run.stderr

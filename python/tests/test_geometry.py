@@ -11,8 +11,9 @@ from torch import Tensor
 
 import gfocal
 
+from . import test_rows
 from .op_tester import OpTester
-from .test_rows import ROWS, TestBoxes, numbers
+from .test_rows import ROWS, numbers
 from .tolerance import assert_close
 
 
@@ -20,29 +21,29 @@ class TestIou(OpTester):
     reductions = ("none",)
 
     def inputs(self) -> Tensor:
-        return TestBoxes.boxes.clone()
+        return test_rows.TestBoxes.boxes.clone()
 
     def dtypes(self) -> list[torch.dtype]:
         return [torch.float64, torch.float32]
 
     def call(self, pred: Tensor, reduction: str = "none", **options: Any) -> Tensor:
-        return gfocal.iou(pred, TestBoxes.target)
+        return gfocal.iou(pred, test_rows.TestBoxes.target)
 
     def expected(self, pred: Tensor, reduction: str = "none") -> Tensor:
-        a, b = pred, TestBoxes.target
+        a, b = pred, test_rows.TestBoxes.target
         inside = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
         intersection = inside.clamp(min=0).prod(1)
         return intersection / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - intersection)
 
     def samples(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        a, b, ops = self.inputs().float(), TestBoxes.target.float(), torch.ops.gfocal
+        a, b, ops = self.inputs().float(), test_rows.TestBoxes.target.float(), torch.ops.gfocal
         return [(ops.iou.default, (a, b, 1e-6)), (ops.iou_backward.default, (a, b, 1e-6, torch.rand(ROWS)))]
 
     def test_no_rows(self) -> None:
         assert gfocal.iou(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
 
     def test_as_the_loss(self) -> None:
-        a, b = self.inputs().float(), TestBoxes.target.float()
+        a, b = self.inputs().float(), test_rows.TestBoxes.target.float()
         assert_close(gfocal.iou(a, b), 1 - gfocal.box_loss(a, b, "iou").double(), "IoU", absolute=1e-7)
         point = torch.ones(1, 4)
         assert gfocal.iou(point, point) == 0 and gfocal.iou(point, point, eps=1e-30) == 0

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import gfocal
 
-from . import reference
+from . import reference, test_rows
 from .op_tester import OpTester
-from .test_rows import BINS, CLASSES, LABELS, ROWS, SCORE, WEIGHT, TestDfl, numbers, reduced
+from .test_rows import BINS, CLASSES, LABELS, ROWS, SCORE, WEIGHT, numbers, reduced
 from .tolerance import assert_close
 
 
@@ -27,14 +27,14 @@ class TestGfl(OpTester):
     def call(self, pred: Tensor, reduction: str = "mean", **options: Any) -> Tensor:
         factors = {"qfl_avg_factor": 7.0, "dfl_avg_factor": torch.tensor(7.0)} if reduction == "mean" else {}
         return gfocal.gfl(
-            pred[:, :CLASSES], (LABELS, SCORE), pred[:, CLASSES:], TestDfl.label, WEIGHT, WEIGHT.flip(0),
+            pred[:, :CLASSES], (LABELS, SCORE), pred[:, CLASSES:], test_rows.TestDfl.label, WEIGHT, WEIGHT.flip(0),
             reduction=reduction, policy="exact", **factors, **options,
         )  # fmt: skip
 
     def expected(self, pred: Tensor, reduction: str = "mean") -> Tensor:
         target = reference.dense_target(LABELS, SCORE, CLASSES)
         qfl = reduced(reference.qfl(pred[:, :CLASSES], target).sum(1) * WEIGHT, reduction)
-        dfl = 0.25 * reduced(reference.dfl(pred[:, CLASSES:], TestDfl.label) * WEIGHT.flip(0), reduction)
+        dfl = 0.25 * reduced(reference.dfl(pred[:, CLASSES:], test_rows.TestDfl.label) * WEIGHT.flip(0), reduction)
         return torch.stack([qfl, dfl, qfl + dfl])
 
     def samples(self) -> list[tuple[Any, tuple[Any, ...]]]:
@@ -42,8 +42,8 @@ class TestGfl(OpTester):
         of = (2.0, 1.0, None, False, "last", None, 0.25, 0.1)
         found = []
         for tensors in (
-            (LABELS, SCORE, TestDfl.label, WEIGHT, None, None, None, torch.tensor(3.0), None),
-            (None, torch.rand(ROWS, CLASSES), TestDfl.label, None, WEIGHT, torch.rand(CLASSES),
+            (LABELS, SCORE, test_rows.TestDfl.label, WEIGHT, None, None, None, torch.tensor(3.0), None),
+            (None, torch.rand(ROWS, CLASSES), test_rows.TestDfl.label, None, WEIGHT, torch.rand(CLASSES),
              torch.rand(ROWS, CLASSES), None, None),
         ):  # fmt: skip
             rest = (sides, *tensors, *of, "mean", None, 4.0, "at_least", 4.0)
@@ -63,7 +63,7 @@ class TestGfl(OpTester):
         results = []
         for joint in (True, False):
             pred, sides = (part.clone().requires_grad_() for part in stored.split([CLASSES, BINS], 1))
-            target, label = (LABELS, SCORE), TestDfl.label
+            target, label = (LABELS, SCORE), test_rows.TestDfl.label
             if joint:
                 qfl, dfl, both = gfocal.gfl(
                     pred, target, sides, label, WEIGHT, qfl_weight=2.0, dfl_weight=0.5, target_eps=0.1, **options
@@ -80,7 +80,7 @@ class TestGfl(OpTester):
         for frozen in (0, 1):
             parts = [part.clone() for part in self.inputs().float().split([CLASSES, BINS], 1)]
             parts[1 - frozen].requires_grad_()
-            gfocal.gfl(parts[0], (LABELS, SCORE), parts[1], TestDfl.label)[2].backward()
+            gfocal.gfl(parts[0], (LABELS, SCORE), parts[1], test_rows.TestDfl.label)[2].backward()
             assert parts[frozen].grad is None and parts[1 - frozen].grad is not None
 
     def test_status(self) -> None:
@@ -88,7 +88,7 @@ class TestGfl(OpTester):
         labels = torch.where(LABELS == 3, 99, LABELS)
         for tracked in (False, True):
             pred = numbers(ROWS, CLASSES).float().requires_grad_(tracked)
-            gfocal.gfl(pred, (labels, SCORE), numbers(ROWS, BINS).float(), TestDfl.label + 1, status=status)
+            gfocal.gfl(pred, (labels, SCORE), numbers(ROWS, BINS).float(), test_rows.TestDfl.label + 1, status=status)
         assert (status.bad_labels, status.out_of_range_targets) == (2, 4)
 
     def test_mistakes(self) -> None:

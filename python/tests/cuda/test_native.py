@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,31 @@ def test_mistakes(driver: Driver) -> None:
         qfl.run(pred, labels, score, grad=pred, stream=driver.address)
     with pytest.raises(ValueError, match="upstream is on the CPU, grad on cuda:0"):
         _native.scale(pred, 2.0, stream=driver.address)
+
+
+def test_the_stream_of_tensors_without_the_table(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int | None] = []
+
+    class Torchs(Array):
+        """What a tensor of an older PyTorch is."""
+
+        requires_grad = False
+
+        def __dlpack__(self, *, stream: int | None = None) -> Any:
+            told.append(stream)
+            return super().__dlpack__()
+
+    def put(tensor: torch.Tensor) -> Torchs:
+        array = Torchs(driver, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        array.fill(tensor.numpy())
+        return array
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=driver.address))
+    pred, qfl = random(70, 20), _native.Qfl(2.0, 1.0, None, False, "last", None)
+    loss, want = put(torch.zeros(1)), torch.zeros(1)
+    qfl.run(put(pred), put(LABELS), put(SCORE), loss=loss)
+    qfl.run(pred, LABELS, SCORE, loss=want)
+    assert told == 4 * [driver.address] and (values(loss) - want).abs() <= 4e-6 * want
 
 
 def begin(driver: Driver) -> None:
