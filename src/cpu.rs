@@ -1,6 +1,7 @@
 //! Calls on memory of the host: what all operations have in common, and the [threads](Pool) that they run on.
 
 mod pool;
+mod shared;
 
 pub use pool::Pool;
 pub(crate) use pool::map;

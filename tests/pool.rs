@@ -145,10 +145,10 @@ fn threads_of_small_calls_of_pools_and_of_children() {
         assert!(everything(LARGE) == want);
         one.enter(|| assert!(everything(LARGE) == want));
     });
-    expect_threads(3, "of the pool that was entered");
+    expect_threads(2, "of the pool that was entered, beside this one");
     drop(three.clone());
     assert!(three.enter(|| everything(LARGE)) == want);
-    expect_threads(3, "kept, and no others");
+    expect_threads(2, "kept, and no others");
     drop(three);
     expect_threads(0, "ended with their pool");
 
@@ -160,13 +160,14 @@ fn threads_of_small_calls_of_pools_and_of_children() {
     assert!(two.enter(|| everything(LARGE)) == want);
     assert!(everything(LARGE) == want);
     let all = threads();
-    assert!(all > 2, "the default pool");
+    let cores = thread::available_parallelism().map_or(1, Into::into);
+    assert!(all > 1 || cores == 1, "the default pool");
     assert!((0..1000).into_par_iter().sum::<i32>() > 0, "rayon's global pool has been used, too");
 
     // Children have none of these threads.
     assert!(in_a_child(|| threads() == 0 && everything(SMALL) == small && threads() == 0));
-    assert!(in_a_child(|| everything(LARGE) == want && everything(LARGE) == want && threads() == all - 2));
-    assert!(in_a_child(|| two.enter(|| everything(LARGE)) == want && threads() == 2));
+    assert!(in_a_child(|| everything(LARGE) == want && everything(LARGE) == want && threads() == all - 1));
+    assert!(in_a_child(|| two.enter(|| everything(LARGE)) == want && threads() == 1));
     assert!(in_a_child(|| in_a_child(|| everything(LARGE) == want)), "a child of a child");
     for _ in 0..20 {
         assert!(rayons.install(|| in_a_child(|| everything(LARGE) == want && threads() == 0)), "of a worker");
@@ -178,7 +179,7 @@ fn threads_of_small_calls_of_pools_and_of_children() {
         "a pool of the child's"
     );
     assert!(
-        two.enter(|| in_a_child(|| everything(LARGE) == want && threads() == 2)),
+        two.enter(|| in_a_child(|| everything(LARGE) == want && threads() == 1)),
         "in the middle of a call"
     );
     assert!(everything(LARGE) == want, "the parent goes on");

@@ -93,7 +93,7 @@ def overhead(repeats: int) -> None:
         pred.grad = None
         original(pred, (labels, score)).backward()
 
-    found = medians({"an empty autograd.Function": empty, "gfocal": ours, "mmdetection": theirs}, repeats, 50)
+    found = medians({"an empty autograd.Function": empty, "gfocal": ours, "mmdetection": theirs}, repeats, 15)
     table("QFL 16 x 20, forward and backward", found, "mmdetection", "µs")
     print(f"  gfocal over the empty function: {(found['gfocal'] - found['an empty autograd.Function']) * 1e3:.1f} µs")
 
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few repeats, no torch.compile: to see that it runs")
     quick = parser.parse_args().quick
     print(f"gfocal {gfocal.__version__}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
-    overhead(3 if quick else 60)
+    overhead(3 if quick else 200)
     qfl(2 if quick else 30, not quick)
     step(2 if quick else 15)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _arguments as arguments
 from . import _native
 from ._library import operator
-from ._status import WORDS, Status
+from ._status import WORDS, Status, is_counted
 
 _atss_rule = lru_cache(maxsize=64)(_native.Assigner.atss)
 _fcos_rule = lru_cache(maxsize=64)(_native.Assigner.fcos)
@@ -152,10 +152,18 @@ def _levels(sizes: Sequence[Sequence[int]], images: int, tensors: Sequence[Tenso
 def _flat(sizes: Sequence[Sequence[int]]) -> list[int]:
     flat: list[int] = []
     for level, size in enumerate(sizes):
-        if len(size) != 2:
-            raise _native.ShapeError(f"sizes[{level}] is {tuple(size)}, it must be (height, width)")
+        if not hasattr(size, "__len__") or len(size) != 2:
+            raise _native.ShapeError(f"sizes[{level}] is {size!r}, it must be (height, width)")
         flat += size
     return flat
+
+
+def _count(images: int) -> int:
+    if isinstance(images, float):
+        raise TypeError(f"images is {images}, it must be an int")
+    if images < 0:
+        raise ValueError(f"images is {images}, it must be 0 or more")
+    return images
 
 
 def atss(
@@ -231,8 +239,8 @@ def atss(
     """
     tensors = _inputs(gt_boxes, gt_labels, gt_image, weights, ignore_boxes, ignore_image, image_sizes)
     *results, words = _atss_op(
-        *tensors, _flat(sizes), strides, images, classes, topk, scale, offset, ignore_iof, fallback, background,
-        status is not None,
+        *tensors, _flat(sizes), arguments.strides(strides), _count(images), classes, topk, scale, offset, ignore_iof,
+        fallback, background, is_counted(status),
     )  # fmt: skip
     if status is not None:
         status.add(words)
@@ -288,8 +296,8 @@ def fcos(
     tensors = _inputs(gt_boxes, gt_labels, gt_image, weights, ignore_boxes, ignore_image, image_sizes)
     ranges = [float(end) for both in regress_ranges for end in both]
     *results, words, centerness = _fcos_op(
-        *tensors, _flat(sizes), strides, images, classes, ranges, center_sampling, offset, ignore_iof, fallback,
-        background, status is not None,
+        *tensors, _flat(sizes), arguments.strides(strides), _count(images), classes, ranges, center_sampling, offset,
+        ignore_iof, fallback, background, is_counted(status),
     )  # fmt: skip
     if status is not None:
         status.add(words)

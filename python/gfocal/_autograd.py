@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _native
-from ._arguments import loss_dtype
-from ._library import Operator, is_plain, operator
+from ._library import Operator, differentiable, in_transforms, is_plain, operator
 from ._status import WORDS
+
+_F16, _F32, _F64 = torch.float16, torch.float32, torch.float64
 
 Results = tuple[Tensor, Optional[Tensor], Optional[Tensor]]
 
@@ -35,7 +36,7 @@ scale_grad = operator(
 
 def results(pred: Tensor, reduction: str, with_grad: bool, with_status: bool) -> Results:
     """Room for loss, gradient and status of a loss of rows."""
-    dtype, device = loss_dtype(pred.dtype), pred.device
+    dtype, device = (_F64 if pred.dtype is _F64 else _F32), pred.device
     return (
         torch.empty((pred.shape[0],) if reduction == "none" else (), dtype=dtype, device=device),
         torch.empty_like(pred) if with_grad else None,
@@ -81,7 +82,7 @@ class OnceInTransforms(Function):
 
 
 def is_early(pred: Tensor, reduction: str) -> bool:
-    return reduction != "none" and pred.dtype is not torch.float16
+    return reduction != "none" and pred.dtype is not _F16
 
 
 def _backward(ctx: Any, upstream: Tensor, functional: bool) -> Tensor:
@@ -100,7 +101,7 @@ def _gradient(ctx: Any, upstream: Tensor, functional: bool) -> Tensor:
         grad: Tensor = tensors.pop()
         if functional or not is_plain(upstream):
             return scale_grad(grad, upstream)  # type: ignore[no-any-return]
-        if pred.device.type == "cpu":
+        if pred.is_cpu:
             return grad if upstream.item() == 1.0 else scale_grad(grad, upstream)
         # On CUDA the upstream gradient is not looked at here: that would be waited for. The gradient is multiplied
         # where it is, unless an earlier backward pass has given it away.
@@ -111,23 +112,24 @@ def _gradient(ctx: Any, upstream: Tensor, functional: bool) -> Tensor:
     return ctx.backward_op(pred, *tensors, *ctx.options, upstream)  # type: ignore[no-any-return]
 
 
+# A loss of rows, and all but its logits: `forward_op` and `backward_op`, which take pred, tensors and options, in this
+# order; tensors, options, `early`, `counts`. One argument, and no class, as each takes time.
+Call = tuple[Operator, Operator, tuple[Optional[Tensor], ...], tuple[Any, ...], bool, bool]
+
+
 class Loss(Function):
-    """A loss of rows: ``forward_op`` and ``backward_op`` take pred, tensors and options, in this order."""
+    """A loss of rows."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        pred: Tensor,
-        forward_op: Operator,
-        backward_op: Operator,
-        tensors: tuple[Tensor | None, ...],
-        options: tuple[Any, ...],
-        early: bool,
-        counts: bool,
-    ) -> Any:
-        loss, grad, status = forward_op(pred, *tensors, *options, early, counts)
-        ctx.early, ctx.backward_op, ctx.options = early, backward_op, options
-        ctx.save_for_backward(pred, *tensors, *([grad] if early else []))
+    def forward(ctx: Any, pred: Tensor, call: Call) -> Any:
+        forward_op, backward_op, tensors, options, early, counts = call
+        loss, grad, status = forward_op.of(pred)(pred, *tensors, *options, early, counts)
+        ctx.early = early
+        if early and pred.is_cpu:
+            ctx.save_for_backward(pred, grad)  # which is never made anew
+        else:
+            ctx.backward_op, ctx.options = backward_op, options
+            ctx.save_for_backward(pred, *tensors, *([grad] if early else []))
         if not counts:
             return loss
         ctx.mark_non_differentiable(status)
@@ -135,37 +137,30 @@ class Loss(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _backward(ctx, grads[0], False), None, None, None, None, None, None
+        return _backward(ctx, grads[0], False), None
 
 
 class LossInTransforms(Function):
     """The same under ``torch.func``, which needs ``setup_context``: a slower call."""
 
     @staticmethod
-    def forward(
-        pred: Tensor,
-        forward_op: Operator,
-        backward_op: Operator,
-        tensors: tuple[Tensor | None, ...],
-        options: tuple[Any, ...],
-        early: bool,
-        counts: bool,
-    ) -> Any:
+    def forward(pred: Tensor, call: Call) -> Any:
+        forward_op, _, tensors, options, early, counts = call
         return forward_op.overload(pred, *tensors, *options, early, counts)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pred, _, backward_op, tensors, options, early, _ = inputs
+        pred, (_, ctx.backward_op, tensors, ctx.options, ctx.early, _) = inputs
         _, grad, status = output
-        ctx.early, ctx.backward_op, ctx.options = early, backward_op, options
         ctx.mark_non_differentiable(grad, status)
-        ctx.save_for_backward(pred, *tensors, *([grad] if early else []))
+        ctx.save_for_backward(pred, *tensors, *([grad] if ctx.early else []))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _backward(ctx, grads[0], True), None, None, None, None, None, None
+        return _backward(ctx, grads[0], True), None
 
 
+@differentiable
 def loss(
     pred: Tensor,
     forward_op: Operator,
@@ -176,13 +171,13 @@ def loss(
     counts: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and the words of its status if ``counts``."""
-    if torch._C._are_functorch_transforms_active():
-        early = is_early(pred, reduction)
-        result = LossInTransforms.apply(pred, forward_op, backward_op, tensors, options, early, counts)
+    if in_transforms():
+        call = forward_op, backward_op, tensors, options, is_early(pred, reduction), counts
+        result = LossInTransforms.apply(pred, call)
         return result[0], result[2]
     if (pred.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
-        early = is_early(pred, reduction)
-        result = Loss.apply(pred, forward_op, backward_op, tensors, options, early, counts)
+        call = forward_op, backward_op, tensors, options, is_early(pred, reduction), counts
+        result = Loss.apply(pred, call)
         return result if counts else (result, None)
     result, _, status = forward_op(pred, *tensors, *options, False, counts)
     return result, status
@@ -234,6 +229,7 @@ class MapInTransforms(Function):
         return _backward(ctx, grads[0], True), None, None, None, None
 
 
+@differentiable
 def mapped(
     input: Tensor,
     forward_op: Operator,
@@ -242,7 +238,7 @@ def mapped(
     options: tuple[Any, ...],
 ) -> Tensor:
     """What ``forward_op`` makes of it, differentiable."""
-    if torch._C._are_functorch_transforms_active():
+    if in_transforms():
         return MapInTransforms.apply(input, forward_op, backward_op, tensors, options)  # type: ignore[no-any-return]
     if (input.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
         return Map.apply(input, forward_op, backward_op, tensors, options)  # type: ignore[no-any-return]

@@ -15,13 +15,13 @@ from ._library import operator
 _native_boxes = lru_cache(maxsize=64)(_native.Boxes)
 
 
-def _forward(pred: Tensor, target: Tensor, kind: str, eps: float) -> Tensor:
+def boxes_forward(pred: Tensor, target: Tensor, kind: str, eps: float) -> Tensor:
     loss = pred.new_empty(pred.shape[0])
     _native_boxes(kind, eps).run(pred, target, loss)
     return loss
 
 
-def _backward(pred: Tensor, target: Tensor, kind: str, eps: float, upstream: Tensor) -> Tensor:
+def boxes_backward(pred: Tensor, target: Tensor, kind: str, eps: float, upstream: Tensor) -> Tensor:
     grad, loss = torch.empty_like(pred), pred.new_empty(pred.shape[0])
     _native_boxes(kind, eps).run(pred, target, loss, upstream=upstream.contiguous(), grad=grad)
     return grad
@@ -29,12 +29,12 @@ def _backward(pred: Tensor, target: Tensor, kind: str, eps: float, upstream: Ten
 
 _boxes = operator(
     "boxes(Tensor pred, Tensor target, str kind, float eps) -> Tensor",
-    _forward,
+    boxes_forward,
     lambda pred, *_: pred.new_empty(pred.shape[0]),
 )
 _boxes_backward = operator(
     "boxes_backward(Tensor pred, Tensor target, str kind, float eps, Tensor upstream) -> Tensor",
-    _backward,
+    boxes_backward,
     lambda pred, *_: torch.empty_like(pred),
 )
 
@@ -78,8 +78,7 @@ def reduced(
     loss: Tensor, weight: Tensor | None, reduction: str, avg_factor: float | Tensor | None, loss_weight: float
 ) -> Tensor:
     """What mmdetection's ``weight_reduce_loss`` does."""
-    if reduction not in {"none", "mean", "sum"}:
-        raise ValueError(f'reduction is {reduction!r}, it must be "none", "sum" or "mean"')
+    arguments.reduction(reduction)
     if avg_factor is not None and reduction == "sum":
         raise ValueError('avg_factor can not be used with reduction="sum"')
     if weight is not None:
@@ -91,6 +90,13 @@ def reduced(
         return loss.sum() * loss_weight
     if avg_factor is None:
         return loss.sum() / max(loss.numel(), 1) * loss_weight
+    factor, average = arguments.average("avg_factor", avg_factor, loss)
+    if factor is not None:
+        if factor.numel() != 1:
+            raise _native.ShapeError(f"avg_factor has shape {list(factor.shape)}, it must have one element")
+        avg_factor = factor.reshape(())
+    elif average is not None and not 0 <= average < float("inf"):
+        raise ValueError(f"avg_factor is {average}, it must be a finite number, 0 or more")
     return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps) * loss_weight
 
 
@@ -100,7 +106,7 @@ class _BoxLoss(nn.Module):
     def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__()
         _native_boxes(self.kind, eps)
-        self.eps, self.reduction, self.loss_weight = eps, reduction, loss_weight
+        self.eps, self.reduction, self.loss_weight = eps, arguments.reduction(reduction), loss_weight
 
     def of_boxes(self, pred: Tensor, target: Tensor) -> Tensor:
         return box_loss(pred, target, self.kind, self.eps)

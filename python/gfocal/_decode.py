@@ -12,7 +12,7 @@ from torch.autograd import Function, forward_ad
 from . import _arguments as arguments
 from . import _native
 from ._autograd import Once, OnceInTransforms
-from ._library import operator
+from ._library import differentiable, in_transforms, operator
 
 _ARGUMENTS = "Tensor[] bbox_preds, Tensor[] points, float[] strides, float offset, str coding, int bins"
 
@@ -107,6 +107,7 @@ def _in_place(pred: Tensor) -> Tensor:
     return pred if distinct else pred.contiguous()
 
 
+@differentiable
 def decode(
     bbox_preds: Sequence[Tensor],
     strides: Sequence[float],
@@ -156,8 +157,8 @@ def decode(
     if not preds:
         raise _native.ShapeError("bbox_preds has no levels")
     beside = arguments.all_beside("points", points, preds[0])
-    options = ([float(stride) for stride in strides], offset, coding, reg_max + 1 if bins is None else bins)
-    functional = torch._C._are_functorch_transforms_active()
+    options = (arguments.strides(strides), offset, coding, reg_max + 1 if bins is None else bins)
+    functional = in_transforms()
     tracked = functional or forward_ad._current_level >= 0
     if tracked or (torch.is_grad_enabled() and any(pred.requires_grad for pred in preds)):
         kind = DecodeInTransforms if functional else Decode

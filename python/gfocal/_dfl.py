@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from . import _arguments as arguments
 from . import _native
 from ._autograd import Results, fake_results, results
-from ._autograd import loss as differentiable
+from ._autograd import loss as loss_of
 from ._library import operator
-from ._status import Status
+from ._status import Status, is_counted
 
 _native_dfl = lru_cache(maxsize=256)(_native.Dfl)
 
@@ -38,8 +38,8 @@ def _forward(
 ) -> Results:
     loss, grad, status = results(pred, reduction, with_grad, with_status)
     _native_dfl(loss_weight, target_eps).run(
-        pred, label, weight=weight, reduction=reduction, avg_factor=average if avg_factor is None else avg_factor,
-        policy=policy, minimum=minimum, loss=loss, grad=grad, status=status,
+        pred, label, weight, None, None, reduction, average if avg_factor is None else avg_factor, policy, minimum,
+        loss, grad, None, status,
     )  # fmt: skip
     return loss, grad, status
 
@@ -129,10 +129,10 @@ def distribution_focal_loss(
     tensor([[ 0.2500, -0.5000,  0.0000,  0.2500]])
     """
     pred = arguments.logits("pred", pred)
-    factor, average = arguments.average(avg_factor, pred)
+    factor, average = arguments.average("avg_factor", avg_factor, pred)
     tensors = (arguments.beside("label", label, pred), arguments.optional("weight", weight, pred), factor)
     options = (loss_weight, target_eps, reduction, average, policy, minimum)
-    loss, words = differentiable(pred, dfl, dfl_backward, tensors, options, reduction, status is not None)
+    loss, words = loss_of(pred, dfl, dfl_backward, tensors, options, reduction, is_counted(status))
     if status is not None:
         status.add(words)
     return loss
@@ -144,7 +144,7 @@ class DistributionFocalLoss(nn.Module):
     def __init__(self, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__()
         _native_dfl(loss_weight, 0.0)
-        self.reduction, self.loss_weight = reduction, loss_weight
+        self.reduction, self.loss_weight = arguments.reduction(reduction), loss_weight
 
     def forward(
         self,

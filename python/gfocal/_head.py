@@ -13,7 +13,7 @@ from . import _arguments as arguments
 from . import _native
 from ._assign import atss
 from ._head_autograd import head_loss_of, head_normalisers
-from ._status import Status
+from ._status import Status, is_counted
 
 Reduce = Union[Callable[[Tensor], Tensor], bool, None]
 
@@ -183,10 +183,11 @@ def head_loss(
     if offset is None:
         offset = 0.5 if profile == "ultralytics" else 0.0
     options = (
-        strides, offset, profile, coding, _bins(profile, coding, bins, reg_max), beta, alpha, cls_weight, background,
-        ignore_label, iou, box_weight, iou_eps, dfl_weight, target_eps, quality_source, box_weighting, normaliser,
+        arguments.strides(strides), offset, profile, coding, _bins(profile, coding, bins, reg_max), beta, alpha,
+        cls_weight, background, ignore_label, iou, box_weight, iou_eps, dfl_weight, target_eps, quality_source,
+        box_weighting, normaliser,
     )  # fmt: skip
-    counts, workspace = status is not None, None
+    counts, workspace = is_counted(status), None
     reducer = None if normalisers is not None else _reducer(reduce)
     if reducer is not None:
         # On CUDA phase one is run once, and counts.
@@ -266,7 +267,7 @@ class GFLHeadLoss(nn.Module):
         sync_normalisers: bool | None = None,
     ) -> None:
         super().__init__()
-        self.strides, self.num_classes, self.reg_max = [float(stride) for stride in strides], num_classes, reg_max
+        self.strides, self.num_classes, self.reg_max = arguments.strides(strides), num_classes, reg_max
         self.topk, self.octave_scale, self.center_offset = topk, octave_scale, center_offset
         self.profile, self.beta, self.cls_weight, self.iou = profile, beta, cls_weight, iou
         self.box_weight, self.dfl_weight, self.target_eps = box_weight, dfl_weight, target_eps

@@ -25,7 +25,7 @@ from torch.autograd import Function, forward_ad
 from . import _native
 from ._arguments import loss_dtype
 from ._autograd import Once, OnceInTransforms
-from ._library import is_plain, operator
+from ._library import differentiable, in_transforms, is_plain, operator
 from ._status import WORDS
 
 _native_head = lru_cache(maxsize=256)(_native.Head)
@@ -237,6 +237,7 @@ class HeadInTransforms(Function):
         return (None, None, None, *_backward(ctx, grads[0], True))
 
 
+@differentiable
 def head_loss_of(
     lists: tuple[Sequence[Tensor], ...],
     class_weights: Tensor | None,
@@ -246,7 +247,7 @@ def head_loss_of(
     counts: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The losses, and the words of their status if ``counts``."""
-    functional = torch._C._are_functorch_transforms_active()
+    functional = in_transforms()
     tracked = functional or forward_ad._current_level >= 0
     if not tracked and torch.is_grad_enabled():
         tracked = any(logits.requires_grad for of_kind in lists[:2] for logits in of_kind)

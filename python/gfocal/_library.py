@@ -7,7 +7,7 @@ compiled, exported and run on fake tensors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import library
@@ -17,6 +17,19 @@ from . import _native
 _LIBRARY = library.Library("gfocal", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
+# Whether `torch.func` is at work.
+in_transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
+
+Run = TypeVar("Run", bound=Callable[..., Any])
+
+
+def differentiable(run: Run) -> Run:
+    """What applies an autograd function. The compiler of PyTorch 2.4 fails on those, and is to call it as it is."""
+    if torch.__version__ < "2.5":
+        return torch.compiler.disable(run)  # type: ignore[no-any-return,no-untyped-call]
+    return run
+
+
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether it has memory, and nobody traces or intercepts what is done with it."""
     return (
@@ -24,7 +37,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
         and type(tensor) is torch.Tensor
         and not tensor.is_meta
         and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
+        and not in_transforms()
         and torch._C._get_tracing_state() is None
     )
 
@@ -35,9 +48,12 @@ class Operator:
     def __init__(self, run: Callable[..., Any], overload: Callable[..., Any]) -> None:
         self.run, self.overload = run, overload
 
+    def of(self, tensor: torch.Tensor) -> Callable[..., Any]:
+        """What to call with this tensor first, or in the list that is first."""
+        return self.run if is_plain(tensor) else self.overload
+
     def __call__(self, first: Any, *args: Any) -> Any:
-        tensor = first[0] if isinstance(first, (list, tuple)) else first
-        return (self.run if is_plain(tensor) else self.overload)(first, *args)
+        return self.of(first[0] if isinstance(first, (list, tuple)) else first)(first, *args)
 
 
 def operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Operator:

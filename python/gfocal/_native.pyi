@@ -10,6 +10,7 @@ __all__ = [
     "Boxes",
     "CudaError",
     "Dfl",
+    "Gfl",
     "Head",
     "Qfl",
     "ShapeError",
@@ -18,6 +19,7 @@ __all__ = [
     "info",
     "integral",
     "integral_backward",
+    "iou",
     "read_status",
     "scale",
     "set_allocator",
@@ -50,7 +52,6 @@ class Qfl:
         pred: Any,
         labels: Any,
         target: Any,
-        *,
         weight: Any = None,
         class_weights: Any = None,
         element_weights: Any = None,
@@ -81,7 +82,6 @@ class Dfl:
         self,
         pred: Any,
         label: Any,
-        *,
         weight: Any = None,
         upstream: Any = None,
         grad_scale: Any = None,
@@ -96,6 +96,42 @@ class Dfl:
         stream: int | None = None,
     ) -> None:
         """As :meth:`Qfl.run`."""
+
+@final
+class Gfl:
+    """Both losses with their options."""
+
+    def __new__(cls, qfl: Qfl, dfl: Dfl) -> Gfl: ...
+    def run(
+        self,
+        pred: Any,
+        labels: Any,
+        target: Any,
+        sides: Any,
+        label: Any,
+        losses: Any,
+        weight: Any = None,
+        side_weight: Any = None,
+        class_weights: Any = None,
+        element_weights: Any = None,
+        reduction: str = "mean",
+        qfl_avg_factor: Any = None,
+        dfl_avg_factor: Any = None,
+        policy: str = "eps",
+        minimum: float = 1.0,
+        pred_scale: Any = None,
+        side_scale: Any = None,
+        grad: Any = None,
+        side_grad: Any = None,
+        status: Any = None,
+        side_status: Any = None,
+        stream: int | None = None,
+    ) -> None:
+        """Writes ``losses [3]``: QFL, DFL and their sum; and ``grad`` and ``side_grad``, both or neither.
+
+        ``pred_scale`` and ``side_scale`` are one number each, which multiply the gradients before they are rounded;
+        ``status`` and ``side_status`` are ``[9]`` int64.
+        """
 
 @final
 class Boxes:
@@ -234,6 +270,10 @@ def integral_backward(logits: Any, upstream: Any, grad: Any, *, stream: int | No
 
 def scale(grad: Any, upstream: Any, *, stream: int | None = None) -> None:
     """Multiplies a gradient where it is; by 1 it ends at once."""
+
+def iou(a: Any, b: Any, iou: Any, *, eps: float = 1e-6) -> None:
+    """Writes ``iou [N]`` of boxes ``[N, 4]``, on the CPU. On CUDA it is what is left of 1 when the loss ``"iou"`` is
+    taken away."""
 
 def read_status(words: list[int] | tuple[int, ...]) -> dict[str, int | None]:
     """What the nine words of a status say."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from . import _arguments as arguments
 from . import _native
 from ._autograd import Results, fake_results, results
-from ._autograd import loss as differentiable
+from ._autograd import loss as loss_of
 from ._library import operator
-from ._status import Status
+from ._status import Status, is_counted
 
 _native_qfl = lru_cache(maxsize=256)(_native.Qfl)
 
@@ -49,10 +49,10 @@ def _forward(
 ) -> Results:
     qfl = _native_qfl(beta, loss_weight, alpha, activated, background, ignore_label)
     loss, grad, status = results(pred, reduction, with_grad, with_status)
+    # By their places: names take longer to look up than a small loss to compute.
     qfl.run(
-        pred, labels, target, weight=weight, class_weights=class_weights, element_weights=element_weights,
-        reduction=reduction, avg_factor=average if avg_factor is None else avg_factor, policy=policy, minimum=minimum,
-        loss=loss, grad=grad, status=status,
+        pred, labels, target, weight, class_weights, element_weights, None, None, reduction,
+        average if avg_factor is None else avg_factor, policy, minimum, loss, grad, None, status,
     )  # fmt: skip
     return loss, grad, status
 
@@ -169,27 +169,20 @@ def quality_focal_loss(
     -0.1023
     """
     pred = arguments.logits("pred", pred)
-    labels = None
-    if isinstance(target, (tuple, list)):
-        if len(target) != 2:
-            raise ValueError(f"target has {len(target)} parts, it must be (labels, score) or a tensor")
-        labels = arguments.whole_numbers("labels", target[0])
-        dense = arguments.beside("score", target[1], pred)
-    else:
-        dense = arguments.beside("target", target, pred)
-    factor, average = arguments.average(avg_factor, pred)
+    labels, dense = arguments.target(target, pred)
+    factor, average = arguments.average("avg_factor", avg_factor, pred)
     tensors = (
         labels,
         dense,
-        arguments.optional("weight", weight, pred),
-        arguments.optional("class_weights", class_weights, pred),
-        arguments.optional("element_weights", element_weights, pred),
+        None if weight is None else arguments.beside("weight", weight, pred),
+        None if class_weights is None else arguments.beside("class_weights", class_weights, pred),
+        None if element_weights is None else arguments.beside("element_weights", element_weights, pred),
         factor,
     )
     options = (
         beta, loss_weight, alpha, activated, background, ignore_label, reduction, average, policy, minimum,
     )  # fmt: skip
-    loss, words = differentiable(pred, qfl, qfl_backward, tensors, options, reduction, status is not None)
+    loss, words = loss_of(pred, qfl, qfl_backward, tensors, options, reduction, is_counted(status))
     if status is not None:
         status.add(words)
     return loss
@@ -210,7 +203,7 @@ class QualityFocalLoss(nn.Module):
         if not use_sigmoid:
             raise ValueError("use_sigmoid is False, and only a sigmoid is defined for Quality Focal Loss")
         _native_qfl(beta, loss_weight, None, activated, "last", None)
-        self.use_sigmoid, self.beta, self.reduction = use_sigmoid, beta, reduction
+        self.use_sigmoid, self.beta, self.reduction = use_sigmoid, beta, arguments.reduction(reduction)
         self.loss_weight, self.activated = loss_weight, activated
 
     def forward(

@@ -65,3 +65,12 @@ class Status:
     def __repr__(self) -> str:
         wrong = ", ".join(f"{name}={count}" for name, count in self.counts().items() if count not in {0, None})
         return f"Status({wrong or 'ok'})"
+
+
+def is_counted(status: Status | None) -> bool:
+    """Whether a call is given one."""
+    if status is None:
+        return False
+    if not isinstance(status, Status):
+        raise TypeError(f"status must be a gfocal.Status, not {type(status).__name__}")
+    return True

@@ -1,12 +1,12 @@
 //! Losses between boxes.
 
-use gfocal::boxes::{BoxLoss, Coordinate, IouKind};
+use gfocal::boxes::{BoxLoss, Coordinate, IouKind, iou as of_boxes};
 use pyo3::prelude::*;
 
 use crate::cuda::{On, on_of};
 use crate::error::{Outcome, value};
 use crate::pool::{enqueue, run};
-use crate::tensor::{DType, Device, Item, Tensor, check_overlaps};
+use crate::tensor::{DType, Device, Item, Needs, Tensor, check_overlaps};
 
 /// The loss with its options, which are checked when it is made.
 #[pyclass(frozen, module = "gfocal._native")]
@@ -42,7 +42,8 @@ impl Tensors {
 
     fn check(&self) -> Outcome {
         let [boxes, four] = self.pred.matrix("[N, 4]")?;
-        let because = format!("pred [{boxes}, {four}]");
+        let shape = [boxes, four];
+        let because = Needs("pred", &shape);
         self.pred.expect(&[boxes, 4], &"a box loss")?;
         let (four, one): (&[usize], &[usize]) = (&[boxes, 4], &[boxes]);
         let shapes = [
@@ -130,4 +131,31 @@ impl Boxes {
             }
         }
     }
+}
+
+/// `iou [N]` of boxes `[N, 4]`, pair by pair, on the CPU. On CUDA it is what is left of 1 when the loss `"iou"` is
+/// taken away.
+#[pyfunction]
+#[pyo3(signature = (a, b, iou, *, eps=1e-6))]
+pub fn iou(
+    py: Python<'_>,
+    a: &Bound<'_, PyAny>,
+    b: &Bound<'_, PyAny>,
+    iou: &Bound<'_, PyAny>,
+    eps: f64,
+) -> Outcome {
+    let (a, b, mut iou) = (Tensor::of("a", a)?, Tensor::of("b", b)?, Tensor::of("iou", iou)?);
+    let [boxes, four] = a.matrix("[N, 4]")?;
+    let shape = [boxes, four];
+    a.expect(&[boxes, 4], &"an IoU")?;
+    b.expect(&shape, &Needs("a", &shape))?;
+    iou.expect(&[boxes], &Needs("a", &shape))?;
+    check_overlaps([&iou], [&a, &b])?;
+    run(py, 16 * boxes, || {
+        match a.dtype {
+            DType::F64 => of_boxes(a.slice::<f64>()?, b.slice()?, boxes, eps, iou.slice_mut()?)?,
+            _ => of_boxes(a.slice::<f32>()?, b.slice()?, boxes, eps, iou.slice_mut()?)?,
+        }
+        Ok(())
+    })
 }

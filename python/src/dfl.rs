@@ -8,11 +8,11 @@ use crate::cuda::{On, on_of};
 use crate::error::Outcome;
 use crate::pool::enqueue;
 use crate::rows::{Number, Outputs, Reduce, Rows};
-use crate::tensor::{Device, Item, Real, Tensor, for_cuda_floats, for_floats};
+use crate::tensor::{Device, Item, Needs, Real, Tensor, for_cuda_floats, for_floats};
 
 /// The loss with its options, which are checked when it is made.
 #[pyclass(frozen, module = "gfocal._native")]
-pub struct Dfl(DistributionFocalLoss);
+pub struct Dfl(pub DistributionFocalLoss);
 
 impl Dfl {
     fn cpu<T: Real>(&self, py: Python<'_>, rows: &mut Rows, target: &Tensor) -> Outcome {
@@ -43,7 +43,7 @@ impl Dfl {
     }
 
     #[pyo3(signature = (
-        pred, label, *, weight=None, upstream=None, grad_scale=None, reduction="mean", avg_factor=None,
+        pred, label, weight=None, upstream=None, grad_scale=None, reduction="mean", avg_factor=None,
         policy="eps", minimum=1.0, loss=None, grad=None, found_inf=None, status=None, stream=None,
     ))]
     #[allow(clippy::too_many_arguments, reason = "Python's, which have names")]
@@ -73,7 +73,7 @@ impl Dfl {
             weight: Tensor::optional("weight", weight)?,
             upstream: Tensor::optional("upstream", upstream)?,
             grad_scale: Number::optional("grad_scale", grad_scale)?,
-            reduce: Reduce::new(reduction, avg_factor, policy, minimum)?,
+            reduce: Reduce::new(reduction, ("avg_factor", avg_factor), policy, minimum)?,
             out: Outputs {
                 loss: Tensor::optional("loss", loss)?,
                 grad: Tensor::optional("grad", grad)?,
@@ -81,8 +81,7 @@ impl Dfl {
                 status: Tensor::optional("status", status)?,
             },
         };
-        let [count, bins] = rows.shape;
-        label.expect(&[count], &format!("pred [{count}, {bins}]"))?;
+        label.expect(&[rows.shape[0]], &Needs("pred", &rows.shape))?;
         rows.check(&[&label])?;
         match rows.pred.device {
             Device::Cpu => for_floats!(rows.pred, T => self.cpu::<T>(py, &mut rows, &label)),

@@ -41,6 +41,7 @@ pub const INT: u8 = 0;
 pub const UINT: u8 = 1;
 pub const FLOAT: u8 = 2;
 pub const BFLOAT: u8 = 4;
+pub const BOOL: u8 = 6;
 
 /// `DLTensor`.
 #[repr(C)]

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use crate::cuda::{On, on_of};
 use crate::error::Outcome;
 use crate::pool::{enqueue, run};
-use crate::tensor::{Device, Item, Real, Tensor, check_overlaps, for_cuda_floats, for_floats};
+use crate::tensor::{Device, Item, Needs, Real, Tensor, check_overlaps, for_cuda_floats, for_floats};
 
 /// What a call reads and writes.
 struct Tensors {
@@ -52,10 +52,10 @@ impl Tensors {
 
 fn call(mut tensors: Tensors, py: Python<'_>, stream: Option<usize>) -> Outcome {
     let device = tensors.logits.device;
-    tensors.beside.expect(&[tensors.shape[0]], &format!("logits {:?}", tensors.shape))?;
+    tensors.beside.expect(&[tensors.shape[0]], &Needs("logits", &tensors.shape))?;
     tensors.beside.expect_device(device, "logits")?;
     if let Some(grad) = &tensors.grad {
-        grad.expect(&tensors.shape, &format!("logits {:?}", tensors.shape))?;
+        grad.expect(&tensors.shape, &Needs("logits", &tensors.shape))?;
         grad.expect_dtype(tensors.logits.dtype, &"the gradient of logits of this type")?;
         grad.expect_device(device, "logits")?;
         check_overlaps([grad], [&tensors.logits, &tensors.beside])?;

@@ -9,6 +9,7 @@ mod dfl;
 mod dlpack;
 mod dtype;
 mod error;
+mod gfl;
 mod head;
 mod info;
 mod integral;
@@ -28,7 +29,7 @@ mod _native {
     #[pymodule_export]
     use crate::assign::Assigner;
     #[pymodule_export]
-    use crate::boxes::Boxes;
+    use crate::boxes::{Boxes, iou};
     #[pymodule_export]
     use crate::cuda::set_allocator;
     #[pymodule_export]
@@ -37,6 +38,8 @@ mod _native {
     use crate::dfl::Dfl;
     #[pymodule_export]
     use crate::error::{CudaError, ShapeError};
+    #[pymodule_export]
+    use crate::gfl::Gfl;
     #[pymodule_export]
     use crate::head::Head;
     #[pymodule_export]

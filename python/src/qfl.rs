@@ -1,18 +1,18 @@
 //! Quality Focal Loss.
 
-use gfocal::cuda::StorageElement;
-use gfocal::{Background, Label, QualityFocalLoss};
+use gfocal::cuda::{Borrowed, Device as Cuda, Handle, StorageElement};
+use gfocal::{Background, Call, Host, QualityFocalLoss};
 use pyo3::prelude::*;
 
-use crate::cuda::{On, on_of};
+use crate::cuda::{On, Stream, on_of};
 use crate::error::{Outcome, value};
 use crate::pool::enqueue;
 use crate::rows::{Number, Outputs, Reduce, Rows};
-use crate::tensor::{DType, Device, Item, Real, Tensor, for_cuda_floats, for_floats};
+use crate::tensor::{DType, Device, Item, Needs, Real, Tensor, for_cuda_floats, for_floats};
 
 /// The loss with its options, which are checked when it is made.
 #[pyclass(frozen, module = "gfocal._native")]
-pub struct Qfl(QualityFocalLoss);
+pub struct Qfl(pub QualityFocalLoss);
 
 pub fn background(name: &str) -> Outcome<Background> {
     match name {
@@ -23,7 +23,7 @@ pub fn background(name: &str) -> Outcome<Background> {
 }
 
 /// What a call has besides its rows.
-struct Inputs {
+pub struct Inputs {
     /// Without, `target` is dense.
     labels: Option<Tensor>,
     target: Tensor,
@@ -31,10 +31,32 @@ struct Inputs {
     element_weights: Option<Tensor>,
 }
 
+type Argument<'a, 'py> = Option<&'a Bound<'py, PyAny>>;
+
 impl Inputs {
-    fn check(&self, rows: &Rows) -> Outcome {
+    pub fn new<'py>(
+        labels: Argument<'_, 'py>,
+        target: &Bound<'py, PyAny>,
+        class_weights: Argument<'_, 'py>,
+        element_weights: Argument<'_, 'py>,
+    ) -> Outcome<Inputs> {
+        Ok(Inputs {
+            labels: Tensor::optional("labels", labels)?,
+            target: Tensor::of(if labels.is_some() { "score" } else { "target" }, target)?,
+            class_weights: Tensor::optional("class_weights", class_weights)?,
+            element_weights: Tensor::optional("element_weights", element_weights)?,
+        })
+    }
+
+    /// All of them.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        let optional = [&self.labels, &self.class_weights, &self.element_weights].into_iter().flatten();
+        optional.chain([&self.target]).collect()
+    }
+
+    pub fn check(&self, rows: &Rows) -> Outcome {
         let [count, classes] = rows.shape;
-        let because = format!("pred [{count}, {classes}]");
+        let because = Needs("pred", &rows.shape);
         match &self.labels {
             Some(labels) => {
                 labels.expect(&[count], &because)?;
@@ -48,31 +70,90 @@ impl Inputs {
         if let Some(weights) = &self.element_weights {
             weights.expect(&rows.shape, &because)?;
         }
-        let others = [&self.labels, &self.class_weights, &self.element_weights].into_iter().flatten();
-        rows.check(&others.chain([&self.target]).collect::<Vec<_>>())
+        rows.check(&self.tensors())
+    }
+
+    /// A call on the CPU.
+    pub fn call<'a, T: Real>(
+        &'a self,
+        qfl: &'a QualityFocalLoss,
+        pred: &'a Tensor,
+        shape: [usize; 2],
+    ) -> Outcome<Call<'a, QualityFocalLoss, Host, T>> {
+        let (pred, target) = (pred.slice::<T>()?, self.target.slice::<T::Loss>()?);
+        let mut call = match &self.labels {
+            Some(labels) if labels.dtype == DType::I32 => {
+                qfl.cpu(pred, shape, labels.slice::<i32>()?, target)
+            }
+            Some(labels) => qfl.cpu(pred, shape, labels.slice::<i64>()?, target),
+            None => qfl.cpu_dense(pred, shape, target),
+        };
+        if let Some(weights) = &self.class_weights {
+            call = call.class_weights(weights.slice()?);
+        }
+        if let Some(weights) = &self.element_weights {
+            call = call.element_weights(weights.slice()?);
+        }
+        Ok(call)
+    }
+
+    /// Their buffers on CUDA.
+    pub fn buffers(&self, stream: &Stream) -> Outcome<Buffers> {
+        let read = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.borrowed(stream)).transpose();
+        Ok(Buffers {
+            labels: match &self.labels {
+                Some(labels) if labels.dtype == DType::I32 => Some(Labels::I32(labels.borrowed(stream)?)),
+                Some(labels) => Some(Labels::I64(labels.borrowed(stream)?)),
+                None => None,
+            },
+            target: self.target.borrowed(stream)?,
+            class_weights: read(&self.class_weights)?,
+            element_weights: read(&self.element_weights)?,
+        })
+    }
+}
+
+enum Labels {
+    I64(Borrowed<i64>),
+    I32(Borrowed<i32>),
+}
+
+/// What [`Inputs`] holds, on CUDA.
+pub struct Buffers {
+    labels: Option<Labels>,
+    target: Borrowed<f32>,
+    class_weights: Option<Borrowed<f32>>,
+    element_weights: Option<Borrowed<f32>>,
+}
+
+impl Buffers {
+    pub fn call<'a, T: StorageElement>(
+        &'a self,
+        qfl: &'a QualityFocalLoss,
+        handle: &'a Handle,
+        pred: &'a Borrowed<T>,
+        shape: [usize; 2],
+    ) -> Call<'a, QualityFocalLoss, Cuda, T> {
+        let target = &self.target;
+        let mut call = match &self.labels {
+            Some(Labels::I64(labels)) => qfl.cuda(handle, pred, shape, labels, target),
+            Some(Labels::I32(labels)) => qfl.cuda(handle, pred, shape, labels, target),
+            None => qfl.cuda_dense(handle, pred, shape, target),
+        };
+        if let Some(weights) = &self.class_weights {
+            call = call.class_weights(weights);
+        }
+        if let Some(weights) = &self.element_weights {
+            call = call.element_weights(weights);
+        }
+        call
     }
 }
 
 impl Qfl {
     fn cpu<T: Real>(&self, py: Python<'_>, rows: &mut Rows, inputs: &Inputs) -> Outcome {
         let shape = rows.shape;
-        Rows::run_cpu::<_, T>(py, rows, |pred| {
-            let (pred, target) = (pred.slice::<T>()?, inputs.target.slice::<T::Loss>()?);
-            let mut call = match &inputs.labels {
-                Some(labels) if labels.dtype == DType::I32 => {
-                    self.0.cpu(pred, shape, labels.slice::<i32>()?, target)
-                }
-                Some(labels) => self.0.cpu(pred, shape, labels.slice::<i64>()?, target),
-                None => self.0.cpu_dense(pred, shape, target),
-            };
-            if let Some(weights) = &inputs.class_weights {
-                call = call.class_weights(weights.slice()?);
-            }
-            if let Some(weights) = &inputs.element_weights {
-                call = call.element_weights(weights.slice()?);
-            }
-            Ok(call)
-        })
+        Rows::run_cpu::<_, T>(py, rows, |pred| inputs.call(&self.0, pred, shape))
     }
 
     fn cuda<T: StorageElement + Item>(
@@ -82,38 +163,9 @@ impl Qfl {
         rows: &Rows,
         inputs: &Inputs,
     ) -> Outcome {
-        match &inputs.labels {
-            Some(labels) if labels.dtype == DType::I32 => self.cuda_by::<T, i32>(py, on, rows, inputs),
-            _ => self.cuda_by::<T, i64>(py, on, rows, inputs),
-        }
-    }
-
-    fn cuda_by<T: StorageElement + Item, L: Label + Item>(
-        &self,
-        py: Python<'_>,
-        on: &On,
-        rows: &Rows,
-        inputs: &Inputs,
-    ) -> Outcome {
-        let stream = &on.stream;
         let mut buffers = rows.buffers::<T>(on)?;
-        let read = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.borrowed(stream)).transpose();
-        let (pred, target) = (rows.pred.borrowed::<T>(stream)?, inputs.target.borrowed(stream)?);
-        let labels = inputs.labels.as_ref().map(|labels| labels.borrowed::<L>(stream)).transpose()?;
-        let (of_classes, of_elements) = (read(&inputs.class_weights)?, read(&inputs.element_weights)?);
-        enqueue(py, || {
-            let mut call = match &labels {
-                Some(labels) => self.0.cuda(&on.handle, &pred, rows.shape, labels, &target),
-                None => self.0.cuda_dense(&on.handle, &pred, rows.shape, &target),
-            };
-            if let Some(weights) = &of_classes {
-                call = call.class_weights(weights);
-            }
-            if let Some(weights) = &of_elements {
-                call = call.element_weights(weights);
-            }
-            buffers.enqueue(call)
-        })
+        let (pred, inputs) = (rows.pred.borrowed::<T>(&on.stream)?, inputs.buffers(&on.stream)?);
+        enqueue(py, || buffers.enqueue(inputs.call(&self.0, &on.handle, &pred, rows.shape)))
     }
 }
 
@@ -138,7 +190,7 @@ impl Qfl {
     }
 
     #[pyo3(signature = (
-        pred, labels, target, *, weight=None, class_weights=None, element_weights=None, upstream=None,
+        pred, labels, target, weight=None, class_weights=None, element_weights=None, upstream=None,
         grad_scale=None, reduction="mean", avg_factor=None, policy="eps", minimum=1.0, loss=None, grad=None,
         found_inf=None, status=None, stream=None,
     ))]
@@ -165,19 +217,14 @@ impl Qfl {
         stream: Option<usize>,
     ) -> Outcome {
         let pred = Tensor::on_stream("pred", pred, stream)?;
-        let inputs = Inputs {
-            labels: Tensor::optional("labels", labels)?,
-            target: Tensor::of(if labels.is_some() { "score" } else { "target" }, target)?,
-            class_weights: Tensor::optional("class_weights", class_weights)?,
-            element_weights: Tensor::optional("element_weights", element_weights)?,
-        };
+        let inputs = Inputs::new(labels, target, class_weights, element_weights)?;
         let mut rows = Rows {
             shape: pred.matrix("[N, classes]")?,
             pred,
             weight: Tensor::optional("weight", weight)?,
             upstream: Tensor::optional("upstream", upstream)?,
             grad_scale: Number::optional("grad_scale", grad_scale)?,
-            reduce: Reduce::new(reduction, avg_factor, policy, minimum)?,
+            reduce: Reduce::new(reduction, ("avg_factor", avg_factor), policy, minimum)?,
             out: Outputs {
                 loss: Tensor::optional("loss", loss)?,
                 grad: Tensor::optional("grad", grad)?,

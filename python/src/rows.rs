@@ -1,15 +1,15 @@
 //! What the losses of rows have in common: reductions, scales, and where results go.
 
 use gfocal::cuda::{Borrowed, Device as Cuda, Scalar, StatusBlock, StorageElement};
-use gfocal::{AvgPolicy, Call, Element, Host, Operation, Reduction, Status};
+use gfocal::{AvgPolicy, Call, Element, Host, Operation, Reduction};
 use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cuda::{On, Stream};
-use crate::error::{Outcome, shape, type_error, value};
+use crate::error::{Failure, Outcome, shape, type_error, value};
 use crate::pool::run;
 use crate::status::{status_block, write_status};
-use crate::tensor::{DType, Device, Item, Real, Tensor, check_overlaps};
+use crate::tensor::{DType, Device, Item, Needs, Real, Tensor, check_overlaps};
 
 /// A number, which may be on the device.
 pub enum Number {
@@ -56,11 +56,11 @@ impl Number {
     }
 
     /// For a call on the CPU.
-    pub fn host(&self, name: &str) -> Outcome<f64> {
+    pub fn host(&self) -> Outcome<f64> {
         match self {
             Number::Host(number) => Ok(*number),
             Number::Device(tensor) => {
-                let on = tensor.device;
+                let (name, on) = (tensor.name, tensor.device);
                 Err(value(format!("{name} is on {on}, pred on the CPU; move it there, or give a number")))
             }
         }
@@ -98,7 +98,7 @@ enum Kind {
 impl Reduce {
     pub fn new(
         reduction: &str,
-        avg_factor: Option<&Bound<'_, PyAny>>,
+        (name, avg_factor): (&'static str, Option<&Bound<'_, PyAny>>),
         policy: &str,
         minimum: f64,
     ) -> Outcome<Reduce> {
@@ -122,9 +122,9 @@ impl Reduce {
                 )));
             }
         };
-        let avg_factor = Number::optional("avg_factor", avg_factor)?;
+        let avg_factor = Number::optional(name, avg_factor)?;
         if avg_factor.is_some() && matches!(kind, Kind::Sum) {
-            return Err(value("avg_factor can not be used with reduction=\"sum\"".to_owned()));
+            return Err(value(format!("{name} can not be used with reduction=\"sum\"")));
         }
         Ok(Reduce { kind, avg_factor, policy })
     }
@@ -146,7 +146,8 @@ impl Reduce {
     }
 }
 
-/// Where results go: at least one of them.
+/// Where results go.
+#[derive(Default)]
 pub struct Outputs {
     pub loss: Option<Tensor>,
     pub grad: Option<Tensor>,
@@ -169,8 +170,8 @@ impl Rows {
     /// Checks shapes and places against `pred`'s; `others` are what the operation alone has, one element a row
     /// or as many as `pred`.
     pub fn check(&self, others: &[&Tensor]) -> Outcome {
-        let [rows, columns] = self.shape;
-        let because = format!("pred [{rows}, {columns}]");
+        let rows = self.shape[0];
+        let because = Needs(self.pred.name, &self.shape);
         let device = self.pred.device;
         for tensor in [&self.weight, &self.upstream].into_iter().flatten() {
             tensor.expect(&[rows], &because)?;
@@ -185,19 +186,58 @@ impl Rows {
             grad.expect(&self.shape, &because)?;
             grad.expect_dtype(self.pred.dtype, &because)?;
         }
-        if self.out.loss.is_none() && self.out.grad.is_none() {
-            return Err(value("neither loss nor grad is given: there is nowhere to write to".to_owned()));
+        for tensor in self.read(others).chain(self.written()) {
+            tensor.expect_device(device, self.pred.name)?;
         }
+        check_overlaps(self.written(), self.read(others))
+    }
+
+    /// All that a call reads.
+    pub fn read<'t>(&'t self, others: &'t [&'t Tensor]) -> impl Iterator<Item = &'t Tensor> {
         let numbers = [&self.grad_scale, &self.reduce.avg_factor].into_iter().flatten();
-        let numbers = numbers.filter_map(Number::tensor);
-        let read = [&self.weight, &self.upstream].into_iter().flatten().chain(others.iter().copied());
-        let read: Vec<_> = read.chain(numbers).chain([&self.pred]).collect();
-        let out = &self.out;
-        let written = [&out.loss, &out.grad, &out.found_inf, &out.status].into_iter().flatten();
-        for tensor in read.iter().copied().chain(written.clone()) {
-            tensor.expect_device(device, "pred")?;
+        let rows = [&self.weight, &self.upstream].into_iter().flatten();
+        rows.chain(others.iter().copied()).chain(numbers.filter_map(Number::tensor)).chain([&self.pred])
+    }
+
+    /// All that a call writes.
+    pub fn written(&self) -> impl Iterator<Item = &Tensor> {
+        let Outputs { loss, grad, found_inf, status } = &self.out;
+        [loss, grad, found_inf, status].into_iter().flatten()
+    }
+
+    pub fn elements(&self) -> usize {
+        self.shape[0].saturating_mul(self.shape[1])
+    }
+
+    /// What `call` makes on the CPU, with all options, and where it writes.
+    pub fn on_cpu<'a, Op: Operation + 'a, T: Real>(
+        &'a mut self,
+        call: impl FnOnce(&'a Tensor) -> Outcome<Call<'a, Op, Host, T>>,
+    ) -> Outcome<OnCpu<'a, Op, T>> {
+        let Rows { pred, weight, upstream, grad_scale, reduce, out, .. } = self;
+        let Outputs { loss, grad, found_inf, status } = out;
+        let scale = grad_scale.as_ref().map_or(Ok(1.0), Number::host)?;
+        let reduction = reduce.with(Number::host)?;
+        let mut call = call(pred)?.reduction(reduction);
+        if scale.is_finite() {
+            call = call.grad_scale(scale);
         }
-        check_overlaps(written, read)
+        if let Some(weight) = weight {
+            call = call.weight(weight.slice()?);
+        }
+        if let Some(upstream) = upstream {
+            call = call.upstream(upstream.slice()?);
+        }
+        if let Some(found_inf) = found_inf {
+            call = call.found_inf(found_inf.slice_mut()?);
+        }
+        Ok(OnCpu {
+            call,
+            loss: loss.as_mut().map(Tensor::slice_mut).transpose()?,
+            grad: grad.as_mut().map(Tensor::slice_mut).transpose()?,
+            scale,
+            status: status.as_mut(),
+        })
     }
 
     /// Runs what `call` makes on the CPU.
@@ -206,39 +246,22 @@ impl Rows {
         rows: &'a mut Rows,
         call: impl FnOnce(&'a Tensor) -> Outcome<Call<'a, Op, Host, T>> + Send,
     ) -> Outcome {
-        let Rows { pred, shape, weight, upstream, grad_scale, reduce, out, .. } = rows;
-        let Outputs { loss, grad, found_inf, status } = out;
-        let reduction = reduce.with(|number| number.host("avg_factor"))?;
-        let scale = grad_scale.as_ref().map_or(Ok(1.0), |number| number.host("grad_scale"))?;
-        // One that has overflowed must be seen in the gradient, as it is on CUDA.
-        let grad_scale = if scale.is_finite() { scale } else { 1.0 };
-        let elements = shape[0].saturating_mul(shape[1]);
-        let counted = run(py, elements, move || {
-            let mut call = call(pred)?.reduction(reduction).grad_scale(grad_scale);
-            if let Some(weight) = weight {
-                call = call.weight(weight.slice()?);
-            }
-            if let Some(upstream) = upstream {
-                call = call.upstream(upstream.slice()?);
-            }
-            if let Some(found_inf) = found_inf {
-                call = call.found_inf(found_inf.slice_mut()?);
-            }
-            let loss = loss.as_mut().map(Tensor::slice_mut).transpose()?;
-            let grad = grad.as_mut().map(Tensor::slice_mut::<T>).transpose()?;
-            let Some(grad) = grad else {
-                return Ok(loss.map_or(Ok(Status::default()), |loss| call.forward(loss))?);
+        run(py, rows.elements(), move || {
+            let OnCpu { call, loss, grad, scale, status } = rows.on_cpu(call)?;
+            let counted = match (loss, grad) {
+                (Some(loss), None) => call.forward(loss)?,
+                (None, None) => return Err(nowhere()),
+                (loss, Some(grad)) => {
+                    let counted = match loss {
+                        Some(loss) => call.forward_backward(loss, grad)?,
+                        None => call.backward(grad)?,
+                    };
+                    overflow(grad, scale)?;
+                    counted
+                }
             };
-            let status = match loss {
-                Some(loss) => call.forward_backward(loss, grad)?,
-                None => call.backward(grad)?,
-            };
-            if !scale.is_finite() {
-                gfocal::scale(grad, T::Loss::from_f64(scale), None)?;
-            }
-            Ok(status)
-        })?;
-        status.as_mut().map_or(Ok(()), |status| write_status(&counted, status))
+            status.map_or(Ok(()), |status| write_status(&counted, status))
+        })
     }
 
     /// Its buffers on CUDA.
@@ -260,6 +283,28 @@ impl Rows {
     }
 }
 
+fn nowhere() -> Failure {
+    value("neither loss nor grad is given: there is nowhere to write to".to_owned())
+}
+
+/// What [`Rows`] holds, on the CPU.
+pub struct OnCpu<'a, Op: Operation, T: Real> {
+    pub call: Call<'a, Op, Host, T>,
+    pub loss: Option<&'a mut [T::Loss]>,
+    pub grad: Option<&'a mut [T]>,
+    /// Of the gradient; one that is not finite is not in the call.
+    pub scale: f64,
+    pub status: Option<&'a mut Tensor>,
+}
+
+/// A scale that has overflowed must be seen in the gradient, as it is on CUDA.
+pub fn overflow<T: Real>(grad: &mut [T], scale: f64) -> Outcome {
+    if !scale.is_finite() {
+        gfocal::scale(grad, T::Loss::from_f64(scale), None)?;
+    }
+    Ok(())
+}
+
 /// What [`Rows`] holds, on CUDA.
 pub struct Buffers<T> {
     weight: Option<Borrowed<f32>>,
@@ -273,8 +318,8 @@ pub struct Buffers<T> {
 }
 
 impl<T: StorageElement + Item> Buffers<T> {
-    /// Enqueues a call.
-    pub fn enqueue<'a, Op: Operation>(&'a mut self, mut call: Call<'a, Op, Cuda, T>) -> Outcome {
+    /// A call with all options, and where it writes.
+    pub fn on_cuda<'a, Op: Operation>(&'a mut self, mut call: Call<'a, Op, Cuda, T>) -> OnCuda<'a, Op, T> {
         let Buffers { weight, upstream, reduction, grad_scale, loss, grad, found_inf, status } = self;
         call = call.grad_scale(scalar(grad_scale)).reduction(match reduction {
             Reduction::None => Reduction::None,
@@ -296,12 +341,25 @@ impl<T: StorageElement + Item> Buffers<T> {
         if let Some(status) = status {
             call = call.status(status);
         }
+        OnCuda { call, loss: loss.as_mut(), grad: grad.as_mut() }
+    }
+
+    /// Enqueues a call.
+    pub fn enqueue<'a, Op: Operation>(&'a mut self, call: Call<'a, Op, Cuda, T>) -> Outcome {
+        let OnCuda { call, loss, grad } = self.on_cuda(call);
         match (loss, grad) {
             (Some(loss), Some(grad)) => call.forward_backward(loss, grad)?,
             (Some(loss), None) => call.forward(loss)?,
             (None, Some(grad)) => call.backward(grad)?,
-            (None, None) => {}
+            (None, None) => return Err(nowhere()),
         }
         Ok(())
     }
+}
+
+/// What [`Buffers`] holds.
+pub struct OnCuda<'a, Op: Operation, T: StorageElement> {
+    pub call: Call<'a, Op, Cuda, T>,
+    pub loss: Option<&'a mut Borrowed<f32>>,
+    pub grad: Option<&'a mut Borrowed<T>>,
 }

@@ -24,7 +24,7 @@ pub fn scale(
     check_overlaps([&grad], upstream.tensor())?;
     match grad.device {
         Device::Cpu => {
-            let factor = upstream.host("upstream")?;
+            let factor = upstream.host()?;
             let len = grad.len();
             for_floats!(grad, T => run(py, len, || {
                 let factor = <<T as gfocal::Element>::Loss as gfocal::Element>::from_f64(factor);

@@ -12,6 +12,7 @@ use crate::dlpack::{self, Exchange, Exported};
 pub use crate::dtype::{DType, Item, Real};
 pub(crate) use crate::dtype::{for_cuda_floats, for_floats};
 use crate::error::{Failure, Outcome, shape, type_error, value};
+use crate::pool::loaded;
 
 /// The most dimensions that a tensor here has: `[B, C, H, W]`.
 pub const DIMS: usize = 4;
@@ -31,6 +32,15 @@ impl std::fmt::Display for Device {
     }
 }
 
+/// The shape of the argument that others are checked against, put into words where one does not fit.
+pub struct Needs<'a>(pub &'static str, pub &'a [usize]);
+
+impl std::fmt::Display for Needs<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.0, self.1)
+    }
+}
+
 /// An array, as it was when the call began. Whoever changes its size in another thread meanwhile breaks the call, as
 /// with any operation.
 pub struct Tensor {
@@ -44,6 +54,8 @@ pub struct Tensor {
     strides: [i64; DIMS],
     writable: bool,
     exchange: Option<Exchange>,
+    /// That its library works on, if the table does not tell.
+    stream: Option<usize>,
     _memory: Option<Py<PyCapsule>>,
 }
 
@@ -68,7 +80,7 @@ impl Tensor {
         stream: Option<usize>,
     ) -> Outcome<Tensor> {
         if let Some(exchange) = Exchange::of(object) {
-            let tensor = exchange.view(object, |view| Tensor::new(name, view, true, Some(exchange), None))?;
+            let tensor = exchange.view(object, |view| Tensor::new(name, view, true, Some(exchange)))?;
             if let Some(tensor) = tensor {
                 return tensor;
             }
@@ -78,12 +90,22 @@ impl Tensor {
             return Err(type_error(format!("{name} must be a tensor or an array, not {}", kind.name()?)));
         }
         let device = object.call_method0(intern!(object.py(), "__dlpack_device__"))?;
-        let (kind, _) = device.extract::<(i32, i32)>()?;
-        let stream = (kind == dlpack::CUDA).then(|| stream.unwrap_or(0));
-        let exported = Exported::of(object, stream)?;
+        let (kind, device) = device.extract::<(i32, i32)>()?;
+        let of_torch = object.getattr_opt(intern!(object.py(), "requires_grad"))?;
+        let stream = match stream {
+            _ if kind != dlpack::CUDA => None,
+            None if of_torch.is_some() => torchs_stream(object.py(), device)?,
+            stream => stream,
+        };
+        let to_order = (kind == dlpack::CUDA).then(|| stream.unwrap_or(0));
+        // One of an older PyTorch, which has no table, and does not give away what requires a gradient.
+        let requires_grad = of_torch.is_some_and(|requires| requires.is_truthy().unwrap_or(false));
+        let detached =
+            if requires_grad { Some(object.call_method0(intern!(object.py(), "detach"))?) } else { None };
+        let exported = Exported::of(detached.as_ref().unwrap_or(object), to_order)?;
         let (view, writable) = exported.view();
-        let mut tensor = Tensor::new(name, view, writable, None, None)?;
-        tensor._memory = Some(exported.keep());
+        let mut tensor = Tensor::new(name, view, writable, None)?;
+        (tensor.stream, tensor._memory) = (stream, Some(exported.keep()));
         Ok(tensor)
     }
 
@@ -92,7 +114,6 @@ impl Tensor {
         view: &dlpack::View,
         writable: bool,
         exchange: Option<Exchange>,
-        memory: Option<Py<PyCapsule>>,
     ) -> Outcome<Tensor> {
         let device = match view.device.kind {
             dlpack::CPU | dlpack::CUDA_HOST => Device::Cpu,
@@ -106,9 +127,13 @@ impl Tensor {
         };
         let Some(dtype) = DType::of(view.dtype) else {
             let (code, bits) = (view.dtype.code, view.dtype.bits);
-            let words = ["int", "uint", "float", "opaque", "bfloat", "complex", "bool"];
-            let word = words.get(usize::from(code)).copied().unwrap_or("type code ");
-            return Err(type_error(format!("{name} is {word}{bits}, which gfocal does not take")));
+            let words = ["int", "uint", "float", "opaque", "bfloat", "complex"];
+            let kind = match words.get(usize::from(code)) {
+                Some(word) => format!("{word}{bits}"),
+                None if code == dlpack::BOOL => "bool".to_owned(),
+                None => format!("a type of {bits} bits (DLPack's code {code})"),
+            };
+            return Err(type_error(format!("{name} is {kind}, which gfocal does not take")));
         };
         let dims = usize::try_from(view.dims).unwrap_or(0);
         if dims > DIMS {
@@ -124,7 +149,8 @@ impl Tensor {
             strides: [0; DIMS],
             writable,
             exchange,
-            _memory: memory,
+            stream: None,
+            _memory: None,
         };
         let mut step = 1i64;
         for i in (0..dims).rev() {
@@ -293,7 +319,7 @@ impl Tensor {
             (Device::Cuda(id), Some(exchange)) => {
                 exchange.current_stream(py, dlpack::Device { kind: dlpack::CUDA, id })
             }
-            _ => Ok(None),
+            _ => Ok(self.stream),
         }
     }
 
@@ -388,6 +414,14 @@ impl Tensor {
         }
         self.check_aligned::<T>()
     }
+}
+
+/// The stream that PyTorch works on now.
+fn torchs_stream(py: Python<'_>, device: i32) -> PyResult<Option<usize>> {
+    let Some(torch) = loaded(py, "torch")? else { return Ok(None) };
+    let current =
+        torch.getattr(intern!(py, "cuda"))?.call_method1(intern!(py, "current_stream"), (device,))?;
+    current.getattr(intern!(py, "cuda_stream"))?.extract().map(Some)
 }
 
 /// What a call writes must be nobody else's.

@@ -1,4 +1,4 @@
-"""The golden files: inputs and results of mmdetection's own functions in float64."""
+"""The golden files: inputs and results in float64 of mmdetection's own functions, and under family of others'."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[2] / "tests" / "golden"
 
 def names(prefix: str) -> list[str]:
     """Those that begin so."""
-    found = sorted(path.stem for path in FOLDER.glob(f"{prefix}*.safetensors"))
+    found = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob(f"{prefix}*.safetensors"))
     assert found, f"no {prefix}* in {FOLDER}"
     return found
 

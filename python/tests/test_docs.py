@@ -28,7 +28,17 @@ def test_public_names_are_documented() -> None:
 
 
 def test_operations_open_with_their_formula() -> None:
-    for name in ("quality_focal_loss", "distribution_focal_loss", "integral", "box_loss"):
+    for name in (
+        "quality_focal_loss",
+        "distribution_focal_loss",
+        "gfl",
+        "integral",
+        "box_loss",
+        "iou",
+        "decode",
+        "head_loss",
+        "atss",
+    ):
         text = getattr(gfocal, name).__doc__
         assert "::\n" in text.partition("Args:")[0] and ">>> " in text, name
 

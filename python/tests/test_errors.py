@@ -28,6 +28,18 @@ def dfl(pred: Any = PRED, label: Any = SCORE, **options: Any) -> Any:
     return gfocal.distribution_focal_loss(pred, label, **options)
 
 
+def giou(avg_factor: Any) -> Any:
+    return gfocal.GIoULoss()(torch.zeros(4, 4), torch.zeros(4, 4), avg_factor=avg_factor)
+
+
+def atss(**options: Any) -> Any:
+    none = torch.zeros(0, dtype=torch.int64)
+    return gfocal.atss(
+        **{"sizes": [(4, 4)], "strides": [8], "gt_boxes": torch.zeros(0, 4), "gt_labels": none, "gt_image": none,
+           "images": 1, "classes": 3, **options}
+    )  # fmt: skip
+
+
 GRAD = SCORE.clone().requires_grad_()
 Shape, Value, Kind = gfocal.ShapeError, ValueError, TypeError
 
@@ -84,6 +96,28 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: gfocal.QualityFocalLoss(use_sigmoid=False), Value, "only a sigmoid is defined"),
     (lambda: gfocal.QualityFocalLoss(beta=-1), Value, "beta is -1"),
     (lambda: gfocal.set_num_threads(-1), Value, "threads is -1, it must be 0"),
+    (lambda: qfl(target=SCORE), Shape, "target has shape [4], pred [4, 3] needs [4, 3], or a pair (labels, score)"),
+    (lambda: qfl(PRED > 0), Kind, "pred is bool, which gfocal does not take"),
+    (lambda: qfl(PRED.to(torch.complex64)), Kind, "pred is complex64, which gfocal does not take"),
+    (lambda: qfl(PRED.to(torch.float8_e4m3fn)), Kind, "pred is a type of 8 bits (DLPack's code"),
+    (lambda: qfl(PRED.to_sparse()), Kind, "pred is torch.sparse_coo, it must be torch.strided: pred.to_dense()"),
+    (lambda: qfl(target=(LABELS > 0, SCORE)), Kind, "labels is torch.bool, it must be torch.int64 or torch.int32"),
+    (lambda: qfl(target=(LABELS[:, None], SCORE)), Shape, "labels has shape [4, 1], pred [4, 3] needs [4]"),
+    (lambda: qfl(weight=2.0), Kind, "weight must be a torch.Tensor, not float"),
+    (lambda: qfl(avg_factor="7"), Kind, "avg_factor must be a number or a torch.Tensor, not str"),
+    (lambda: qfl(avg_factor=torch.tensor(-2)), Value, "avg_factor is -2, it must be a finite number, 0 or more"),
+    (lambda: qfl(avg_factor=float("nan")), Value, "avg_factor is NaN, it must be a finite number, 0 or more"),
+    (lambda: qfl(status={}), Kind, "status must be a gfocal.Status, not dict"),
+    (lambda: gfocal.QualityFocalLoss(reduction="avg"), Value, "reduction is 'avg', it must be"),
+    (lambda: gfocal.DistributionFocalLoss(reduction="avg"), Value, "reduction is 'avg', it must be"),
+    (lambda: gfocal.GIoULoss(reduction="avg"), Value, "reduction is 'avg', it must be"),
+    (lambda: giou(-1.0), Value, "avg_factor is -1.0, it must be a finite number, 0 or more"),
+    (lambda: giou("7"), Kind, "avg_factor must be a number or a torch.Tensor, not str"),
+    (lambda: giou(torch.ones(2)), Shape, "avg_factor has shape [2], it must have one element"),
+    (lambda: atss(strides=[(8, 8)]), Kind, "strides is [(8, 8)], it must be a list of numbers, one a level"),
+    (lambda: atss(sizes=[4, 4]), Shape, "sizes[0] is 4, it must be (height, width)"),
+    (lambda: atss(images=-1), Value, "images is -1, it must be 0 or more"),
+    (lambda: atss(images=1.0), Kind, "images is 1.0, it must be an int"),
 ]
 
 
@@ -126,6 +160,32 @@ def test_native_calls_check_for_themselves() -> None:
     fails(ValueError, "which is no place for its type", odd, labels, score, loss=loss)
 
 
+class WithoutTable:
+    """What a tensor of an older PyTorch is: ``__dlpack__`` alone, and not of what requires a gradient."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.requires_grad = tensor, tensor.requires_grad
+
+    def detach(self) -> WithoutTable:
+        return WithoutTable(self.tensor.detach())
+
+    def __dlpack_device__(self) -> Any:
+        return self.tensor.__dlpack_device__()
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        assert stream is None
+        return self.tensor.__dlpack__()
+
+
+def test_tensors_without_the_table() -> None:
+    qfl = _native.Qfl(2.0, 1.0, None, False, "last", None)
+    pred, loss, grad = PRED.clone().requires_grad_(), torch.zeros(()), torch.zeros(4, 3)
+    qfl.run(*map(WithoutTable, (pred, LABELS, SCORE)), loss=WithoutTable(loss), grad=WithoutTable(grad))
+    want = gfocal.quality_focal_loss(pred, (LABELS, SCORE))
+    want.backward()
+    assert torch.equal(loss, want.detach()) and pred.grad is not None and torch.equal(grad, pred.grad)
+
+
 def test_exceptions_can_be_pickled() -> None:
     for error in (gfocal.ShapeError("a"), gfocal.CudaError("b")):
         again = pickle.loads(pickle.dumps(error))
@@ -134,6 +194,11 @@ def test_exceptions_can_be_pickled() -> None:
 
 
 def test_without_pytorch_it_says_so() -> None:
-    program = "import sys; sys.modules['torch'] = None; import gfocal"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert run.returncode != 0 and "pip install 'gfocal[torch]'" in run.stderr
+    old = "import torch, torch.torch_version as of; torch.__version__ = of.TorchVersion('2.3.1+cu121')"
+    for start, message in [
+        ("import sys; sys.modules['torch'] = None", "install it: pip install 'gfocal[torch]'"),
+        (old, "gfocal needs PyTorch 2.4 or newer, this is 2.3.1+cu121: pip install 'gfocal[torch]'"),
+    ]:
+        program = [sys.executable, "-c", f"{start}; import gfocal"]
+        run = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert run.returncode != 0 and message in run.stderr

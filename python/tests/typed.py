@@ -13,7 +13,8 @@ def losses(pred: Tensor, labels: Tensor, score: Tensor) -> Tensor:
     loss: Tensor = gfocal.quality_focal_loss(pred, (labels, score), reduction="sum", status=status)
     loss = loss + gfocal.quality_focal_loss(pred, torch.zeros_like(pred), avg_factor=labels.sum() + 1)
     loss = loss + gfocal.distribution_focal_loss(pred, score, target_eps=0.1)
-    loss = loss + gfocal.integral(pred).sum()
+    loss = loss + gfocal.integral(pred).sum() + gfocal.gfl(pred, (labels, score), pred, score)[2]
+    loss = loss + gfocal.iou(pred, gfocal.distances_to_box(pred[:, :2], pred)).sum()
     module: nn.Module = gfocal.QualityFocalLoss(beta=1.5)
     more: Tensor = module(pred, (labels, score))
     return loss + more * float(status.ok)

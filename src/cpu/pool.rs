@@ -3,10 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::{fmt, fs, mem, process, ptr};
+use std::{env, fmt, fs, mem, process, ptr, thread};
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::shared::share;
 
 /// Threads for calls on the CPU.
 ///
@@ -14,6 +16,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 /// [entered](Pool::enter); without one, and on a thread of a [rayon](https://docs.rs/rayon) pool, those of that
 /// pool; and else those of a default pool that all share, as many as [`Pool::default`] has. Results do not depend
 /// on it.
+///
+/// The thread that makes a call is one of them, and waits for no other that has not begun by the time all is done.
 ///
 /// Threads are started by the first call that takes them, in the process that makes it: a forked child starts its
 /// own, and a thread of rayon's that was forked itself does all alone. Rayon's global pool, whose threads a child
@@ -35,7 +39,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 pub struct Pool(Arc<Threads>);
 
 impl Pool {
-    /// So many threads; with 1 the thread that makes a call does all. 0 is [`Pool::default`].
+    /// So many threads, that which makes a call among them; with 1 it does all. 0 is [`Pool::default`].
     pub fn new(threads: usize) -> Pool {
         Pool(Arc::new(Threads::new(threads)))
     }
@@ -69,8 +73,9 @@ thread_local! {
 /// Of all calls that name no other.
 static DEFAULT: Threads = Threads::new(0);
 
-/// A rayon pool of this process, from when it is first needed on.
+/// A rayon pool of this process, from when it is first needed on: threads beside the one that makes a call.
 struct Threads {
+    /// With that one; 0: the default.
     count: usize,
     started: AtomicPtr<Started>,
 }
@@ -87,7 +92,11 @@ impl Threads {
 
     /// `None`: there are none but the one that asks.
     fn get(&self) -> Option<&ThreadPool> {
-        if self.count == 1 {
+        let beside = match self.count {
+            0 => default_count(),
+            count => count,
+        } - 1;
+        if beside == 0 {
             return None;
         }
         let (process, before) = (process::id(), self.started.load(Ordering::Acquire));
@@ -98,7 +107,7 @@ impl Threads {
         }
         // No lock, which another thread might have held during a fork.
         let name = |number| format!("gfocal-{number}");
-        let pool = ThreadPoolBuilder::new().num_threads(self.count).thread_name(name);
+        let pool = ThreadPoolBuilder::new().num_threads(beside).thread_name(name);
         let pool = pool.start_handler(|_| STARTED_IN.set(Some(process::id()))).build().ok()?;
         let new = Box::into_raw(Box::new(Started { process, pool }));
         // What was there is of the parent, and so are its threads: it is left alone.
@@ -132,6 +141,13 @@ impl fmt::Debug for Threads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Threads").field("count", &self.count).finish_non_exhaustive()
     }
+}
+
+fn default_count() -> usize {
+    let told = env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse().ok());
+    told.filter(|&count| count > 0)
+        .or_else(|| thread::available_parallelism().ok().map(Into::into))
+        .unwrap_or(1)
 }
 
 /// Less is not worth waking threads for: elements, of about a nanosecond each.
@@ -182,7 +198,7 @@ fn for_each(work: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
         None => &DEFAULT,
     };
     match threads.get() {
-        Some(pool) => pool.install(all),
+        Some(pool) => share(pool, count, task),
         None => (0..count).for_each(task),
     }
 }

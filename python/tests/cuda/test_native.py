@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ class Both:
         self.driver, self.dtype, self.kind = driver, dtype, getattr(torch, dtype)
 
     def __call__(self, run: Callable[..., Any], inputs: dict[str, Any], outputs: dict[str, tuple[int, ...]]) -> None:
-        """``inputs`` named ``pred``, ``grad`` or ``logits`` are in the storage type."""
-        stored = {"pred", "logits", "grad"}
+        """``inputs`` named as ``stored`` says are in the storage type."""
+        stored = {"pred", "logits", "grad", "sides", "side_grad"}
         host: dict[str, Any] = dict(inputs)
         for name in stored & host.keys():
             host[name] = host[name].to(self.kind)
@@ -63,7 +64,8 @@ class Both:
             for name, value in inputs.items()
         }
         for name, shape in outputs.items():
-            kind = {"status": torch.int64}.get(name, self.kind if name in stored else torch.float32)
+            counts = name in {"status", "side_status"}
+            kind = torch.int64 if counts else self.kind if name in stored else torch.float32
             host[name] = torch.full(shape, -1, dtype=kind)
             word = str(kind).removeprefix("torch.")
             zeros = np.zeros(shape, np.float32 if kind.is_floating_point else np.int64)
@@ -80,7 +82,8 @@ class Both:
         )  # fmt: skip
         assert after.launches > before.launches and self.driver.current() == context
         for name in outputs:
-            got, want = values(on_device[name]), host[name].float() if name != "status" else host[name]
+            got, want = values(on_device[name]), host[name]
+            want = want if want.dtype is torch.int64 else want.float()
             step = {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(self.dtype, 4e-6) if name in stored else 4e-6
             assert (got - want).abs().max() <= step * want.abs().max() + 1e-7, name
 
@@ -105,6 +108,11 @@ def test_rows(driver: Driver, dtype: str) -> None:
     )
     dfl = _native.Dfl(0.25, 0.1)
     both(dfl.run, dict(pred=random(70, 17), label=16 * SCORE, reduction="sum"), one | {"grad": (70, 17)})
+    together = dict(**inputs, weight=weight, sides=random(30, 17, seed=1), label=16 * SCORE[:30])
+    scales = dict(pred_scale=torch.tensor([2.0]), side_scale=torch.tensor([0.5]), dfl_avg_factor=torch.tensor([3.0]))
+    results = {"losses": (3,), "grad": (70, 20), "side_grad": (30, 17), "status": (9,), "side_status": (9,)}
+    both(_native.Gfl(qfl, dfl).run, together | scales, results)
+    both(_native.Gfl(probabilities, dfl).run, together | {"pred": 0.02 + 0.96 * torch.rand(70, 20)}, {"losses": (3,)})
     both(_native.integral, dict(logits=random(70, 17)), {"expectation": (70,)})
     both(_native.integral_backward, dict(logits=random(70, 17), upstream=weight), {"grad": (70, 17)})
 
@@ -227,6 +235,31 @@ def test_mistakes(driver: Driver) -> None:
         qfl.run(pred, labels, score, grad=pred, stream=driver.address)
     with pytest.raises(ValueError, match="upstream is on the CPU, grad on cuda:0"):
         _native.scale(pred, 2.0, stream=driver.address)
+
+
+def test_the_stream_of_tensors_without_the_table(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int | None] = []
+
+    class Torchs(Array):
+        """What a tensor of an older PyTorch is."""
+
+        requires_grad = False
+
+        def __dlpack__(self, *, stream: int | None = None) -> Any:
+            told.append(stream)
+            return super().__dlpack__()
+
+    def put(tensor: torch.Tensor) -> Torchs:
+        array = Torchs(driver, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        array.fill(tensor.numpy())
+        return array
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=driver.address))
+    pred, qfl = random(70, 20), _native.Qfl(2.0, 1.0, None, False, "last", None)
+    loss, want = put(torch.zeros(1)), torch.zeros(1)
+    qfl.run(put(pred), put(LABELS), put(SCORE), loss=loss)
+    qfl.run(pred, LABELS, SCORE, loss=want)
+    assert told == 4 * [driver.address] and (values(loss) - want).abs() <= 4e-6 * want
 
 
 def begin(driver: Driver) -> None:
