@@ -170,6 +170,8 @@ fn nothing_near_takes_part() {
         ("a crowd in the middle", Some([40.0, 30.0, 260.0, 220.0]), None),
         ("everything is a crowd", Some(all), None),
         ("no valid pixel", None, Some([0, 0])),
+        ("no valid column", None, Some([256, 0])),
+        ("no valid row", None, Some([0, 320])),
         ("a negative size", None, Some([-64, 320])),
         ("one valid anchor a level", None, Some([1, 1])),
         ("a larger size", None, Some([10_000, 10_000])),
