@@ -149,7 +149,7 @@ impl GroundTruth {
         };
         let ignore = self.ignore.as_ref().map(|(boxes, image)| {
             let count = image.dims().first().copied().unwrap_or(0);
-            Ok((floats("ignore.0", boxes, &[count, 4])?, integers("ignore.1", image, &[count])?))
+            Result::Ok((floats("ignore.0", boxes, &[count, 4])?, integers("ignore.1", image, &[count])?))
         });
         let (weights, valid_hw) = (self.weights.as_ref(), self.valid_hw.as_ref());
         Ok(GroundTruth {
@@ -163,7 +163,7 @@ impl GroundTruth {
     }
 
     fn hold(&self) -> Result<HeldTruth<'_>> {
-        let (ignored, image_of_ignored) = self.ignore.as_ref().unzip();
+        let (ignored, image_of_ignored) = self.ignore.as_ref().map(|(boxes, image)| (boxes, image)).unzip();
         Ok(HeldTruth {
             boxes: Held::new(&self.boxes)?,
             labels: Held::new(&self.labels)?,

@@ -57,10 +57,7 @@ pub fn box_loss(loss: &BoxLoss, pred: &Tensor, target: &Tensor, weight: Option<&
 
 /// The losses of all pairs.
 fn pairs(loss: &BoxLoss, pred: &Tensor, target: &Tensor) -> Result<Tensor> {
-    let (loss, target) = (*loss, target.clone());
-    let op = Boxes { loss, pred: pred.detach(), target };
-    let result = op.run(None)?;
-    record(op, &[pred], result)
+    record(Boxes { loss: *loss, pred: pred.detach(), target: target.clone() }, &[pred])
 }
 
 /// Boxes `[x1, y1, x2, y2]` whose sides have the distances left, top, right, bottom from points:
@@ -134,14 +131,18 @@ fn check_points(points: &Tensor, (name, sides): (&str, &Tensor)) -> Result<()> {
     same_device("points", points, (name, sides))
 }
 
-struct Boxes {
-    loss: BoxLoss,
-    pred: Tensor,
-    target: Tensor,
+pub(crate) struct Boxes {
+    pub loss: BoxLoss,
+    pub pred: Tensor,
+    pub target: Tensor,
 }
 
 impl Op for Boxes {
     const NAME: &'static str = "gfocal-boxes";
+
+    fn forward(&self) -> Result<Output> {
+        self.run(None)
+    }
 
     fn backward(&self, upstream: &Tensor) -> Result<Vec<Tensor>> {
         Ok(vec![constant(self.run(Some(&upstream.contiguous()?))?)])

@@ -62,22 +62,8 @@ impl From<&HeadLevel> for BoxLevel {
 /// If there are not 1 to 8 levels, shapes, types or devices do not go together, points depend on a variable, an option
 /// is outside its range, or the driver refuses a launch.
 pub fn decode(coding: BoxCoding, levels: &[BoxLevel]) -> Result<Tensor> {
-    let channels = HeadLoss::default().with_box_coding(coding).map_err(wrap)?.box_channels();
-    let Some(first) = levels.first() else { return Err(Error::msg("there are no levels")) };
-    check_dtype("levels[0].boxes", &first.boxes)?;
-    let mut op = Decode { coding, batch: first.boxes.dims()[0], positions: 0, levels: Vec::new() };
-    for (i, level) in levels.iter().enumerate() {
-        let name = format!("levels[{i}].boxes");
-        let axes = axes(&name, &level.boxes, &level.points)?;
-        check_level((&name, &level.boxes, channels), ("levels[0].boxes", &first.boxes))?;
-        let points = level.points.checked(&format!("levels[{i}]"), (&name, &level.boxes), axes)?;
-        let (boxes, dense) = Dense::of(&level.boxes.detach())?;
-        op.positions += axes[2] * axes[3];
-        op.levels.push(Checked { boxes, dense, extent: [axes[2], axes[3]], stride: level.stride, points });
-    }
-    let result = op.forward()?;
     let tensors: Vec<_> = levels.iter().map(|level| &level.boxes).collect();
-    record(op, &tensors, result)
+    record(Decode::new(coding, levels)?, &tensors)
 }
 
 /// A level whose logits have no gaps.
@@ -90,7 +76,7 @@ struct Checked {
     points: Points,
 }
 
-struct Decode {
+pub(crate) struct Decode {
     coding: BoxCoding,
     batch: usize,
     /// Of all levels.
@@ -100,6 +86,16 @@ struct Decode {
 
 impl Op for Decode {
     const NAME: &'static str = "gfocal-decode";
+
+    fn forward(&self) -> Result<Output> {
+        match place("levels[0].boxes", &self.levels[0].boxes)? {
+            Place::Cpu => for_floats!("boxes", self.levels[0].boxes, T => self.on_cpu::<T>()),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(device) => {
+                crate::cuda::for_floats!("boxes", self.levels[0].boxes, T => self.on_cuda::<T>(device))
+            }
+        }
+    }
 
     fn backward(&self, upstream: &Tensor) -> Result<Vec<Tensor>> {
         let upstream = upstream.contiguous()?;
@@ -119,14 +115,27 @@ impl Op for Decode {
 type HeldLevel<'t> = (Held<'t>, Option<Held<'t>>);
 
 impl Decode {
-    fn forward(&self) -> Result<Output> {
-        match place("levels[0].boxes", &self.levels[0].boxes)? {
-            Place::Cpu => for_floats!("boxes", self.levels[0].boxes, T => self.on_cpu::<T>()),
-            #[cfg(feature = "cuda")]
-            Place::Cuda(device) => {
-                crate::cuda::for_floats!("boxes", self.levels[0].boxes, T => self.on_cuda::<T>(device))
-            }
+    pub(crate) fn new(coding: BoxCoding, levels: &[BoxLevel]) -> Result<Self> {
+        let channels = HeadLoss::default().with_box_coding(coding).map_err(wrap)?.box_channels();
+        let Some(first) = levels.first() else { return Err(Error::msg("there are no levels")) };
+        check_dtype("levels[0].boxes", &first.boxes)?;
+        let mut op = Decode { coding, batch: first.boxes.dims()[0], positions: 0, levels: Vec::new() };
+        for (i, level) in levels.iter().enumerate() {
+            let name = format!("levels[{i}].boxes");
+            let axes = axes(&name, &level.boxes, &level.points)?;
+            check_level((&name, &level.boxes, channels), ("levels[0].boxes", &first.boxes))?;
+            let points = level.points.checked(&format!("levels[{i}]"), (&name, &level.boxes), axes)?;
+            let (boxes, dense) = Dense::of(&level.boxes.detach())?;
+            op.positions += axes[2] * axes[3];
+            op.levels.push(Checked {
+                boxes,
+                dense,
+                extent: [axes[2], axes[3]],
+                stride: level.stride,
+                points,
+            });
         }
+        Ok(op)
     }
 
     fn hold(&self) -> Result<Vec<HeldLevel<'_>>> {

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use gfocal::DistributionFocalLoss;
 
 use crate::record::{Op, Output, constant, record};
-use crate::rows::{DflOptions, Rows, check_dtype};
+use crate::rows::{DflOptions, Rows};
 use crate::tensor::{Float, Held, Place, Tracked, for_floats, place};
 
 /// Distribution Focal Loss of the logits z of box sides, with a target distance t for each, in units of bins:
@@ -46,14 +46,10 @@ pub fn dfl(
     target: &Tensor,
     options: &DflOptions,
 ) -> Result<Tensor> {
-    check_dtype("logits", logits)?;
-    let rows = Rows::new(logits, options.weight.as_ref(), &options.reduction, &options.report)?;
-    let op = Dfl { loss: *loss, target: rows.per_row("target", target, Tracked::Refused)?, rows };
-    let result = op.run(None)?;
-    record(op, &[logits], result)
+    record(Dfl::new(loss, logits, target, options)?, &[logits])
 }
 
-struct Dfl {
+pub(crate) struct Dfl {
     loss: DistributionFocalLoss,
     rows: Rows,
     target: Tensor,
@@ -62,12 +58,26 @@ struct Dfl {
 impl Op for Dfl {
     const NAME: &'static str = "gfocal-dfl";
 
+    fn forward(&self) -> Result<Output> {
+        self.run(None)
+    }
+
     fn backward(&self, upstream: &Tensor) -> Result<Vec<Tensor>> {
         Ok(vec![constant(self.run(Some(&self.rows.upstream(upstream)?))?)])
     }
 }
 
 impl Dfl {
+    pub(crate) fn new(
+        loss: &DistributionFocalLoss,
+        logits: &Tensor,
+        target: &Tensor,
+        options: &DflOptions,
+    ) -> Result<Self> {
+        let rows = Rows::new(logits, options.weight.as_ref(), &options.reduction, &options.report)?;
+        Ok(Dfl { loss: *loss, target: rows.per_row("target", target, Tracked::Refused)?, rows })
+    }
+
     /// The losses, or with an upstream gradient that of the logits.
     fn run(&self, upstream: Option<&Tensor>) -> Result<Output> {
         match place("logits", &self.rows.logits)? {

@@ -30,14 +30,10 @@ use crate::tensor::{Float, Held, Place, beside, for_floats, host, place, stored,
 /// # Errors
 /// If there are not at least 2 bins, or the type or the device is none of these.
 pub fn integral(logits: &Tensor) -> Result<Tensor> {
-    check_dtype("logits", logits)?;
-    let (shape, _) = matrix("logits", logits)?;
-    let op = Integral { logits: logits.detach().contiguous()?, shape };
-    let result = op.run(None)?;
-    record(op, &[logits], result)
+    record(Integral::new(logits)?, &[logits])
 }
 
-struct Integral {
+pub(crate) struct Integral {
     logits: Tensor,
     /// Rows and bins.
     shape: [usize; 2],
@@ -46,6 +42,10 @@ struct Integral {
 impl Op for Integral {
     const NAME: &'static str = "gfocal-integral";
 
+    fn forward(&self) -> Result<Output> {
+        self.run(None)
+    }
+
     fn backward(&self, upstream: &Tensor) -> Result<Vec<Tensor>> {
         let upstream = upstream.to_dtype(beside(self.logits.dtype()))?.contiguous()?;
         Ok(vec![constant(self.run(Some(&upstream))?)])
@@ -53,6 +53,12 @@ impl Op for Integral {
 }
 
 impl Integral {
+    pub(crate) fn new(logits: &Tensor) -> Result<Self> {
+        check_dtype("logits", logits)?;
+        let (shape, _) = matrix("logits", logits)?;
+        Ok(Integral { logits: logits.detach().contiguous()?, shape })
+    }
+
     /// The expectations, or with an upstream gradient that of the logits.
     fn run(&self, upstream: Option<&Tensor>) -> Result<Output> {
         match place("logits", &self.logits)? {

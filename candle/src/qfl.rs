@@ -4,8 +4,8 @@ use candle_core::{Result, Tensor};
 use gfocal::QualityFocalLoss;
 
 use crate::record::{Op, Output, constant, record};
-use crate::rows::{QflOptions, Rows, check_dtype};
-use crate::tensor::{Float, Held, Place, Tracked, constant_like, for_floats, host, labels, place};
+use crate::rows::{QflOptions, Rows};
+use crate::tensor::{Float, Held, Place, Tracked, for_floats, host, place};
 
 /// Quality Focal Loss of logits, with a label and a quality for each row:
 ///
@@ -53,12 +53,7 @@ pub fn qfl(
     quality: &Tensor,
     options: &QflOptions,
 ) -> Result<Tensor> {
-    let rows = rows(logits, options)?;
-    let of_rows = logits.dims().split_last().map_or(&[][..], |(_, rows)| rows);
-    let labels = constant_like("labels", labels, &[of_rows], ("logits", logits), Tracked::Detached)?;
-    let labels = self::labels("labels", &labels)?;
-    let quality = rows.per_row("quality", quality, Tracked::Detached)?;
-    run(loss, logits, rows, Targets::Sparse { labels, quality }, options)
+    record(Qfl::sparse(loss, logits, labels, quality, options)?, &[logits])
 }
 
 /// Quality Focal Loss with a target for each logit, clamped to [0, 1]: a row may have any number of them above 0. The
@@ -86,36 +81,7 @@ pub fn qfl_dense(
     target: &Tensor,
     options: &QflOptions,
 ) -> Result<Tensor> {
-    let rows = rows(logits, options)?;
-    let target = rows.per_logit("target", target, Tracked::Detached)?;
-    run(loss, logits, rows, Targets::Dense(target), options)
-}
-
-fn rows(logits: &Tensor, options: &QflOptions) -> Result<Rows> {
-    check_dtype("logits", logits)?;
-    Rows::new(logits, options.weight.as_ref(), &options.reduction, &options.report)
-}
-
-fn run(
-    loss: &QualityFocalLoss,
-    logits: &Tensor,
-    rows: Rows,
-    targets: Targets,
-    options: &QflOptions,
-) -> Result<Tensor> {
-    let of_classes = options.class_weights.as_ref();
-    let of_elements = options.element_weights.as_ref();
-    let op = Qfl {
-        loss: *loss,
-        targets,
-        class_weights: of_classes.map(|weights| rows.per_column("class_weights", weights)).transpose()?,
-        element_weights: of_elements
-            .map(|weights| rows.per_logit("element_weights", weights, Tracked::Refused))
-            .transpose()?,
-        rows,
-    };
-    let result = op.run(None)?;
-    record(op, &[logits], result)
+    record(Qfl::dense(loss, logits, target, options)?, &[logits])
 }
 
 enum Targets {
@@ -123,7 +89,7 @@ enum Targets {
     Dense(Tensor),
 }
 
-struct Qfl {
+pub(crate) struct Qfl {
     loss: QualityFocalLoss,
     rows: Rows,
     targets: Targets,
@@ -134,12 +100,59 @@ struct Qfl {
 impl Op for Qfl {
     const NAME: &'static str = "gfocal-qfl";
 
+    fn forward(&self) -> Result<Output> {
+        self.run(None)
+    }
+
     fn backward(&self, upstream: &Tensor) -> Result<Vec<Tensor>> {
         Ok(vec![constant(self.run(Some(&self.rows.upstream(upstream)?))?)])
     }
 }
 
 impl Qfl {
+    pub(crate) fn sparse(
+        loss: &QualityFocalLoss,
+        logits: &Tensor,
+        labels: &Tensor,
+        quality: &Tensor,
+        options: &QflOptions,
+    ) -> Result<Self> {
+        Qfl::new(loss, logits, options, |rows| {
+            let labels = rows.labels("labels", labels)?;
+            Ok(Targets::Sparse { labels, quality: rows.per_row("quality", quality, Tracked::Detached)? })
+        })
+    }
+
+    pub(crate) fn dense(
+        loss: &QualityFocalLoss,
+        logits: &Tensor,
+        target: &Tensor,
+        options: &QflOptions,
+    ) -> Result<Self> {
+        Qfl::new(loss, logits, options, |rows| {
+            Ok(Targets::Dense(rows.per_logit("target", target, Tracked::Detached)?))
+        })
+    }
+
+    fn new(
+        loss: &QualityFocalLoss,
+        logits: &Tensor,
+        options: &QflOptions,
+        targets: impl FnOnce(&Rows) -> Result<Targets>,
+    ) -> Result<Self> {
+        let QflOptions { weight, class_weights, element_weights, reduction, report } = options;
+        let rows = Rows::new(logits, weight.as_ref(), reduction, report)?;
+        let of_class = |weights| rows.per_column("class_weights", weights);
+        let of_element = |weights| rows.per_logit("element_weights", weights, Tracked::Refused);
+        Ok(Qfl {
+            loss: *loss,
+            targets: targets(&rows)?,
+            class_weights: class_weights.as_ref().map(of_class).transpose()?,
+            element_weights: element_weights.as_ref().map(of_element).transpose()?,
+            rows,
+        })
+    }
+
     /// The losses, or with an upstream gradient that of the logits.
     fn run(&self, upstream: Option<&Tensor>) -> Result<Output> {
         match place("logits", &self.rows.logits)? {

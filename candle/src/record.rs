@@ -28,6 +28,8 @@ pub(crate) type Output = (Storage, Shape);
 pub(crate) trait Op: Send + Sync + 'static {
     const NAME: &'static str;
 
+    fn forward(&self) -> Result<Output>;
+
     /// The gradient of each tensor, given that of the result.
     fn backward(&self, upstream: &Tensor) -> Result<Vec<Tensor>>;
 }
@@ -38,7 +40,8 @@ pub(crate) fn constant((storage, shape): Output) -> Tensor {
 }
 
 /// The result of an operation on tensors, with a gradient for each of them.
-pub(crate) fn record<O: Op>(op: O, tensors: &[&Tensor], result: Output) -> Result<Tensor> {
+pub(crate) fn record<O: Op>(op: O, tensors: &[&Tensor]) -> Result<Tensor> {
+    let result = op.forward()?;
     let tracked: Vec<usize> = (0..tensors.len()).filter(|&i| tensors[i].track_op()).collect();
     let Some((&last, before)) = tracked.split_last() else { return Ok(constant(result)) };
     let shared = Arc::new(Shared { op, tracked: tracked.clone(), gradients: Mutex::default() });

@@ -46,6 +46,7 @@ impl Rows {
         reduction: &Reduction<Scalar>,
         report: &Report,
     ) -> Result<Self> {
+        check_dtype("logits", logits)?;
         let (shape, of_rows) = matrix("logits", logits)?;
         let dtype = beside(logits.dtype());
         let weight = weight.map(|weight| {
@@ -59,6 +60,13 @@ impl Rows {
             reduction: checked(reduction, logits)?,
             report: report.clone(),
         })
+    }
+
+    /// The label of each row.
+    pub fn labels(&self, name: &str, tensor: &Tensor) -> Result<Tensor> {
+        let (_, of_rows) = matrix("logits", &self.logits)?;
+        let like = ("logits", &self.logits);
+        crate::tensor::labels(name, &constant_like(name, tensor, &[of_rows], like, Tracked::Detached)?)
     }
 
     /// What has a number for each row.

@@ -1,16 +1,21 @@
 //! The head loss as an operation of candle's.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 use gfocal::head::{Gradients, HeadCall, LOSSES, Layouts, Level, Logits, Points as Of, Targets as OfLevel};
 use gfocal::{Element, HeadLoss, Host};
 
+use super::HeadOptions;
 use super::level::{HeadLevel, HeldLevel};
-use crate::pyramid::{Dense, layout};
+use crate::pyramid::{Dense, axes, check_level, layout};
 use crate::record::{Op, Output, constant};
 use crate::report::Report;
-use crate::tensor::{Float, Held, Place, for_floats, host, place, stored, wrap, zeros};
+use crate::rows::check_dtype;
+use crate::tensor::{
+    Float, Held, Place, Tracked, beside, constant_like, for_floats, host, numbers, place, same_device,
+    stored, wrap, zeros,
+};
 
-pub(super) struct Head {
+pub(crate) struct Head {
     loss: HeadLoss,
     levels: Vec<HeadLevel>,
     /// Images and classes.
@@ -23,6 +28,18 @@ pub(super) struct Head {
 
 impl Op for Head {
     const NAME: &'static str = "gfocal-head";
+
+    fn forward(&self) -> Result<Output> {
+        match place("levels[0].cls", &self.levels[0].cls)? {
+            Place::Cpu => for_floats!("cls", self.levels[0].cls, T => {
+                for_floats!("boxes", self.levels[0].boxes, U => self.on_cpu::<T, U>())
+            }),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(device) => crate::cuda::for_floats!("cls", self.levels[0].cls, T => {
+                crate::cuda::for_floats!("boxes", self.levels[0].boxes, U => self.on_cuda::<T, U>(device))
+            }),
+        }
+    }
 
     /// Those of the classes and of the boxes of each level.
     fn backward(&self, upstream: &Tensor) -> Result<Vec<Tensor>> {
@@ -61,35 +78,42 @@ impl Orders {
 }
 
 impl Head {
-    pub fn new(
-        loss: HeadLoss,
-        levels: Vec<HeadLevel>,
-        sizes: [usize; 2],
-        class_weights: Option<Tensor>,
-        report: Report,
-    ) -> Self {
-        Head {
-            loss,
-            levels,
-            sizes,
-            class_weights,
-            report,
+    pub fn new(loss: &HeadLoss, levels: &[HeadLevel], options: &HeadOptions) -> Result<Self> {
+        let Some(first) = levels.first() else { return Err(Error::msg("there are no levels")) };
+        check_dtype("levels[0].cls", &first.cls)?;
+        check_dtype("levels[0].boxes", &first.boxes)?;
+        let [batch, classes, ..] = axes("levels[0].cls", &first.cls, &first.points)?;
+        let mut checked = Vec::with_capacity(levels.len());
+        for (i, level) in levels.iter().enumerate() {
+            let [name, cls, boxes] =
+                [format!("levels[{i}]"), format!("levels[{i}].cls"), format!("levels[{i}].boxes")];
+            let axes_of = axes(&cls, &level.cls, &level.points)?;
+            check_level((&cls, &level.cls, classes), ("levels[0].cls", &first.cls))?;
+            axes(&boxes, &level.boxes, &level.points)?;
+            check_level((&boxes, &level.boxes, loss.box_channels()), ("levels[0].boxes", &first.boxes))?;
+            let [of_cls, of_boxes] =
+                [&level.cls, &level.boxes].map(|logits| [&logits.dims()[..1], &logits.dims()[2..]]);
+            if of_cls != of_boxes {
+                let (actual, expected) = (level.boxes.dims(), level.cls.dims());
+                return Err(Error::msg(format!("{boxes} has shape {actual:?}, {cls} {expected:?}")));
+            }
+            same_device(&boxes, &level.boxes, (&cls, &level.cls))?;
+            checked.push(level.checked(&name, axes_of)?);
+        }
+        let class_weights = options.class_weights.as_ref().map(|weights| {
+            let like = ("levels[0].cls", &first.cls);
+            let weights = constant_like("class_weights", weights, &[&[classes]], like, Tracked::Refused)?;
+            numbers("class_weights", &weights, beside(first.cls.dtype()))
+        });
+        Ok(Head {
+            loss: *loss,
+            levels: checked,
+            sizes: [batch, classes],
+            class_weights: class_weights.transpose()?,
+            report: options.report.clone(),
             #[cfg(feature = "cuda")]
             number: on_cuda::number(),
-        }
-    }
-
-    /// The losses.
-    pub fn forward(&self) -> Result<Output> {
-        match place("levels[0].cls", &self.levels[0].cls)? {
-            Place::Cpu => for_floats!("cls", self.levels[0].cls, T => {
-                for_floats!("boxes", self.levels[0].boxes, U => self.on_cpu::<T, U>())
-            }),
-            #[cfg(feature = "cuda")]
-            Place::Cuda(device) => crate::cuda::for_floats!("cls", self.levels[0].cls, T => {
-                crate::cuda::for_floats!("boxes", self.levels[0].boxes, U => self.on_cuda::<T, U>(device))
-            }),
-        }
+        })
     }
 
     fn hold(&self) -> Result<Vec<HeldLevel<'_>>> {
@@ -133,8 +157,10 @@ impl Head {
         let count = |level: &HeadLevel| (level.cls.elem_count(), level.boxes.elem_count());
         let mut slopes: Vec<(Vec<T>, Vec<U>)> =
             self.levels.iter().map(count).map(|(cls, boxes)| (zeros(cls), zeros(boxes))).collect();
-        let mut gradients: Vec<Gradients<Host, T, U>> =
-            slopes.iter_mut().map(|(cls, boxes)| Gradients::Separate { cls, boxes }).collect();
+        let mut gradients: Vec<Gradients<Host, T, U>> = slopes
+            .iter_mut()
+            .map(|(cls, boxes)| Gradients::Separate { cls: &mut cls[..], boxes: &mut boxes[..] })
+            .collect();
         let mut found_inf = [0.0];
         let call = self.call_on_cpu(&levels, &class_weights)?;
         call.upstream(upstream.host()?)

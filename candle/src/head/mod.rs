@@ -3,16 +3,12 @@
 mod call;
 mod level;
 
-use candle_core::{Error, Result, Tensor};
+use candle_core::{Result, Tensor};
 use gfocal::HeadLoss;
-use gfocal::head::LOSSES;
 
-use crate::pyramid::{axes, check_level};
 use crate::record::record;
 use crate::report::Report;
-use crate::rows::check_dtype;
-use crate::tensor::{Tracked, beside, constant_like, numbers};
-use call::Head;
+pub(crate) use call::Head;
 pub use level::{HeadLevel, Targets};
 
 /// Options of [`head_with`].
@@ -109,36 +105,7 @@ pub fn head(loss: &HeadLoss, levels: &[HeadLevel]) -> Result<HeadOutput> {
 /// # Errors
 /// As [`head`].
 pub fn head_with(loss: &HeadLoss, levels: &[HeadLevel], options: &HeadOptions) -> Result<HeadOutput> {
-    let Some(first) = levels.first() else { return Err(Error::msg("there are no levels")) };
-    check_dtype("levels[0].cls", &first.cls)?;
-    check_dtype("levels[0].boxes", &first.boxes)?;
-    let [batch, classes, ..] = axes("levels[0].cls", &first.cls, &first.points)?;
-    let mut checked = Vec::with_capacity(levels.len());
-    for (i, level) in levels.iter().enumerate() {
-        let [name, cls, boxes] =
-            [format!("levels[{i}]"), format!("levels[{i}].cls"), format!("levels[{i}].boxes")];
-        let axes_of = axes(&cls, &level.cls, &level.points)?;
-        check_level((&cls, &level.cls, classes), ("levels[0].cls", &first.cls))?;
-        axes(&boxes, &level.boxes, &level.points)?;
-        check_level((&boxes, &level.boxes, loss.box_channels()), ("levels[0].boxes", &first.boxes))?;
-        let [of_cls, of_boxes] =
-            [&level.cls, &level.boxes].map(|logits| [&logits.dims()[..1], &logits.dims()[2..]]);
-        if of_cls != of_boxes {
-            let (actual, expected) = (level.boxes.dims(), level.cls.dims());
-            return Err(Error::msg(format!("{boxes} has shape {actual:?}, {cls} {expected:?}")));
-        }
-        crate::tensor::same_device(&boxes, &level.boxes, (&cls, &level.cls))?;
-        checked.push(level.checked(&name, axes_of)?);
-    }
-    let class_weights = options.class_weights.as_ref().map(|weights| {
-        let like = ("levels[0].cls", &first.cls);
-        let weights = constant_like("class_weights", weights, &[&[classes]], like, Tracked::Refused)?;
-        numbers("class_weights", &weights, beside(first.cls.dtype()))
-    });
-    let op = Head::new(*loss, checked, [batch, classes], class_weights.transpose()?, options.report.clone());
-    let result = op.forward()?;
     let tensors: Vec<_> = levels.iter().flat_map(|level| [&level.cls, &level.boxes]).collect();
-    let losses = record(op, &tensors, result)?;
-    debug_assert_eq!(losses.dims(), [levels.len(), LOSSES]);
+    let losses = record(Head::new(loss, levels, options)?, &tensors)?;
     Ok(HeadOutput { loss: losses.sum_all()?, losses, report: options.report.clone() })
 }
