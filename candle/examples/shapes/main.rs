@@ -120,7 +120,14 @@ fn train(options: &Train) -> Result<()> {
     }
 }
 
+/// candle's operations on many elements wait, spinning, for threads of their own: in runs side by side for each other's.
+fn one_thread() {
+    // SAFETY: there is no other thread yet.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+}
+
 fn main() -> ExitCode {
+    one_thread();
     let result = match &Cli::parse().command {
         Command::Train(options) => train(options),
         Command::Ablation(options) => options.run(),

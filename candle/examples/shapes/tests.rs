@@ -247,8 +247,8 @@ fn settings_that_cannot_be_are_refused() {
     refused(Settings { steps: 0, ..of.clone() }, "--steps 0");
     refused(Settings { overflow_at: Some(3), ..of.clone() }, "f32 does not overflow");
     refused(
-        Settings { overflow_at: Some(1000), dtype: Storage::F16, ..of.clone() },
-        "there are steps 0 to 999",
+        Settings { overflow_at: Some(700), dtype: Storage::F16, ..of.clone() },
+        "there are steps 0 to 699",
     );
     refused(Settings { losses: Operations::Candle, arm: Arm::Qfl, ..of }, "not of qfl");
 }
