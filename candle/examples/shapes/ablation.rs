@@ -18,7 +18,7 @@ pub struct Ablation {
     /// Seeds 1 to N.
     #[arg(long, default_value_t = 4)]
     seeds: u32,
-    /// Steps of 8 images.
+    /// Steps of 4 images.
     #[arg(long, default_value_t = Settings::default().steps)]
     steps: usize,
     /// One of them or, with a comma, both.

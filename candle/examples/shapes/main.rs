@@ -62,7 +62,7 @@ enum Command {
 pub struct Common {
     #[arg(long, default_value_t = 1)]
     seed: u32,
-    /// Steps of 8 images.
+    /// Steps of 4 images.
     #[arg(long, default_value_t = Settings::default().steps)]
     steps: usize,
     #[arg(long, value_enum, default_value = "atss")]

@@ -124,7 +124,7 @@ fn outputs(settings: &Settings, losses: &Losses, batch: &Batch) -> Result<Vec<Ou
 #[test]
 fn gfocals_head_is_the_formula_in_candles_operations() -> Result<()> {
     for assigner in [Assignment::Atss, Assignment::Fcos] {
-        let settings = Settings { assigner, ..Settings::default() };
+        let settings = Settings { assigner, batch: 8, ..Settings::default() };
         let losses = Losses::new(&settings)?;
         let batch = Batch::new(0..8)?;
         let outputs = outputs(&settings, &losses, &batch)?;
@@ -152,7 +152,7 @@ fn leaf(view: &Tensor) -> candle_core::TensorId {
 }
 
 fn short(arm: Arm) -> Settings {
-    Settings { arm, steps: 60, ..Settings::default() }
+    Settings { arm, steps: 60, batch: 8, ..Settings::default() }
 }
 
 fn weights(trained: &Trained) -> Result<Vec<u32>> {
@@ -247,8 +247,8 @@ fn settings_that_cannot_be_are_refused() {
     refused(Settings { steps: 0, ..of.clone() }, "--steps 0");
     refused(Settings { overflow_at: Some(3), ..of.clone() }, "f32 does not overflow");
     refused(
-        Settings { overflow_at: Some(700), dtype: Storage::F16, ..of.clone() },
-        "there are steps 0 to 699",
+        Settings { overflow_at: Some(1200), dtype: Storage::F16, ..of.clone() },
+        "there are steps 0 to 1199",
     );
     refused(Settings { losses: Operations::Candle, arm: Arm::Qfl, ..of }, "not of qfl");
 }
