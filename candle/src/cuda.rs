@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use candle_core::cuda::{CudaDType, CudaStorageSlice, DeviceId};
-use candle_core::{CudaDevice, CudaStorage, Device, Result, Shape, Storage, Tensor};
+use candle_core::{CudaDevice, CudaStorage, Result, Shape, Storage, Tensor};
 use gfocal::Status;
 use gfocal::assign::AssignWorkspace;
 use gfocal::cuda::{Handle, Kernels, StatusBlock, StorageElement};
@@ -229,7 +229,5 @@ impl OnDevice {
     }
 }
 
-/// The device that tensors are on.
-pub(crate) fn device_of(device: &CudaDevice) -> Device {
-    Device::Cuda(device.clone())
-}
+#[cfg(test)]
+mod tests;
