@@ -22,7 +22,7 @@ pub struct Ablation {
     #[arg(long, default_value_t = Settings::default().steps)]
     steps: usize,
     /// One of them or, with a comma, both.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "atss,fcos")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "atss")]
     assigner: Vec<Assignment>,
     /// Any of base, dfl, qfl, both, and the controls base-weighted and base-iou.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "base,dfl,qfl,both")]

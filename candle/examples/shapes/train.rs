@@ -72,7 +72,7 @@ impl Default for Settings {
             arm: Arm::Both,
             assigner: Assignment::Atss,
             seed: 1,
-            steps: 1200,
+            steps: 2400,
             dtype: Storage::F32,
             losses: Operations::Gfocal,
             batch: 4,
