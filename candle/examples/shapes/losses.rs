@@ -58,7 +58,8 @@ impl Losses {
         let assigner = match settings.assigner {
             Assignment::Atss => wrap(Atss::default().with_fallback(settings.fallback))?.into(),
             Assignment::Fcos => {
-                let ends: Vec<f32> = STRIDES[1..].iter().map(|stride| 4.0 * *stride as f32).collect();
+                // As far as ATSS' anchors are wide.
+                let ends = STRIDES.map(|stride| settings.anchor_scale * stride as f32);
                 let ranges = [[-1.0, ends[0]], [ends[0], ends[1]], [ends[1], f32::INFINITY]];
                 let fcos = wrap(wrap(Fcos::new(&ranges))?.with_center_sampling(settings.centre_radius))?;
                 wrap(fcos.with_fallback(settings.fallback))?.into()

@@ -42,7 +42,7 @@ pub struct Settings {
 
     /// Of a box side: the paper's 17, 0 to 16 strides.
     pub bins: usize,
-    /// Width of an anchor of ATSS in strides: the paper's.
+    /// Width of an anchor of ATSS in strides: half the paper's, so that objects are spread over all levels.
     pub anchor_scale: f32,
     /// FCOS: how far from the middle of a box a point may be, strides.
     pub centre_radius: f32,
@@ -82,7 +82,7 @@ impl Default for Settings {
             weight_decay: 0.05,
             max_norm: 10.0,
             bins: 17,
-            anchor_scale: 8.0,
+            anchor_scale: 4.0,
             centre_radius: 1.5,
             fallback: 4,
             loss_scale: 65536.0,
