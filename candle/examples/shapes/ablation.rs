@@ -107,12 +107,17 @@ fn all_of(settings: &[Settings], jobs: Option<usize>) -> Result<Vec<Outcome>> {
     outcomes.collect()
 }
 
-/// Mean, deviation, standard error of the mean.
+/// Mean, deviation, standard error of the mean; of one number there are no deviations.
 fn moments(all: &[f64]) -> [f64; 3] {
     let count = all.len() as f64;
     let mean = all.iter().sum::<f64>() / count;
     let deviation = (all.iter().map(|of| (of - mean).powi(2)).sum::<f64>() / (count - 1.0)).sqrt();
     [mean, deviation, deviation / count.sqrt()]
+}
+
+/// With its deviation or error, if there is one.
+fn beside(number: String, error: f64) -> String {
+    if error.is_nan() { number } else { format!("{number} ± {error:.1}") }
 }
 
 /// A table of an assignment, in Markdown: arms, and what each gains over the base and over the arm before, seed by
@@ -132,7 +137,7 @@ pub fn table(all: &[Outcome], assigner: Assignment, arms: &[Arm]) -> String {
             Some(outcome.quality.ap - same.quality.ap)
         });
         let [mean, _, error] = moments(&pairs.collect::<Vec<_>>());
-        format!("{mean:+.1} ± {error:.1}")
+        beside(format!("{mean:+.1}"), error)
     };
     let mut text = format!(
         "\n{}; AP ± deviation between seeds, gains ± standard error\n\n\
@@ -147,9 +152,10 @@ pub fn table(all: &[Outcome], assigner: Assignment, arms: &[Arm]) -> String {
         let [ap, deviation, _] = moments(&aps);
         let seeds: Vec<String> = aps.iter().map(|ap| format!("{ap:.1}")).collect();
         text += &format!(
-            "| {} | {} | {ap:.1} ± {deviation:.1} | {:.1} | {:.1} | {:.1} | {} | {} | {:.2} | {:.1} ms | {:.2} ms |\n",
+            "| {} | {} | {} | {:.1} | {:.1} | {:.1} | {} | {} | {:.2} | {:.1} ms | {:.2} ms |\n",
             name(arm),
             seeds.join(" "),
+            beside(format!("{ap:.1}"), deviation),
             mean(&all, &|of| of.quality.ap50),
             mean(&all, &|of| of.quality.ap75),
             mean(&all, &|of| of.quality.ap90),

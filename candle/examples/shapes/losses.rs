@@ -84,7 +84,7 @@ impl Losses {
 
     /// What each position is to say.
     pub fn assign(&self, truth: &GroundTruth, images: usize) -> Result<Vec<Targets>> {
-        let mut levels = assign(self.assigner.clone(), &self.anchors, truth, images, CLASSES)?.levels;
+        let mut levels = assign(self.assigner, &self.anchors, truth, images, CLASSES)?.levels;
         if self.head.quality() == QualitySource::Given {
             for level in &mut levels {
                 level.quality = Some(Tensor::ones(level.labels.shape(), DType::F32, &Device::Cpu)?);

@@ -115,7 +115,9 @@ fn train(options: &Train) -> Result<()> {
         train::save(path, &settings, &trained.model)?;
     }
     match options.at_least {
-        Some(least) if !(result.quality.ap >= least) => bail!("AP {:.1} is below {least}", result.quality.ap),
+        Some(least) if result.quality.ap.total_cmp(&least).is_lt() => {
+            bail!("AP {:.1} is below {least}", result.quality.ap)
+        }
         _ => Ok(()),
     }
 }

@@ -112,7 +112,7 @@ fn pixels(number: usize) -> String {
     let scene = scene(held_out(number));
     let mut places: Vec<(u32, usize)> = (scene.pixels.chunks(3).enumerate())
         .map(|(place, pixel)| {
-            let level = |value: f32| ((value + 1.3) / 2.6 * 31.0).round().clamp(0.0, 31.0) as u32 * 255 / 31;
+            let level = |value: f32| ((value + 1.3) / 2.6 * 15.0).round().clamp(0.0, 15.0) as u32 * 17;
             (level(pixel[0]) << 16 | level(pixel[1]) << 8 | level(pixel[2]), place)
         })
         .collect();
@@ -168,13 +168,9 @@ impl Shown {
         let number = clear[0].scene;
         let range = number..number + 1;
         let found = detect(&network.settings, &network.losses, &network.model, range.clone())?;
-        Ok(Shown {
-            number,
-            objects: truth(range).remove(0),
-            detections: found.by_score.concat().into_iter().filter(|of| of.score > 0.25).collect(),
-            clear: clear.to_vec(),
-            hidden: hidden.to_vec(),
-        })
+        let (objects, mut detections) = (truth(range).remove(0), found.by_score.concat());
+        detections.truncate(objects.len()); // the best
+        Ok(Shown { number, objects, detections, clear: clear.to_vec(), hidden: hidden.to_vec() })
     }
 
     fn colour(&self, corners: [f32; 4], class: usize) -> RGBColor {
@@ -187,7 +183,7 @@ impl Shown {
     }
 
     fn draw_scene(&self, root: &Area) -> Result<()> {
-        let title = format!("A held-out scene: predicted boxes, and the true ones (dashed)");
+        let title = format!("Held-out scene {}: predicted, and true (dashed)", self.number);
         write(root, &title, (SCENE.0, 34), 17, INK, HPos::Left)?;
         for Object { corners, .. } in &self.objects {
             for (width, colour) in [(4, BLACK.mix(0.5)), (2, WHITE.mix(1.0))] {
@@ -233,20 +229,31 @@ impl Shown {
             ),
         ];
         let left = SCENE.0 + ZOOM * SIZE as i32 + 40;
+        let all = self.clear.iter().chain(&self.hidden);
+        let bins = all.map(Said::bins_in_use).max().unwrap_or(0);
         for (row, (four, colour, title)) in rows.into_iter().enumerate() {
             let top = 20 + 228 * row as i32;
             write(root, title, (left, top + 14), 17, INK, HPos::Left)?;
             let highest = four.iter().flat_map(|said| said.probabilities.iter().copied()).fold(0.0, f32::max);
             for said in four {
                 let area = root.clone().shrink((left + 196 * said.side as i32, top + 30), (188u32, 186u32));
-                draw_side(&area, said, colour, highest)?;
+                draw_side(&area, said, colour, [bins as f32, highest])?;
             }
         }
-        Ok(())
+        let legend = "Line: where the side is. Dashed: where it would be if the answer were the other.";
+        write(root, legend, (left, 484), 14, INK, HPos::Left)
     }
 }
 
 impl Said {
+    /// Those that anything is in, and where it might be.
+    fn bins_in_use(&self) -> usize {
+        let last = self.probabilities.iter().rposition(|&p| p > 0.005).unwrap_or(0);
+        let places =
+            [self.target, self.alternative.unwrap_or(0.0)].map(|place| place.max(0.0).ceil() as usize);
+        (last.max(places[0]).max(places[1]) + 1).min(self.probabilities.len())
+    }
+
     /// How much of a distribution is at the place of which there is less.
     fn division(&self) -> f32 {
         let near = |place| self.mass_near(place, 1.0);
@@ -269,15 +276,14 @@ fn write(root: &Area, text: &str, place: (i32, i32), size: i32, colour: RGBColor
 }
 
 /// The distribution of a side over distances, with the true one, and the other that is as true.
-fn draw_side(area: &Area, said: &Said, colour: RGBColor, highest: f32) -> Result<()> {
-    let bins = said.probabilities.len();
+fn draw_side(area: &Area, said: &Said, colour: RGBColor, [bins, highest]: [f32; 2]) -> Result<()> {
     let name = ["left", "top", "right", "bottom"][said.side];
     let mut chart = wrap(
         ChartBuilder::on(area)
             .margin(6)
             .x_label_area_size(34)
             .y_label_area_size(30)
-            .build_cartesian_2d(-0.6f32..bins as f32 - 0.4, 0f32..1.12 * highest),
+            .build_cartesian_2d(-0.6f32..bins - 0.4, 0f32..1.12 * highest),
     )?;
     wrap(
         chart
@@ -296,7 +302,7 @@ fn draw_side(area: &Area, said: &Said, colour: RGBColor, highest: f32) -> Result
     let bar = |(bin, &p): (usize, &f32)| {
         Rectangle::new([(bin as f32 - 0.4, 0.0), (bin as f32 + 0.4, p)], colour.mix(0.75).filled())
     };
-    wrap(chart.draw_series(said.probabilities.iter().enumerate().map(bar)))?;
+    wrap(chart.draw_series(said.probabilities.iter().enumerate().take(bins as usize).map(bar)))?;
     let line = |place: f32| [(place, 0.0), (place, 1.12 * highest)];
     let true_one = PathElement::new(line(said.target).to_vec(), INK.stroke_width(2));
     wrap(chart.draw_series([true_one]))?;
@@ -308,7 +314,7 @@ fn draw_side(area: &Area, said: &Said, colour: RGBColor, highest: f32) -> Result
 }
 
 /// Detections that are shown.
-const POINTS: usize = 700;
+const POINTS: usize = 500;
 
 fn draw_scores(area: &Area, network: &Network, title: &str) -> Result<()> {
     let numbers = 0..network.settings.test_scenes;

