@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use gfocal_candle::{
-    AnchorGrid, Atss, BoxCoding, BoxLevel, GroundTruth, HeadLevel, HeadLoss, Points, QflOptions, QualityFocalLoss,
-    Targets, assign, decode, head, qfl,
+    AnchorGrid, Atss, BoxCoding, BoxLevel, GroundTruth, HeadLevel, HeadLoss, Points, QflOptions,
+    QualityFocalLoss, Targets, assign, decode, head, qfl,
 };
 
 const ANCHORS: usize = 8400;
@@ -64,7 +64,7 @@ fn of_qfl() -> Result<()> {
     let device = &Device::Cpu;
     let logits = logits(&[ANCHORS, CLASSES])?;
     // Every 50th anchor is a positive.
-    let label = |row: usize| if row % 50 == 0 { (row % CLASSES) as i64 } else { CLASSES as i64 };
+    let label = |row: usize| if row.is_multiple_of(50) { (row % CLASSES) as i64 } else { CLASSES as i64 };
     let labels = Tensor::from_iter((0..ANCHORS).map(label), device)?;
     let quality = Tensor::rand(0f32, 1.0, ANCHORS, device)?;
     let (loss, options) = (QualityFocalLoss::default(), QflOptions::default());

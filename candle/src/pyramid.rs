@@ -40,6 +40,11 @@ pub(crate) fn layout(logits: &Tensor) -> Layout {
     strided(dims, steps, of.start_offset())
 }
 
+/// Where those of a tensor of its own are.
+pub(crate) fn contiguous(dims: &[usize]) -> Layout {
+    strided(dims, candle_core::Layout::contiguous(dims).stride(), 0)
+}
+
 fn strided(dims: &[usize], steps: &[usize], offset: usize) -> Layout {
     let columns = dims.len() - 1;
     let row = if columns == 3 { steps[2] } else { 0 };

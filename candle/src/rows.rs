@@ -278,7 +278,7 @@ mod on_cuda {
     }
 }
 
-/// Options of [`dfl`](crate::dfl).
+/// Options of [`dfl`](crate::dfl()).
 #[derive(Clone, Debug, Default)]
 pub struct DflOptions {
     /// Of each row, of the shape of the targets. A weight of exactly 0 masks its row: loss 0 and gradient 0, whatever
@@ -290,7 +290,7 @@ pub struct DflOptions {
     pub report: Report,
 }
 
-/// Options of [`qfl`](crate::qfl) and [`qfl_dense`](crate::qfl_dense).
+/// Options of [`qfl`](crate::qfl()) and [`qfl_dense`](crate::qfl_dense()).
 #[derive(Clone, Debug, Default)]
 pub struct QflOptions {
     /// Of each row, of the shape of the labels. A weight of exactly 0 masks its row: loss 0 and gradient 0, whatever

@@ -151,7 +151,8 @@ fn decoding() -> Result<()> {
 #[test]
 fn decoding_of_other_layouts() -> Result<()> {
     let logits = Random::new(9).floats(&[3, 8, 5, 7], -3.0, 3.0).to_dtype(DType::F32)?;
-    let stored: [(&str, Tensor, fn(&Tensor) -> Result<Tensor>); 4] = [
+    type View = fn(&Tensor) -> Result<Tensor>;
+    let stored: [(&str, Tensor, View); 4] = [
         ("channels last", logits.permute((0, 2, 3, 1))?.contiguous()?, |leaf| leaf.permute((0, 3, 1, 2))),
         ("columns before rows", logits.transpose(2, 3)?.contiguous()?, |leaf| leaf.transpose(2, 3)),
         ("a part", logits.pad_with_zeros(1, 2, 1)?.pad_with_zeros(0, 1, 1)?, |leaf| {
@@ -162,7 +163,7 @@ fn decoding_of_other_layouts() -> Result<()> {
         }),
     ];
     let upstream = Random::new(10).floats(&[3, 35, 4], 0.5, 1.0).to_dtype(DType::F32)?;
-    let run = |leaf: &Tensor, view: fn(&Tensor) -> Result<Tensor>| {
+    let run = |leaf: &Tensor, view: View| {
         let leaf = Var::from_tensor(leaf)?;
         let level = BoxLevel { boxes: view(&leaf)?, stride: 8.0, points: Points::Grid { offset: 0.0 } };
         let boxes = decode(BoxCoding::Bins(2), &[level])?;

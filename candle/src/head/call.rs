@@ -6,7 +6,7 @@ use gfocal::{Element, HeadLoss, Host};
 
 use super::HeadOptions;
 use super::level::{HeadLevel, HeldLevel};
-use crate::pyramid::{Dense, axes, check_level, layout};
+use crate::pyramid::{axes, check_level, contiguous, layout};
 use crate::record::{Op, Output, constant};
 use crate::report::Report;
 use crate::rows::check_dtype;
@@ -44,37 +44,26 @@ impl Op for Head {
     /// Those of the classes and of the boxes of each level.
     fn backward(&self, upstream: &Tensor) -> Result<Vec<Tensor>> {
         let upstream = upstream.contiguous()?;
-        let orders: Vec<_> = self.levels.iter().map(Orders::of).collect();
+        let layouts: Vec<_> = self.levels.iter().map(gradients_of).collect();
         let gradients = match place("cls", &upstream)? {
             Place::Cpu => for_floats!("cls", self.levels[0].cls, T => {
-                for_floats!("boxes", self.levels[0].boxes, U => self.slopes_on_cpu::<T, U>(&upstream, &orders))
+                for_floats!("boxes", self.levels[0].boxes, U => self.slopes_on_cpu::<T, U>(&upstream, &layouts))
             }),
             #[cfg(feature = "cuda")]
             Place::Cuda(device) => crate::cuda::for_floats!("cls", self.levels[0].cls, T => {
                 crate::cuda::for_floats!("boxes", self.levels[0].boxes, U => {
-                    self.slopes_on_cuda::<T, U>(&upstream, &orders, device)
+                    self.slopes_on_cuda::<T, U>(&upstream, &layouts, device)
                 })
             }),
         };
-        let each = orders.iter().flat_map(|orders| [&orders.cls, &orders.boxes]);
-        gradients?.into_iter().zip(each).map(|(grad, order)| order.like_logits(constant(grad))).collect()
+        Ok(gradients?.into_iter().map(constant).collect())
     }
 }
 
-/// The orders that the gradients of a level have in memory.
-struct Orders {
-    cls: Dense,
-    boxes: Dense,
-}
-
-impl Orders {
-    fn of(level: &HeadLevel) -> Self {
-        Orders { cls: Dense::like(&level.cls), boxes: Dense::like(&level.boxes) }
-    }
-
-    fn layouts(&self) -> Layouts {
-        Layouts { cls: self.cls.layout, boxes: self.boxes.layout }
-    }
+/// Where the gradients of a level are: one after the other, in the order of the axes, wherever the logits are. candle adds
+/// them to zeros that are so, which takes longer for any other order than gfocal does to write in this.
+fn gradients_of(level: &HeadLevel) -> Layouts {
+    Layouts { cls: contiguous(level.cls.dims()), boxes: contiguous(level.boxes.dims()) }
 }
 
 impl Head {
@@ -150,10 +139,13 @@ impl Head {
         })
     }
 
-    fn slopes_on_cpu<T: Float, U: Float>(&self, upstream: &Tensor, orders: &[Orders]) -> Result<Vec<Output>> {
+    fn slopes_on_cpu<T: Float, U: Float>(
+        &self,
+        upstream: &Tensor,
+        layouts: &[Layouts],
+    ) -> Result<Vec<Output>> {
         let (held, class_weights) = (self.hold()?, Held::of(&self.class_weights)?);
         let (levels, upstream) = (self.levels_on_cpu::<T, U>(&held)?, Held::new(upstream)?);
-        let layouts: Vec<_> = orders.iter().map(Orders::layouts).collect();
         let count = |level: &HeadLevel| (level.cls.elem_count(), level.boxes.elem_count());
         let mut slopes: Vec<(Vec<T>, Vec<U>)> =
             self.levels.iter().map(count).map(|(cls, boxes)| (zeros(cls), zeros(boxes))).collect();
@@ -164,14 +156,14 @@ impl Head {
         let mut found_inf = [0.0];
         let call = self.call_on_cpu(&levels, &class_weights)?;
         call.upstream(upstream.host()?)
-            .gradient_layouts(&layouts)
+            .gradient_layouts(layouts)
             .found_inf(&mut found_inf)
             .backward(&mut gradients)
             .map_err(wrap)?;
         drop(gradients);
         self.report.add(Default::default(), found_inf);
-        let stored = slopes.into_iter().zip(orders).flat_map(|((cls, boxes), orders)| {
-            [(stored(cls), orders.cls.shape()), (stored(boxes), orders.boxes.shape())]
+        let stored = slopes.into_iter().zip(&self.levels).flat_map(|((cls, boxes), level)| {
+            [(stored(cls), level.cls.shape().clone()), (stored(boxes), level.boxes.shape().clone())]
         });
         Ok(stored.collect())
     }
@@ -316,7 +308,7 @@ mod on_cuda {
         pub(super) fn slopes_on_cuda<T: CudaFloat, U: CudaFloat>(
             &self,
             upstream: &Tensor,
-            orders: &[Orders],
+            layouts: &[Layouts],
             device: &CudaDevice,
         ) -> Result<Vec<Output>> {
             let (held, class_weights) = (self.hold()?, Held::of(&self.class_weights)?);
@@ -325,7 +317,6 @@ mod on_cuda {
             let upstream = upstream.device::<f32>()?;
             let levels: Vec<_> =
                 views.iter().zip(&self.levels).map(|(views, level)| views.level(level)).collect();
-            let layouts: Vec<_> = orders.iter().map(Orders::layouts).collect();
             let mut slopes = Vec::with_capacity(levels.len());
             for level in &self.levels {
                 let cls = alloc::<T>(device, level.cls.elem_count())?;
@@ -350,16 +341,16 @@ mod on_cuda {
                         call = call.normalised();
                     }
                     call.upstream(&upstream)
-                        .gradient_layouts(&layouts)
+                        .gradient_layouts(layouts)
                         .found_inf(&mut report.found_inf)
                         .backward(&mut gradients)
                         .map_err(wrap)
                 })
             })?;
             drop(gradients);
-            let stored = slopes.into_iter().zip(orders).flat_map(|((cls, boxes), orders)| {
-                let cls = output(cls, orders.cls.shape(), device);
-                [cls, output(boxes, orders.boxes.shape(), device)]
+            let stored = slopes.into_iter().zip(&self.levels).flat_map(|((cls, boxes), level)| {
+                let cls = output(cls, level.cls.shape().clone(), device);
+                [cls, output(boxes, level.boxes.shape().clone(), device)]
             });
             Ok(stored.collect())
         }
