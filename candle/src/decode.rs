@@ -45,7 +45,7 @@ impl From<&HeadLevel> for BoxLevel {
 /// concatenated. Each level has its gradient.
 ///
 /// ```
-/// use candle_core::{Device, Tensor, Var};
+/// use candle_core::{Device, Var};
 /// use gfocal_candle::{BoxCoding, BoxLevel, Points, decode};
 ///
 /// let logits = Var::zeros((1, 8, 1, 2), candle_core::DType::F32, &Device::Cpu)?; // 2 bins, 2 positions side by side

@@ -17,7 +17,7 @@ use crate::tensor::{Float, Held, Place, beside, for_floats, host, place, stored,
 /// the boxes of a whole pyramid see [`decode`](crate::decode()).
 ///
 /// ```
-/// use candle_core::{Device, Tensor, Var};
+/// use candle_core::{Device, Var};
 ///
 /// let logits = Var::from_slice(&[0f32; 4], (1, 4), &Device::Cpu)?;
 /// let distance = gfocal_candle::integral(&logits)?;
