@@ -12,13 +12,14 @@ use indicatif::MultiProgress;
 
 use super::run::{Outcome, run};
 use super::train::{Arm, Assignment, Settings, Storage, name};
+use super::{check_writable, of_file};
 
 #[derive(Args)]
 pub struct Ablation {
     /// Seeds 1 to N.
     #[arg(long, default_value_t = 4)]
     seeds: u32,
-    /// Steps of 4 images.
+    /// Steps of 8 images.
     #[arg(long, default_value_t = Settings::default().steps)]
     steps: usize,
     /// One of them or, with a comma, both.
@@ -42,9 +43,7 @@ impl Ablation {
         if self.seeds == 0 || self.jobs == Some(0) {
             bail!("--seeds {} and --jobs {:?}: there must be 1 or more", self.seeds, self.jobs);
         }
-        if let Some(path) = &self.json {
-            save(path, &[])?; // before half an hour is spent
-        }
+        self.json.as_deref().map_or(Ok(()), check_writable)?;
         let settings: Vec<Settings> = self.settings();
         for settings in &settings {
             settings.check()?;
@@ -77,7 +76,7 @@ impl Ablation {
 
 fn save(path: &PathBuf, all: &[Outcome]) -> Result<()> {
     let json = serde_json::to_string_pretty(all).map_err(Error::wrap)?;
-    fs::write(path, json + "\n").map_err(|error| Error::wrap(error).context(format!("{}", path.display())))
+    fs::write(path, json + "\n").map_err(|error| of_file(path, error))
 }
 
 /// The outcomes, in the order of the settings.

@@ -12,6 +12,7 @@
 
 mod ablation;
 mod bench;
+mod checkpoint;
 mod clock;
 mod detect;
 mod eval;
@@ -29,10 +30,11 @@ mod train;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -62,7 +64,7 @@ enum Command {
 pub struct Common {
     #[arg(long, default_value_t = 1)]
     seed: u32,
-    /// Steps of 4 images.
+    /// Steps of 8 images.
     #[arg(long, default_value_t = Settings::default().steps)]
     steps: usize,
     #[arg(long, value_enum, default_value = "atss")]
@@ -105,14 +107,26 @@ fn bar(steps: usize) -> ProgressBar {
     ProgressBar::new(steps as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
+/// Finds out whether a file can be written before minutes are spent on what goes there. One that is there stays as it is.
+fn check_writable(path: &Path) -> Result<()> {
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    opened.map(drop).map_err(|error| of_file(path, error))
+}
+
+/// An error that names the file.
+fn of_file(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::wrap(error).context(path.display().to_string())
+}
+
 fn train(options: &Train) -> Result<()> {
+    options.save.as_deref().map_or(Ok(()), check_writable)?;
     let &Train { arm, dtype, losses, overflow_at, .. } = options;
     let settings = Settings { arm, dtype, losses, overflow_at, ..options.common.settings() };
-    eprintln!("{}", serde_json::to_string_pretty(&settings).map_err(candle_core::Error::wrap)?);
+    eprintln!("{}", serde_json::to_string_pretty(&settings).map_err(Error::wrap)?);
     let (result, trained) = run::run(&settings, &bar(settings.steps))?;
-    println!("{}", serde_json::to_string_pretty(&result).map_err(candle_core::Error::wrap)?);
+    println!("{}", serde_json::to_string_pretty(&result).map_err(Error::wrap)?);
     if let Some(path) = &options.save {
-        train::save(path, &settings, &trained.model)?;
+        checkpoint::save(path, &settings, &trained.model)?;
     }
     match options.at_least {
         Some(least) if result.quality.ap.total_cmp(&least).is_lt() => {

@@ -12,13 +12,14 @@ use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::checkpoint::{load, save};
 use super::detect::{Said, detect, held_out, said, scores_and_ious, truth};
 use super::eval::{Ap, Detection, average_precision, correlation, iou};
 use super::losses::Losses;
 use super::model::Model;
 use super::scenes::{CLASS_NAMES, Object, SIZE, Side, scene};
-use super::train::{Arm, Settings, load, save};
-use super::{Common, bar, run};
+use super::train::{Arm, Settings};
+use super::{Common, bar, check_writable, of_file, run};
 
 #[derive(Args)]
 pub struct Plot {
@@ -66,6 +67,7 @@ impl Plot {
         if let Some(scene) = self.scene.filter(|&scene| scene >= Settings::default().test_scenes) {
             bail!("--scene {scene}: the held-out scenes are 0 to {}", Settings::default().test_scenes - 1);
         }
+        check_writable(&self.out)?;
         let base = self.network(self.base.as_deref(), Arm::Base)?;
         let both = self.network(self.both.as_deref(), Arm::Both)?;
         let shown = Shown::choose(&both, self.scene)?;
@@ -85,8 +87,7 @@ impl Plot {
         // Beneath all but the background, which is the first element.
         let place = svg.find("/>").map_or(svg.len(), |place| place + 2);
         svg.insert_str(place, &pixels(shown.number));
-        fs::write(&self.out, svg)
-            .map_err(|error| Error::wrap(error).context(format!("{}", self.out.display())))
+        fs::write(&self.out, svg).map_err(|error| of_file(&self.out, error))
     }
 
     fn network(&self, path: Option<&Path>, arm: Arm) -> Result<Network> {

@@ -1,8 +1,5 @@
 //! The file to read: all settings, and the training loop.
 
-use std::collections::HashMap;
-use std::path::Path;
-
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
@@ -40,7 +37,7 @@ pub struct Settings {
     /// The longest gradient of all weights together.
     pub max_norm: f64,
 
-    /// Of a box side: the paper's 17, 0 to 16 strides.
+    /// Of a box side, 0 to 7 strides.
     pub bins: usize,
     /// Width of an anchor of ATSS in strides: half the paper's, so that objects are spread over all levels.
     pub anchor_scale: f32,
@@ -72,16 +69,16 @@ impl Default for Settings {
             arm: Arm::Both,
             assigner: Assignment::Atss,
             seed: 1,
-            steps: 2400,
+            steps: 1200,
             dtype: Storage::F32,
             losses: Operations::Gfocal,
-            batch: 4,
+            batch: 8,
             learning_rate: 3e-3,
             warm_up: 50,
             betas: [0.9, 0.99],
             weight_decay: 0.05,
             max_norm: 10.0,
-            bins: 17,
+            bins: 8,
             anchor_scale: 4.0,
             centre_radius: 1.5,
             fallback: 4,
@@ -384,34 +381,4 @@ pub fn loss_ms(
     let targets = losses.assign(truth, settings.batch)?;
     total(settings, losses, outputs, targets, &Report::new())?.backward()?;
     Ok(clock.ms())
-}
-
-/// What the settings are called in a checkpoint, beside the weights: JSON, byte by byte.
-const SETTINGS: &str = "settings";
-
-/// Saves weights and settings.
-pub fn save(path: &Path, settings: &Settings, model: &Model) -> Result<()> {
-    let mut tensors = model.tensors();
-    let json = serde_json::to_vec(settings).map_err(candle_core::Error::wrap)?;
-    let count = json.len();
-    tensors.insert(SETTINGS.to_owned(), Tensor::from_vec(json, count, &Device::Cpu)?);
-    let of_file = |error: candle_core::Error| error.context(format!("{}", path.display()));
-    candle_core::safetensors::save(&tensors, path).map_err(of_file)
-}
-
-/// Weights and settings that [`save`] has saved.
-pub fn load(path: &Path) -> Result<(Settings, Losses, Model)> {
-    let of_file = |error: candle_core::Error| error.context(format!("{}", path.display()));
-    let tensors: HashMap<String, Tensor> =
-        candle_core::safetensors::load(path, &Device::Cpu).map_err(of_file)?;
-    let Some(json) = tensors.get(SETTINGS) else {
-        bail!("{}: no settings, so this was not saved by `train --save`", path.display());
-    };
-    let json = json.to_vec1::<u8>().map_err(of_file)?;
-    let settings: Settings =
-        serde_json::from_slice(&json).map_err(candle_core::Error::wrap).map_err(of_file)?;
-    let losses = Losses::new(&settings)?;
-    let model = Model::new(settings.seed.into(), losses.head().box_channels(), losses.has_branch())?;
-    model.load(&tensors).map_err(of_file)?;
-    Ok((settings, losses, model))
 }
