@@ -119,7 +119,8 @@ impl Decode {
         let channels = HeadLoss::default().with_box_coding(coding).map_err(wrap)?.box_channels();
         let Some(first) = levels.first() else { return Err(Error::msg("there are no levels")) };
         check_dtype("levels[0].boxes", &first.boxes)?;
-        let mut op = Decode { coding, batch: first.boxes.dims()[0], positions: 0, levels: Vec::new() };
+        let [batch, ..] = axes("levels[0].boxes", &first.boxes, &first.points)?;
+        let mut op = Decode { coding, batch, positions: 0, levels: Vec::new() };
         for (i, level) in levels.iter().enumerate() {
             let name = format!("levels[{i}].boxes");
             let axes = axes(&name, &level.boxes, &level.points)?;

@@ -5,7 +5,9 @@ use gfocal::{Call, Element, Host, Operation, Reduction, Status};
 
 use crate::record::Output;
 use crate::report::Report;
-use crate::tensor::{Float, Held, Tracked, beside, constant_like, host, numbers, stored, wrap, zeros};
+use crate::tensor::{
+    Float, Held, Tracked, beside, constant_like, host, not_a_float, numbers, stored, wrap, zeros,
+};
 
 /// A number, or a tensor with one element, as the number of positives: that may be on the device, where nothing waits
 /// for it.
@@ -115,10 +117,12 @@ impl Rows {
             logits: Held::new(&self.logits)?,
             weight: Held::of(&self.weight)?,
             upstream: upstream.map(held).transpose()?,
-            avg_factor: match &self.reduction {
-                Reduction::MeanBy { avg_factor: Scalar::Tensor(number), .. } => Some(Held::first(number)),
-                _ => None,
-            },
+            reduction: map(&self.reduction, |avg_factor| {
+                Ok(match avg_factor {
+                    Scalar::Host(number) => Number::Host(*number),
+                    Scalar::Tensor(number) => Number::Device(Held::first(number)),
+                })
+            })?,
         })
     }
 }
@@ -151,7 +155,28 @@ pub(crate) struct HeldRows<'t> {
     pub logits: Held<'t>,
     pub weight: Option<Held<'t>>,
     pub upstream: Option<Held<'t>>,
-    pub avg_factor: Option<Held<'t>>,
+    reduction: Reduction<Number<Held<'t>>>,
+}
+
+/// A number, or where it is.
+enum Number<H> {
+    Host(f64),
+    Device(H),
+}
+
+/// The same reduction by another average factor.
+fn map<'r, S, T>(
+    reduction: &'r Reduction<S>,
+    avg_factor: impl FnOnce(&'r S) -> Result<T>,
+) -> Result<Reduction<T>> {
+    Ok(match reduction {
+        Reduction::None => Reduction::None,
+        Reduction::Sum => Reduction::Sum,
+        Reduction::Mean => Reduction::Mean,
+        Reduction::MeanBy { avg_factor: by, policy } => {
+            Reduction::MeanBy { avg_factor: avg_factor(by)?, policy: *policy }
+        }
+    })
 }
 
 impl HeldRows<'_> {
@@ -161,7 +186,10 @@ impl HeldRows<'_> {
         call: Call<'c, L, Host, T>,
         found_inf: &'c mut [f32],
     ) -> Result<(Output, Status)> {
-        let mut call = call.reduction(self.reduction::<T>()?);
+        let mut call = call.reduction(map(&self.reduction, |avg_factor| match avg_factor {
+            Number::Host(number) => Ok(*number),
+            Number::Device(held) => Ok(Element::to_f64(held.host::<T::Loss>()?[0])),
+        })?);
         if let Some(weight) = host(&self.weight)? {
             call = call.weight(weight);
         }
@@ -189,28 +217,12 @@ impl HeldRows<'_> {
         };
         Ok(((stored(grad), self.rows.logits.shape().clone()), status))
     }
-
-    fn reduction<T: Float>(&self) -> Result<Reduction> {
-        Ok(match &self.rows.reduction {
-            Reduction::None => Reduction::None,
-            Reduction::Sum => Reduction::Sum,
-            Reduction::Mean => Reduction::Mean,
-            Reduction::MeanBy { avg_factor, policy } => {
-                let avg_factor = match (avg_factor, host::<T::Loss>(&self.avg_factor)?) {
-                    (_, Some(number)) => Element::to_f64(number[0]),
-                    (Scalar::Host(number), None) => *number,
-                    (Scalar::Tensor(_), None) => f64::NAN,
-                };
-                Reduction::MeanBy { avg_factor, policy: *policy }
-            }
-        })
-    }
 }
 
 #[cfg(feature = "cuda")]
 mod on_cuda {
     use candle_core::CudaDevice;
-    use gfocal::cuda::{Device, Scalar as Number};
+    use gfocal::cuda::{Device, Scalar as CudaScalar};
 
     use super::*;
     use crate::cuda::{CudaFloat, OnDevice, View, alloc, output, view};
@@ -221,7 +233,7 @@ mod on_cuda {
         pub logits: View<'h, T>,
         weight: Option<View<'h, f32>>,
         upstream: Option<View<'h, f32>>,
-        avg_factor: Option<View<'h, f32>>,
+        reduction: Reduction<Number<View<'h, f32>>>,
     }
 
     impl HeldRows<'_> {
@@ -231,7 +243,10 @@ mod on_cuda {
                 logits: self.logits.device()?,
                 weight: view(&self.weight)?,
                 upstream: view(&self.upstream)?,
-                avg_factor: view(&self.avg_factor)?,
+                reduction: map(&self.reduction, |avg_factor| match avg_factor {
+                    Number::Host(number) => Ok(Number::Host(*number)),
+                    Number::Device(held) => Ok(Number::Device(held.device()?)),
+                })?,
             })
         }
     }
@@ -244,19 +259,12 @@ mod on_cuda {
             device: &CudaDevice,
             report: &'c mut OnDevice,
         ) -> Result<Output> {
-            let mut call = call.reduction(match &self.rows.reduction {
-                Reduction::None => Reduction::None,
-                Reduction::Sum => Reduction::Sum,
-                Reduction::Mean => Reduction::Mean,
-                Reduction::MeanBy { avg_factor, policy } => {
-                    let avg_factor = match (avg_factor, &self.avg_factor) {
-                        (_, Some(number)) => Number::Device(number),
-                        (Scalar::Host(number), None) => Number::Host(*number),
-                        (Scalar::Tensor(_), None) => Number::Host(f64::NAN),
-                    };
-                    Reduction::MeanBy { avg_factor, policy: *policy }
-                }
-            });
+            let mut call = call.reduction(map(&self.reduction, |avg_factor| {
+                Ok(match avg_factor {
+                    Number::Host(number) => CudaScalar::Host(*number),
+                    Number::Device(view) => CudaScalar::Device(view),
+                })
+            })?);
             if let Some(weight) = &self.weight {
                 call = call.weight(weight);
             }
@@ -308,12 +316,10 @@ pub struct QflOptions {
 
 /// The logits' type must be one that calls take.
 pub(crate) fn check_dtype(name: &str, logits: &Tensor) -> Result<()> {
-    crate::tensor::for_floats!(name, logits, T => {
-        let _ = std::mem::size_of::<T>();
-        Ok(())
-    })?;
-    if logits.dtype() == DType::F64 && !logits.device().is_cpu() {
-        return Err(Error::msg(format!("{name} is f64, which only the CPU takes")));
+    match logits.dtype() {
+        DType::F32 | DType::F16 | DType::BF16 => Ok(()),
+        DType::F64 if logits.device().is_cpu() => Ok(()),
+        DType::F64 => Err(not_a_float(name, DType::F64, "f32, f16 or bf16 but on the CPU")),
+        other => Err(not_a_float(name, other, "f32, f16, bf16 or f64")),
     }
-    Ok(())
 }

@@ -216,6 +216,7 @@ fn of_box_levels() {
     };
     let run = |levels: &[BoxLevel]| message(decode(BoxCoding::Bins(8), levels));
     assert_eq!(run(&[]), "there are no levels");
+    assert_eq!(run(&[level(&[], 8.0)]), "levels[0].boxes has shape [], it must be [B, C, H, W] or [B, C, A]");
     assert_eq!(run(&[level(&[2, 4, 4, 5], 8.0)]), "levels[0].boxes has 4 channels, it must have 32");
     assert_eq!(
         run(&[level(&[2, 32, 4, 5], 8.0), level(&[3, 32, 4, 5], 8.0)]),
