@@ -3,7 +3,7 @@
 //! Two to six objects on a textured ground, later ones in front of earlier ones; half of them with an edge that is
 //! several bins soft, half with a shadow. The truth is the whole box of an object, also where it is covered.
 //!
-//! In a quarter of the scenes one object may or may not have a handle, [`HANDLE`] pixels long, just where another object
+//! In a fifth of the scenes one object may or may not have a handle, [`HANDLE`] pixels long, just where another object
 //! hides it. Nothing in the image tells which: of such a side two places are true, [`Side::Alternative`].
 
 use super::rng::Rng;
@@ -13,7 +13,7 @@ use super::shape::{ELLIPSE, Handle, RECTANGLE, SHARP, Shadow, Shape, Wave, axis,
 /// Pixels of a side of a scene.
 pub const SIZE: usize = 64;
 /// Scenes with a handle that may be there, and other objects that have one.
-const PAIRS: f32 = 0.25;
+const PAIRS: f32 = 0.2;
 const HANDLES: f32 = 0.1;
 /// How far a handle sticks out, pixels.
 pub const HANDLE: f32 = 14.0;
@@ -107,7 +107,7 @@ struct Ground {
 impl Ground {
     fn new(rng: &mut Rng) -> Ground {
         let colour = [(); 3].map(|()| rng.between(-0.8, 0.8));
-        Ground { colour, waves: [(); 3].map(|()| Wave::new(rng, [40.0, 8.0], [0.03, 0.15])) }
+        Ground { colour, waves: [(); 3].map(|()| Wave::new(rng, [40.0, 8.0], [0.02, 0.1])) }
     }
 }
 
@@ -115,7 +115,7 @@ impl Ground {
 fn colour(rng: &mut Rng, others: &[[f32; 3]]) -> [f32; 3] {
     loop {
         let colour = [(); 3].map(|()| rng.between(-1.0, 1.0));
-        let far = |other: &[f32; 3]| (0..3).map(|i| (colour[i] - other[i]).powi(2)).sum::<f32>() > 0.4;
+        let far = |other: &[f32; 3]| (0..3).map(|i| (colour[i] - other[i]).powi(2)).sum::<f32>() > 0.8;
         if others.iter().all(far) {
             return colour;
         }
@@ -131,11 +131,11 @@ fn ordinary(rng: &mut Rng, ground: [f32; 3]) -> Shape {
     let half = [size * aspect, size / aspect];
     // Up to a fifth of it is outside.
     let centre = half.map(|half| rng.between(0.6 * half, SIZE as f32 - 0.6 * half));
-    let soft = rng.chance(0.5).then(|| rng.between(1.5, 8.0));
+    let soft = rng.chance(0.5).then(|| rng.between(1.5, 6.0));
     let shadow = rng.chance(0.5).then(|| Shadow {
         offset: [(); 2].map(|()| rng.between(-5.0, 5.0)),
         strength: rng.between(0.3, 0.7),
-        softness: rng.between(2.0, 8.0),
+        softness: rng.between(2.0, 6.0),
     });
     let handle = rng.chance(HANDLES).then(|| {
         let side = rng.below(4);
@@ -344,7 +344,7 @@ mod tests {
                 }
             }
         }
-        assert!(pairs > 25, "{pairs} pairs");
+        assert!(pairs > 20, "{pairs} pairs");
         assert!(apart * 10 > pairs * 9, "{apart} of {pairs} are {HANDLE} pixels apart");
     }
 }
