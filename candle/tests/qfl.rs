@@ -21,7 +21,8 @@ fn reduced(losses: &Tensor, reduction: &Reduction<Scalar>, upstream: &Tensor) ->
 
 fn reductions() -> Result<[(&'static str, Reduction<Scalar>); 5]> {
     let policy = AvgPolicy::Exact;
-    let on_device = Tensor::new(7.0f32, &candle_core::Device::Cpu)?;
+    // One of several numbers in its storage.
+    let on_device = Tensor::new(&[3.0f32, 7.0], &candle_core::Device::Cpu)?.get(1)?;
     Ok([
         ("none", Reduction::None),
         ("sum", Reduction::Sum),
