@@ -42,7 +42,7 @@ impl From<&HeadLevel> for BoxLevel {
 ///
 /// Of levels in f32, f16, bf16 (f64 on the CPU), all of one type, they are `[B, A, 4]` in f32 (f64 of f64) and in pixels,
 /// with A the positions of all levels: those of a level after those of the level before. Nothing is permuted or
-/// concatenated. Each level has its gradient.
+/// concatenated; logits with gaps between them, as those of a crop, are copied first. Each level has its gradient.
 ///
 /// ```
 /// use candle_core::{Device, Var};
