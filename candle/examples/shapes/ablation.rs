@@ -41,7 +41,11 @@ pub struct Ablation {
 impl Ablation {
     pub fn run(&self) -> Result<()> {
         if self.seeds == 0 || self.jobs == Some(0) {
-            bail!("--seeds {} and --jobs {:?}: there must be 1 or more", self.seeds, self.jobs);
+            bail!(
+                "--seeds {}{}: there must be 1 or more",
+                self.seeds,
+                self.jobs.map_or("", |_| ", --jobs 0")
+            );
         }
         self.json.as_deref().map_or(Ok(()), check_writable)?;
         let settings: Vec<Settings> = self.settings();

@@ -30,6 +30,7 @@ mod train;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -114,14 +115,24 @@ fn check_writable(path: &Path) -> Result<()> {
 }
 
 /// An error that names the file.
-fn of_file(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::wrap(error).context(path.display().to_string())
+fn of_file(path: &Path, error: impl Display) -> Error {
+    Error::Msg(format!("{}: {error}", path.display()))
+}
+
+/// The mistake itself: where in the program it was found is of no use to who made it.
+fn without_backtrace(error: Error) -> Error {
+    match error {
+        Error::WithBacktrace { inner, .. } => without_backtrace(*inner),
+        Error::WithPath { inner, path } => of_file(&path, without_backtrace(*inner)),
+        error => error,
+    }
 }
 
 fn train(options: &Train) -> Result<()> {
     options.save.as_deref().map_or(Ok(()), check_writable)?;
     let &Train { arm, dtype, losses, overflow_at, .. } = options;
     let settings = Settings { arm, dtype, losses, overflow_at, ..options.common.settings() };
+    settings.check()?;
     eprintln!("{}", serde_json::to_string_pretty(&settings).map_err(Error::wrap)?);
     let (result, trained) = run::run(&settings, &bar(settings.steps))?;
     println!("{}", serde_json::to_string_pretty(&result).map_err(Error::wrap)?);
@@ -153,7 +164,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", without_backtrace(error));
             ExitCode::FAILURE
         }
     }

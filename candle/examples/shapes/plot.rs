@@ -18,7 +18,7 @@ use super::eval::{Ap, Detection, average_precision, correlation, iou};
 use super::losses::Losses;
 use super::model::Model;
 use super::scenes::{CLASS_NAMES, Object, SIZE, Side, scene};
-use super::train::{Arm, Settings};
+use super::train::{Arm, Settings, name};
 use super::{Common, bar, check_writable, of_file, run};
 
 #[derive(Args)]
@@ -96,13 +96,16 @@ impl Plot {
             None => {
                 let settings = Settings { arm, ..self.common.settings() };
                 let (_, trained) = run::run(&settings, &bar(settings.steps))?;
-                let name = super::train::name(arm);
-                save(&self.out.with_extension(format!("{name}.safetensors")), &settings, &trained.model)?;
+                save(
+                    &self.out.with_extension(format!("{}.safetensors", name(arm))),
+                    &settings,
+                    &trained.model,
+                )?;
                 (settings, trained.losses, trained.model)
             }
         };
         if settings.arm != arm {
-            bail!("a network of arm {:?}, where one of {arm:?} is shown", settings.arm);
+            bail!("a network of arm {}, where one of {} is shown", name(settings.arm), name(arm));
         }
         Ok(Network { settings, losses, model })
     }
