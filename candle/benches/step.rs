@@ -1,8 +1,8 @@
 //! What the losses of a training step cost, beside the same formula in candle's operations:
 //! `cargo bench --profile dev` (which has opt-level 3 here, and no need to build candle once more).
 //!
-//! CPU time of all threads and time on the wall, medians. `RAYON_NUM_THREADS=1` makes it one thread; the CPU time then is
-//! hardly affected by what else the machine does.
+//! CPU time of all threads and time on the wall, medians. `RAYON_NUM_THREADS=1` makes it one thread; the CPU time then
+//! is hardly affected by what else the machine does.
 
 use std::fs;
 use std::hint::black_box;

@@ -61,7 +61,8 @@ pub struct GroundTruth {
     /// Regions where anchors are neither one thing nor the other: boxes `[m, 4]`, and the image that each is in `[m]`.
     /// What lies in one is up to `with_ignore_iof` of the assigner, which ignores nothing by default.
     pub ignore: Option<(Tensor, Tensor)>,
-    /// The size of each image in a padded batch, `[images, 2]`: height and width in pixels. Anchors beyond take no part.
+    /// The size of each image in a padded batch, `[images, 2]`: height and width in pixels. Anchors beyond take no
+    /// part.
     pub valid_hw: Option<Tensor>,
 }
 
@@ -76,8 +77,8 @@ impl GroundTruth {
 #[derive(Clone, Debug)]
 pub struct Assigned {
     /// What the anchors of each level are to become, as [`head`](crate::head()) takes it. Label weights are there if
-    /// the ground truth has valid sizes or regions to ignore, box weights if it has weights, and FCOS' centerness is the
-    /// quality.
+    /// the ground truth has valid sizes or regions to ignore, box weights if it has weights, and FCOS' centerness is
+    /// the quality.
     pub levels: Vec<Targets>,
     /// Counts the boxes that could not be used, or got no anchor, in
     /// [`Status::assignment`](gfocal::Status::assignment).

@@ -106,8 +106,8 @@ impl Work {
         Ok(Work { handle, head: None, assign: None })
     }
 
-    /// The workspace of the head, which grows, and whether this head's forward pass was the last to work in it. From now
-    /// on it is.
+    /// The workspace of the head, which grows, and whether this head's forward pass was the last to work in it. From
+    /// now on it is.
     pub fn of_head(
         &mut self,
         head: u64,

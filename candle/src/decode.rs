@@ -40,8 +40,8 @@ impl From<&HeadLevel> for BoxLevel {
 /// E(z) = exp(z), max(z, 0)     with BoxCoding::Exp, BoxCoding::Relu
 /// ```
 ///
-/// Of levels in f32, f16, bf16 (f64 on the CPU), all of one type, they are `[B, A, 4]` in f32 (f64 of f64) and in pixels,
-/// with A the positions of all levels: those of a level after those of the level before. Nothing is permuted or
+/// Of levels in f32, f16, bf16 (f64 on the CPU), all of one type, they are `[B, A, 4]` in f32 (f64 of f64) and in
+/// pixels, with A the positions of all levels: those of a level after those of the level before. Nothing is permuted or
 /// concatenated; logits with gaps between them, as those of a crop, are copied first. Each level has its gradient.
 ///
 /// ```

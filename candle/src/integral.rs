@@ -13,8 +13,8 @@ use crate::tensor::{Float, Held, Place, beside, for_floats, host, place, stored,
 /// dE/dz_j  = p_j·(j − E)
 /// ```
 ///
-/// `logits` is `[.., bins]` in f32, f16, bf16, and f64 on the CPU; the expectation is `[..]` in f32, and f64 of f64. For
-/// the boxes of a whole pyramid see [`decode`](crate::decode()).
+/// `logits` is `[.., bins]` in f32, f16, bf16, and f64 on the CPU; the expectation is `[..]` in f32, and f64 of f64.
+/// For the boxes of a whole pyramid see [`decode`](crate::decode()).
 ///
 /// ```
 /// use candle_core::{Device, Var};

@@ -23,8 +23,8 @@ use crate::tensor::{Float, Held, Place, Tracked, for_floats, host, place};
 /// | `labels`, `quality` | `[..]` | integers; floats |
 /// | the loss | `()`, or `[..]` with [`Reduction::None`](gfocal::Reduction::None) | f32; f64 of f64 |
 ///
-/// The gradient is that of the logits alone, made in the backward pass. The quality is a constant of the loss: it may be
-/// computed from predictions, and gets no gradient.
+/// The gradient is that of the logits alone, made in the backward pass. The quality is a constant of the loss: it may
+/// be computed from predictions, and gets no gradient.
 ///
 /// ```
 /// use candle_core::{Device, Tensor, Var};

@@ -60,8 +60,8 @@ impl Op for Head {
     }
 }
 
-/// Where the gradients of a level are: one after the other, in the order of the axes, wherever the logits are. candle adds
-/// them to zeros that are so, which takes longer for any other order than gfocal does to write in this.
+/// Where the gradients of a level are: one after the other, in the order of the axes, wherever the logits are. candle
+/// adds them to zeros that are so, which takes longer for any other order than gfocal does to write in this.
 fn gradients_of(level: &HeadLevel) -> Layouts {
     Layouts { cls: contiguous(level.cls.dims()), boxes: contiguous(level.boxes.dims()) }
 }

@@ -5,8 +5,8 @@ use candle_core::{Result, Tensor};
 use crate::pyramid::Points;
 use crate::tensor::{Held, Tracked, beside, constant_like, labels, numbers};
 
-/// What the outputs of a level are to become: [`Targets::new`], with other options by struct update. [`assign`](crate::assign())
-/// gives them.
+/// What the outputs of a level are to become: [`Targets::new`], with other options by struct update.
+/// [`assign`](crate::assign()) gives them.
 ///
 /// A is the number of anchors, H·W; a tensor may also have H and W in its place.
 #[derive(Clone, Debug)]
@@ -17,11 +17,11 @@ pub struct Targets {
     pub boxes: Tensor,
     /// `[B, A]`, weights of the classification loss; 0 masks an anchor there. Not given: ones.
     pub label_weights: Option<Tensor>,
-    /// `[B, A]`, weights of the box losses of positives; they have no part in what these are divided by, and 0 masks. Not
-    /// given: ones.
+    /// `[B, A]`, weights of the box losses of positives; they have no part in what these are divided by, and 0 masks.
+    /// Not given: ones.
     pub box_weights: Option<Tensor>,
-    /// `[B, A]`, read for positives, and only with [`QualitySource::Given`](gfocal::head::QualitySource::Given). It may be
-    /// computed from predictions: it is detached.
+    /// `[B, A]`, read for positives, and only with [`QualitySource::Given`](gfocal::head::QualitySource::Given). It may
+    /// be computed from predictions: it is detached.
     pub quality: Option<Tensor>,
     /// `[B, A]`, v of positives, read with [`BoxWeight::Given`](gfocal::head::BoxWeight::Given). It is detached.
     pub box_scores: Option<Tensor>,
@@ -54,8 +54,8 @@ pub struct HeadLevel {
     /// Class logits: `[B, C, H, W]` with any strides, as convolutions or channels-last ones give them, or a part of
     /// something larger. Or `[B, C, A]`, with explicit points.
     pub cls: Tensor,
-    /// Box logits, `[B, 4·K, H, W]` or `[B, 4·K, A]`; channel side·K + bin, sides left, top, right, bottom, K the number of
-    /// bins, or 1 without.
+    /// Box logits, `[B, 4·K, H, W]` or `[B, 4·K, A]`; channel side·K + bin, sides left, top, right, bottom, K the
+    /// number of bins, or 1 without.
     pub boxes: Tensor,
     /// Pixels from one position to the next.
     pub stride: f64,
@@ -66,7 +66,8 @@ pub struct HeadLevel {
 }
 
 impl HeadLevel {
-    /// As calls take it: detached, of the right types, one element after the other but for the logits. `level`: its name.
+    /// As calls take it: detached, of the right types, one element after the other but for the logits. `level`: its
+    /// name.
     pub(super) fn checked(&self, level: &str, axes: [usize; 4]) -> Result<HeadLevel> {
         let HeadLevel { cls, boxes, stride, points, targets } = self;
         let [batch, classes, height, width] = axes;

@@ -26,15 +26,15 @@ pub struct HeadOptions {
 pub struct HeadOutput {
     /// The sum of all losses, `()`.
     pub loss: Tensor,
-    /// Classification, box and distribution loss of each level, `[L, 3]`. They have gradients, so that they can be weighted
-    /// one by one, or some left out.
+    /// Classification, box and distribution loss of each level, `[L, 3]`. They have gradients, so that they can be
+    /// weighted one by one, or some left out.
     pub losses: Tensor,
     /// Rows of its status are anchors, counted level after level, image after image.
     pub report: Report,
 }
 
-/// The losses of a detector's head, from the raw outputs of all levels, which are not permuted, concatenated or gathered.
-/// For each level of the pyramid, with stride s and anchor points c (in units of s):
+/// The losses of a detector's head, from the raw outputs of all levels, which are not permuted, concatenated or
+/// gathered. For each level of the pyramid, with stride s and anchor points c (in units of s):
 ///
 /// ```text
 /// p     = softmax of the K bins of each box side;   E = Σ_j j·p_j          (the integral)
@@ -58,8 +58,8 @@ pub struct HeadOutput {
 /// | [`Targets`] | `[B, A]` and more, with A = H·W | integers, floats |
 /// | [`HeadOutput::losses`] | `[L, 3]` | f32; f64 beside class logits of f64 |
 ///
-/// One call computes the gradients of all levels, in the backward pass. Qualities, scores and box scores are constants of
-/// the loss: they may be computed from predictions, and get no gradient.
+/// One call computes the gradients of all levels, in the backward pass. Qualities, scores and box scores are constants
+/// of the loss: they may be computed from predictions, and get no gradient.
 ///
 /// ```
 /// use candle_core::{Device, Tensor, Var};
@@ -94,8 +94,8 @@ pub struct HeadOutput {
 /// ```
 ///
 /// # Errors
-/// If there are not 1 to 8 levels, shapes, types or devices do not go together, a tensor that is a constant of the loss by
-/// no definition depends on a variable, an option is outside its range, or the driver refuses a launch.
+/// If there are not 1 to 8 levels, shapes, types or devices do not go together, a tensor that is a constant of the loss
+/// by no definition depends on a variable, an option is outside its range, or the driver refuses a launch.
 pub fn head(loss: &HeadLoss, levels: &[HeadLevel]) -> Result<HeadOutput> {
     head_with(loss, levels, &HeadOptions::default())
 }

@@ -10,8 +10,8 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 
 pub const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::BF16];
 
-/// How far a gradient may be off, relative to the largest: what it is rounded to when it is stored, which is half of the
-/// last of 53, 24, 11 or 8 bits, and for f64 and f32 some more roundings on the way.
+/// How far a gradient may be off, relative to the largest: what it is rounded to when it is stored, which is half of
+/// the last of 53, 24, 11 or 8 bits, and for f64 and f32 some more roundings on the way.
 pub fn limit(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 1e-14,
@@ -115,8 +115,8 @@ impl Stored {
     }
 }
 
-/// Compares a loss and its gradients with those of a plain formula, which candle differentiates in f64, on what is stored.
-/// `leaves`: f64, with the type that each is stored in.
+/// Compares a loss and its gradients with those of a plain formula, which candle differentiates in f64, on what is
+/// stored. `leaves`: f64, with the type that each is stored in.
 #[track_caller]
 pub fn compare(
     what: &str,
