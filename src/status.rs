@@ -1,5 +1,7 @@
 //! What was wrong with the values of the inputs, as opposed to their sizes.
 
+use std::ops::AddAssign;
+
 /// Counts of rows whose labels or targets could not be used as they were.
 ///
 /// Such values never stop a computation: see the table of semantics in the crate's
@@ -71,6 +73,38 @@ impl AssignmentStatus {
         self.bad_images.append(&later.bad_images);
         self.unassigned.append(&later.unassigned);
     }
+}
+
+/// Counts of another call's: with the first of both.
+///
+/// ```
+/// use gfocal::Status;
+///
+/// let mut all = Status { bad_labels: 2, first_bad_row: Some(7), ..Status::default() };
+/// all += Status { bad_labels: 1, first_bad_row: Some(3), ..Status::default() };
+/// assert_eq!((all.bad_labels, all.first_bad_row), (3, Some(3)));
+/// ```
+impl AddAssign for Status {
+    fn add_assign(&mut self, other: Status) {
+        self.bad_labels = self.bad_labels.saturating_add(other.bad_labels);
+        self.bad_qualities = self.bad_qualities.saturating_add(other.bad_qualities);
+        self.out_of_range_targets = self.out_of_range_targets.saturating_add(other.out_of_range_targets);
+        self.first_bad_row = first(self.first_bad_row, other.first_bad_row);
+        let (to, from) = (&mut self.assignment, &other.assignment);
+        for (to, from) in [
+            (&mut to.bad_boxes, &from.bad_boxes),
+            (&mut to.bad_labels, &from.bad_labels),
+            (&mut to.bad_images, &from.bad_images),
+            (&mut to.unassigned, &from.unassigned),
+        ] {
+            to.count = to.count.saturating_add(from.count);
+            to.first = first(to.first, from.first);
+        }
+    }
+}
+
+fn first(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
 }
 
 impl Status {
