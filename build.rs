@@ -29,7 +29,7 @@ use variants::{Image, Sources};
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
-    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed=kernels/ptx");
     println!("cargo::rustc-check-cfg=cfg(has_avx512)");
     if compiler_minor().is_some_and(|minor| minor >= 89) {
         println!("cargo::rustc-cfg=has_avx512");
@@ -39,6 +39,10 @@ fn main() {
     }
     let kernels = manifest_dir().join("kernels");
     let sources = Sources::read(&kernels).unwrap_or_else(|error| fail(&error));
+    // Not all of the folder: what is known about kernels changes none of them.
+    for source in sources.all() {
+        println!("cargo::rerun-if-changed=kernels/{}", source.name);
+    }
     let committed = manifest::read(&kernels, &sources);
     let answer = search::find().unwrap_or_else(|error| {
         fail(&format!(

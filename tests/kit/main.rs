@@ -5,6 +5,8 @@
 
 #[path = "../assign.rs"]
 mod assign;
+#[path = "../assign_edges.rs"]
+mod assign_edges;
 #[path = "../assign_graph.rs"]
 mod assign_graph;
 #[path = "../assign_head.rs"]

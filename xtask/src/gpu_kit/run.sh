@@ -85,7 +85,7 @@ bench() {
 tests() {
     local module repeats=1000
     local modules=(graph head_graph golden semantics corners dfl_tiles gfl head_cuda head_backward head_classes
-        head_golden head_layouts head_options head_errors head assign assign_graph assign_head assign_reports fcos boxes decode rounding rounded_once found_inf shapes
+        head_golden head_layouts head_options head_errors head assign assign_edges assign_graph assign_head assign_reports fcos boxes decode rounding rounded_once found_inf shapes
         raw overlaps borrowed scale handles loading loading_graph errors exhaustive gradcheck head_gradcheck properties large)
     [[ $lease ]] && repeats=50
     jobs=4
