@@ -31,7 +31,8 @@ pub struct Plot {
     base: Option<PathBuf>,
     #[arg(long, value_name = "FILE.safetensors")]
     both: Option<PathBuf>,
-    /// Which held-out scene. The one, of those where the question is open, whose answer is the most divided.
+    /// Which held-out scene. If not given: of those where a side may be in two places, and where both objects that are
+    /// shown are found, the one whose answer is the most divided.
     #[arg(long)]
     scene: Option<usize>,
     #[command(flatten)]
@@ -157,24 +158,43 @@ impl Shown {
             of.max_by(|a, b| a[0].score.total_cmp(&b[0].score))
         };
         let is_clear = |four: &[Said; 4]| four.iter().all(|said| said.of.sides[said.side] == Side::Clear);
-        let is_open = |four: &[Said; 4]| four.iter().any(|said| said.alternative.is_some_and(|at| at > 1.0));
+        let is_open = |four: &[Said; 4]| four.iter().any(|said| said.division().is_some());
         let mut scenes: Vec<usize> = fours.iter().map(|four| four[0].scene).collect();
+        scenes.sort_unstable();
         scenes.dedup();
-        let chosen = (scenes.into_iter())
+        let mut candidates: Vec<_> = (scenes.into_iter())
             .filter_map(|scene| {
                 let (clear, hidden) = (best(scene, &is_clear)?, best(scene, &is_open)?);
-                Some((clear, hidden, hidden.iter().map(Said::division).fold(0.0, f32::max)))
+                Some((clear, hidden, hidden.iter().filter_map(Said::division).fold(0.0, f32::max)))
             })
-            .max_by(|a, b| a.2.total_cmp(&b.2));
-        let Some((clear, hidden, _)) = chosen else {
-            bail!("no scene has both an object that is clear on all sides and one with an open question");
+            .collect();
+        candidates.sort_by(|a, b| b.2.total_cmp(&a.2));
+        let show = |&(clear, hidden, _): &(&[Said; 4], &[Said; 4], f32)| {
+            let number = clear[0].scene;
+            let range = number..number + 1;
+            let found = detect(&network.settings, &network.losses, &network.model, range.clone())?;
+            let (objects, mut detections) = (truth(range).remove(0), found.by_score.concat());
+            detections.truncate(objects.len()); // the best
+            Ok(Shown { number, objects, detections, clear: clear.to_vec(), hidden: hidden.to_vec() })
         };
-        let number = clear[0].scene;
-        let range = number..number + 1;
-        let found = detect(&network.settings, &network.losses, &network.model, range.clone())?;
-        let (objects, mut detections) = (truth(range).remove(0), found.by_score.concat());
-        detections.truncate(objects.len()); // the best
-        Ok(Shown { number, objects, detections, clear: clear.to_vec(), hidden: hidden.to_vec() })
+        for candidate in &candidates {
+            let shown = show(candidate)?;
+            if shown.finds(&shown.clear) && shown.finds(&shown.hidden) {
+                return Ok(shown);
+            }
+        }
+        match candidates.first() {
+            Some(candidate) => show(candidate),
+            None => {
+                bail!("no scene has both an object that is clear on all sides and one with an open question")
+            }
+        }
+    }
+
+    /// Whether one of the boxes shown is that of the object.
+    fn finds(&self, four: &[Said]) -> bool {
+        let Object { class, corners, .. } = four[0].of;
+        self.detections.iter().any(|found| found.class == class && iou(found.corners, corners) > 0.5)
     }
 
     fn colour(&self, corners: [f32; 4], class: usize) -> RGBColor {
@@ -195,7 +215,7 @@ impl Shown {
                 wrap(root.draw(&DashedPathElement::new(path, 5, 4, colour.stroke_width(width))))?;
             }
         }
-        for &Detection { class, score, corners } in &self.detections {
+        for &Detection { class, score, corners } in self.detections.iter().rev() {
             let colour = self.colour(corners, class);
             wrap(root.draw(&PathElement::new(outline(corners), colour.stroke_width(3))))?;
             let (x, y) = at([corners[0], corners[1]]);
@@ -258,10 +278,11 @@ impl Said {
         (last.max(places[0]).max(places[1]) + 1).min(self.probabilities.len())
     }
 
-    /// How much of a distribution is at the place of which there is less.
-    fn division(&self) -> f32 {
+    /// How much of a distribution is at the place of which there is less, if there are two that bins can tell apart.
+    fn division(&self) -> Option<f32> {
         let near = |place| self.mass_near(place, 1.0);
-        self.alternative.filter(|&other| other > 1.0).map_or(0.0, |other| near(other).min(near(self.target)))
+        let other = self.alternative.filter(|&other| other > 0.5 && (other - self.target).abs() > 2.5)?;
+        Some(near(other).min(near(self.target)))
     }
 }
 
