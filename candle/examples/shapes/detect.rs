@@ -221,9 +221,14 @@ impl Said {
             .any(|pair| apart(&pair))
     }
 
-    /// Whether it says both places, if two are true and the point is inside of both.
+    /// The other true place, if the point is inside of both and bins can tell them apart.
+    pub fn open_question(&self) -> Option<f32> {
+        self.alternative.filter(|&other| other > 0.5 && (other - self.target).abs() > 3.0)
+    }
+
+    /// Whether it says both places, if two are true.
     pub fn says_both(&self) -> Option<bool> {
-        let other = self.alternative.filter(|&other| other > 0.0)?;
+        let other = self.open_question()?;
         Some([self.target, other].iter().all(|&place| self.mass_near(place, 1.5) >= 0.2))
     }
 
@@ -255,7 +260,8 @@ pub struct SideFigures {
     pub error: f64,
     /// Part with two peaks.
     pub two_peaks: f64,
-    /// Of those where two places are true, and inside of which the point is: part with at least a fifth within 1.5 bins of each.
+    /// Of those where two places are true, more than 3 bins apart, and the point is inside of both: part with at
+    /// least a fifth within 1.5 bins of each.
     pub both_places: Option<f64>,
 }
 

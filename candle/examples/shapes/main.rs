@@ -4,6 +4,7 @@
 //! ```text
 //! shapes train --arm both --seed 1               one run: AP on held-out scenes
 //! shapes ablation --seeds 4 --json ablation.json  all arms, side by side
+//! shapes evaluate both.safetensors               what `train --save` has saved, once more
 //! shapes bench                                   the losses' share of a step, by gfocal and by candle
 //! shapes plot --out shapes.svg                   a scene, its distributions, scores against IoU
 //! ```
@@ -52,6 +53,11 @@ struct Cli {
 enum Command {
     /// One run: trains, evaluates on held-out scenes, prints a JSON object.
     Train(Train),
+    /// Evaluates what `train --save` has saved once more, prints a JSON object.
+    Evaluate {
+        #[arg(value_name = "FILE.safetensors")]
+        checkpoint: PathBuf,
+    },
     /// Arms × seeds: a table with means, spreads and paired gains.
     Ablation(ablation::Ablation),
     /// The share of assignment and losses in a step, by gfocal and by candle's operations.
@@ -153,10 +159,18 @@ fn one_thread() {
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
 }
 
+fn evaluate(checkpoint: &Path) -> Result<()> {
+    let (settings, losses, model) = checkpoint::load(checkpoint)?;
+    let quality = detect::evaluate(&settings, &losses, &model)?;
+    println!("{}", serde_json::to_string_pretty(&quality).map_err(Error::wrap)?);
+    Ok(())
+}
+
 fn main() -> ExitCode {
     one_thread();
     let result = match &Cli::parse().command {
         Command::Train(options) => train(options),
+        Command::Evaluate { checkpoint } => evaluate(checkpoint),
         Command::Ablation(options) => options.run(),
         Command::Bench(options) => bench::bench(&options.settings()),
         Command::Plot(options) => options.run(),

@@ -278,10 +278,10 @@ impl Said {
         (last.max(places[0]).max(places[1]) + 1).min(self.probabilities.len())
     }
 
-    /// How much of a distribution is at the place of which there is less, if there are two that bins can tell apart.
+    /// How much of a distribution is at the place of which there is less, if there are two.
     fn division(&self) -> Option<f32> {
         let near = |place| self.mass_near(place, 1.0);
-        let other = self.alternative.filter(|&other| other > 0.5 && (other - self.target).abs() > 2.5)?;
+        let other = self.open_question()?;
         Some(near(other).min(near(self.target)))
     }
 }
