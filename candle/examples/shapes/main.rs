@@ -40,6 +40,7 @@ use candle_core::{Error, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use scenes::Scenes;
 use train::{Arm, Assignment, Operations, Settings, Storage};
 
 #[derive(Parser)]
@@ -76,6 +77,9 @@ pub struct Common {
     steps: usize,
     #[arg(long, value_enum, default_value = "atss")]
     assigner: Assignment,
+    /// Plain, but for `plot`, if not given.
+    #[arg(long, value_enum)]
+    scenes: Option<Scenes>,
 }
 
 #[derive(Args)]
@@ -102,8 +106,15 @@ struct Train {
 }
 
 impl Common {
-    fn settings(&self) -> Settings {
-        Settings { seed: self.seed, steps: self.steps, assigner: self.assigner, ..Settings::default() }
+    fn settings(&self, default: Scenes) -> Settings {
+        let scenes = self.scenes.unwrap_or(default);
+        Settings {
+            scenes,
+            seed: self.seed,
+            steps: self.steps,
+            assigner: self.assigner,
+            ..Settings::default()
+        }
     }
 }
 
@@ -137,7 +148,7 @@ fn without_backtrace(error: Error) -> Error {
 fn train(options: &Train) -> Result<()> {
     options.save.as_deref().map_or(Ok(()), check_writable)?;
     let &Train { arm, dtype, losses, overflow_at, .. } = options;
-    let settings = Settings { arm, dtype, losses, overflow_at, ..options.common.settings() };
+    let settings = Settings { arm, dtype, losses, overflow_at, ..options.common.settings(Scenes::Plain) };
     settings.check()?;
     eprintln!("{}", serde_json::to_string_pretty(&settings).map_err(Error::wrap)?);
     let (result, trained) = run::run(&settings, &bar(settings.steps))?;
@@ -172,7 +183,7 @@ fn main() -> ExitCode {
         Command::Train(options) => train(options),
         Command::Evaluate { checkpoint } => evaluate(checkpoint),
         Command::Ablation(options) => options.run(),
-        Command::Bench(options) => bench::bench(&options.settings()),
+        Command::Bench(options) => bench::bench(&options.settings(Scenes::Plain)),
         Command::Plot(options) => options.run(),
     };
     match result {

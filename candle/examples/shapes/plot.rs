@@ -17,7 +17,7 @@ use super::detect::{Said, detect, held_out, said, scores_and_ious, truth};
 use super::eval::{Ap, Detection, average_precision, correlation, iou};
 use super::losses::Losses;
 use super::model::Model;
-use super::scenes::{CLASS_NAMES, Object, SIZE, Side, scene};
+use super::scenes::{CLASS_NAMES, Object, SIZE, Scenes, Side};
 use super::train::{Arm, Settings, name};
 use super::{Common, bar, check_writable, of_file, run};
 
@@ -71,6 +71,9 @@ impl Plot {
         check_writable(&self.out)?;
         let base = self.network(self.base.as_deref(), Arm::Base)?;
         let both = self.network(self.both.as_deref(), Arm::Both)?;
+        if base.settings.scenes != both.settings.scenes {
+            bail!("one of the networks was trained on other scenes than the other");
+        }
         let shown = Shown::choose(&both, self.scene)?;
         let mut svg = String::new();
         {
@@ -85,9 +88,13 @@ impl Plot {
             }
             wrap(root.present())?;
         }
+        // What is so by default need not be said.
+        for default in [" stroke=\"none\" stroke-width=\"1\"", " opacity=\"1\""] {
+            svg = svg.replace(default, "");
+        }
         // Beneath all but the background, which is the first element.
         let place = svg.find("/>").map_or(svg.len(), |place| place + 2);
-        svg.insert_str(place, &pixels(shown.number));
+        svg.insert_str(place, &pixels(both.settings.scenes, shown.number));
         fs::write(&self.out, svg).map_err(|error| of_file(&self.out, error))
     }
 
@@ -95,7 +102,7 @@ impl Plot {
         let (settings, losses, model) = match path {
             Some(path) => load(path)?,
             None => {
-                let settings = Settings { arm, ..self.common.settings() };
+                let settings = Settings { arm, ..self.common.settings(Scenes::Alternatives) };
                 let (_, trained) = run::run(&settings, &bar(settings.steps))?;
                 save(
                     &self.out.with_extension(format!("{}.safetensors", name(arm))),
@@ -113,8 +120,8 @@ impl Plot {
 }
 
 /// The scene as paths, one a colour.
-fn pixels(number: usize) -> String {
-    let scene = scene(held_out(number));
+fn pixels(scenes: Scenes, number: usize) -> String {
+    let scene = scenes.scene(held_out(number));
     let mut places: Vec<(u32, usize)> = (scene.pixels.chunks(3).enumerate())
         .map(|(place, pixel)| {
             let level = |value: f32| ((value + 1.3) / 2.6 * 15.0).round().clamp(0.0, 15.0) as u32 * 17;
@@ -122,12 +129,13 @@ fn pixels(number: usize) -> String {
         })
         .collect();
     places.sort_unstable();
-    let mut text = String::from("\n<g shape-rendering=\"crispEdges\">\n");
+    let ((x, y), mut text) = (SCENE, String::new());
+    let _ =
+        writeln!(text, "\n<g shape-rendering=\"crispEdges\" transform=\"translate({x} {y}) scale({ZOOM})\">");
     for of_colour in places.chunk_by(|a, b| a.0 == b.0) {
         let _ = write!(text, "<path fill=\"#{:06x}\" d=\"", of_colour[0].0);
         for (_, place) in of_colour {
-            let (x, y) = ((place % SIZE) as i32 * ZOOM + SCENE.0, (place / SIZE) as i32 * ZOOM + SCENE.1);
-            let _ = write!(text, "M{x} {y}h{ZOOM}v{ZOOM}h-{ZOOM}z");
+            let _ = write!(text, "M{} {}h1v1h-1z", place % SIZE, place / SIZE);
         }
         text += "\"/>\n";
     }
@@ -148,7 +156,7 @@ struct Shown {
 impl Shown {
     fn choose(network: &Network, number: Option<usize>) -> Result<Shown> {
         let numbers = number.map_or(0..network.settings.test_scenes, |number| number..number + 1);
-        let Some(all) = said(&network.losses, &network.model, numbers)? else {
+        let Some(all) = said(network.settings.scenes, &network.losses, &network.model, numbers)? else {
             bail!("the network has no distributions");
         };
         // Sides come in fours.
@@ -173,7 +181,8 @@ impl Shown {
             let number = clear[0].scene;
             let range = number..number + 1;
             let found = detect(&network.settings, &network.losses, &network.model, range.clone())?;
-            let (objects, mut detections) = (truth(range).remove(0), found.by_score.concat());
+            let (objects, mut detections) =
+                (truth(network.settings.scenes, range).remove(0), found.by_score.concat());
             detections.truncate(objects.len()); // the best
             Ok(Shown { number, objects, detections, clear: clear.to_vec(), hidden: hidden.to_vec() })
         };
@@ -344,7 +353,7 @@ const POINTS: usize = 500;
 fn draw_scores(area: &Area, network: &Network, title: &str) -> Result<()> {
     let numbers = 0..network.settings.test_scenes;
     let found = detect(&network.settings, &network.losses, &network.model, numbers.clone())?.by_score;
-    let truth = truth(numbers);
+    let truth = truth(network.settings.scenes, numbers);
     let Ap { mean, .. } = average_precision(&found, &truth);
     let pairs = scores_and_ious(&found, &truth);
     let colour = if network.settings.arm == Arm::Both { HIDDEN } else { CLEAR };
