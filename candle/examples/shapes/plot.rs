@@ -200,10 +200,17 @@ impl Shown {
         }
     }
 
-    /// Whether one of the boxes shown is that of the object.
+    /// Whether one of the boxes shown is that of the object, whichever of two it is.
     fn finds(&self, four: &[Said]) -> bool {
-        let Object { class, corners, .. } = four[0].of;
-        self.detections.iter().any(|found| found.class == class && iou(found.corners, corners) > 0.5)
+        let Object { class, corners, sides } = four[0].of;
+        let mut other = corners;
+        for (side, to) in other.iter_mut().enumerate() {
+            if let Side::Alternative(place) = sides[side] {
+                *to = place;
+            }
+        }
+        let is = |found: &Detection| iou(found.corners, corners).max(iou(found.corners, other)) > 0.5;
+        self.detections.iter().any(|found| found.class == class && is(found))
     }
 
     fn colour(&self, corners: [f32; 4], class: usize) -> RGBColor {
@@ -221,7 +228,7 @@ impl Shown {
         for Object { corners, .. } in &self.objects {
             for (width, colour) in [(4, BLACK.mix(0.5)), (2, WHITE.mix(1.0))] {
                 let path = outline(*corners);
-                wrap(root.draw(&DashedPathElement::new(path, 5, 4, colour.stroke_width(width))))?;
+                wrap(root.draw(&DashedPathElement::new(path, 8, 5, colour.stroke_width(width))))?;
             }
         }
         for &Detection { class, score, corners } in self.detections.iter().rev() {
