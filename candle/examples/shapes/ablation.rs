@@ -11,6 +11,7 @@ use clap::Args;
 use indicatif::MultiProgress;
 
 use super::run::{Outcome, run};
+use super::scenes::Scenes;
 use super::train::{Arm, Assignment, Settings, Storage, name};
 use super::{check_writable, of_file};
 
@@ -28,6 +29,8 @@ pub struct Ablation {
     /// Any of base, dfl, qfl, both, and the controls base-weighted and base-iou.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "base,dfl,qfl,both")]
     arms: Vec<Arm>,
+    #[arg(long, value_enum, default_value = "plain")]
+    scenes: Scenes,
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Storage,
     /// Runs at once; each takes a thread. As many as there are cores, if not given.
@@ -69,6 +72,7 @@ impl Ablation {
                     assigner,
                     seed,
                     steps: self.steps,
+                    scenes: self.scenes,
                     dtype: self.dtype,
                     ..Settings::default()
                 }));

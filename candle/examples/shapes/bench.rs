@@ -27,7 +27,7 @@ pub fn bench(settings: &Settings) -> Result<()> {
             let losses = Losses::new(&settings)?;
             let step = train(&settings, |_, _| ())?.step_ms;
             let model = Model::new(settings.seed.into(), losses.head().box_channels(), false)?;
-            let batch = Batch::new(0..settings.batch as u64)?;
+            let batch = Batch::new(settings.scenes, 0..settings.batch as u64)?;
             let leaves =
                 model.forward(&batch.images)?.iter().map(Outputs::leaves).collect::<Result<Vec<_>>>()?;
             let once = |_| loss_ms(&settings, &losses, &batch.truth, &leaves);
@@ -37,7 +37,7 @@ pub fn bench(settings: &Settings) -> Result<()> {
             println!("{name:<10}{ms:>20.2}{step:>22.1}{:>12.1} %", 100.0 * ms / step);
         }
         let clock = Clock::start();
-        Batch::new(0..settings.batch as u64)?;
+        Batch::new(settings.scenes, 0..settings.batch as u64)?;
         println!("Of a step the scenes take {:.1} ms.", clock.ms());
         Ok(())
     })

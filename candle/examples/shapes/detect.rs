@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::eval::{Ap, Detection, average_precision, correlation, iou, suppress};
 use super::losses::{Losses, corners, point};
 use super::model::{Model, STRIDES, width};
-use super::scenes::{CLASSES, Object, SIZE, Side, scene};
+use super::scenes::{CLASSES, Object, SIZE, Scenes, Side};
 use super::train::{Batch, Settings};
 
 /// Held-out scenes have numbers that no training comes to.
@@ -34,7 +34,7 @@ pub fn detect(
     let mut all = Detections { by_score: Vec::new(), by_class_score: Vec::new() };
     for first in numbers.clone().step_by(BATCH) {
         let scenes = first..numbers.end.min(first + BATCH);
-        let images = Batch::new(scenes.clone().map(held_out))?.images;
+        let images = Batch::new(settings.scenes, scenes.clone().map(held_out))?.images;
         let outputs = model.forward(&images)?;
         let boxes_of = |(of, stride): (&super::model::Outputs, usize)| BoxLevel {
             boxes: of.boxes.detach(),
@@ -82,8 +82,8 @@ fn sigmoid(logits: &Tensor) -> Result<Vec<f32>> {
 }
 
 /// What is in the held-out scenes.
-pub fn truth(numbers: std::ops::Range<usize>) -> Vec<Vec<Object>> {
-    numbers.map(|number| scene(held_out(number)).objects).collect()
+pub fn truth(scenes: Scenes, numbers: std::ops::Range<usize>) -> Vec<Vec<Object>> {
+    numbers.map(|number| scenes.scene(held_out(number)).objects).collect()
 }
 
 /// How good a network is.
@@ -103,7 +103,7 @@ pub struct Quality {
 
 pub fn evaluate(settings: &Settings, losses: &Losses, model: &Model) -> Result<Quality> {
     let numbers = 0..settings.test_scenes;
-    let (found, truth) = (detect(settings, losses, model, numbers.clone())?, truth(numbers));
+    let (found, truth) = (detect(settings, losses, model, numbers.clone())?, truth(settings.scenes, numbers));
     let Ap { mean: ap, at_50: ap50, at_75: ap75, at_90: ap90 } = average_precision(&found.by_score, &truth);
     Ok(Quality {
         ap,
@@ -149,12 +149,17 @@ pub struct Said {
 }
 
 /// What a network with distributions says of the sides of some held-out scenes.
-pub fn said(losses: &Losses, model: &Model, numbers: std::ops::Range<usize>) -> Result<Option<Vec<Said>>> {
+pub fn said(
+    kind: Scenes,
+    losses: &Losses,
+    model: &Model,
+    numbers: std::ops::Range<usize>,
+) -> Result<Option<Vec<Said>>> {
     let BoxCoding::Bins(bins) = losses.head().box_coding() else { return Ok(None) };
     let mut all = Vec::new();
     for first in numbers.clone().step_by(BATCH) {
         let scenes = first..numbers.end.min(first + BATCH);
-        let (batch, truth) = (Batch::new(scenes.clone().map(held_out))?, truth(scenes.clone()));
+        let (batch, truth) = (Batch::new(kind, scenes.clone().map(held_out))?, truth(kind, scenes.clone()));
         let targets = losses.assign(&batch.truth, scenes.len())?;
         for (level, (outputs, targets)) in model.forward(&batch.images)?.iter().zip(targets).enumerate() {
             // [B, 4K, H, W] to [B·H·W, 4, K]
@@ -221,9 +226,14 @@ impl Said {
             .any(|pair| apart(&pair))
     }
 
-    /// Whether it says both places, if two are true and the point is inside of both.
+    /// The other true place, if the point is inside of both and bins can tell them apart.
+    pub fn open_question(&self) -> Option<f32> {
+        self.alternative.filter(|&other| other > 0.5 && (other - self.target).abs() > 3.0)
+    }
+
+    /// Whether it says both places, if two are true.
     pub fn says_both(&self) -> Option<bool> {
-        let other = self.alternative.filter(|&other| other > 0.0)?;
+        let other = self.open_question()?;
         Some([self.target, other].iter().all(|&place| self.mass_near(place, 1.5) >= 0.2))
     }
 
@@ -255,13 +265,16 @@ pub struct SideFigures {
     pub error: f64,
     /// Part with two peaks.
     pub two_peaks: f64,
-    /// Of those where two places are true, and inside of which the point is: part with at least a fifth within 1.5 bins of each.
+    /// Of those where two places are true, more than 3 bins apart, and the point is inside of both: part with at
+    /// least a fifth within 1.5 bins of each.
     pub both_places: Option<f64>,
 }
 
 impl Sides {
     fn of(settings: &Settings, losses: &Losses, model: &Model) -> Result<Option<Sides>> {
-        let Some(all) = said(losses, model, 0..settings.test_scenes)? else { return Ok(None) };
+        let Some(all) = said(settings.scenes, losses, model, 0..settings.test_scenes)? else {
+            return Ok(None);
+        };
         let of = |is: fn(Side) -> bool| {
             SideFigures::of(all.iter().filter(|said| is(said.of.sides[said.side])).collect())
         };

@@ -4,6 +4,7 @@
 //! ```text
 //! shapes train --arm both --seed 1               one run: AP on held-out scenes
 //! shapes ablation --seeds 4 --json ablation.json  all arms, side by side
+//! shapes evaluate both.safetensors               what `train --save` has saved, once more
 //! shapes bench                                   the losses' share of a step, by gfocal and by candle
 //! shapes plot --out shapes.svg                   a scene, its distributions, scores against IoU
 //! ```
@@ -39,6 +40,7 @@ use candle_core::{Error, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use scenes::Scenes;
 use train::{Arm, Assignment, Operations, Settings, Storage};
 
 #[derive(Parser)]
@@ -52,6 +54,11 @@ struct Cli {
 enum Command {
     /// One run: trains, evaluates on held-out scenes, prints a JSON object.
     Train(Train),
+    /// Evaluates what `train --save` has saved once more, prints a JSON object.
+    Evaluate {
+        #[arg(value_name = "FILE.safetensors")]
+        checkpoint: PathBuf,
+    },
     /// Arms × seeds: a table with means, spreads and paired gains.
     Ablation(ablation::Ablation),
     /// The share of assignment and losses in a step, by gfocal and by candle's operations.
@@ -70,6 +77,9 @@ pub struct Common {
     steps: usize,
     #[arg(long, value_enum, default_value = "atss")]
     assigner: Assignment,
+    /// Plain, but for `plot`, if not given.
+    #[arg(long, value_enum)]
+    scenes: Option<Scenes>,
 }
 
 #[derive(Args)]
@@ -96,8 +106,15 @@ struct Train {
 }
 
 impl Common {
-    fn settings(&self) -> Settings {
-        Settings { seed: self.seed, steps: self.steps, assigner: self.assigner, ..Settings::default() }
+    fn settings(&self, default: Scenes) -> Settings {
+        let scenes = self.scenes.unwrap_or(default);
+        Settings {
+            scenes,
+            seed: self.seed,
+            steps: self.steps,
+            assigner: self.assigner,
+            ..Settings::default()
+        }
     }
 }
 
@@ -131,7 +148,7 @@ fn without_backtrace(error: Error) -> Error {
 fn train(options: &Train) -> Result<()> {
     options.save.as_deref().map_or(Ok(()), check_writable)?;
     let &Train { arm, dtype, losses, overflow_at, .. } = options;
-    let settings = Settings { arm, dtype, losses, overflow_at, ..options.common.settings() };
+    let settings = Settings { arm, dtype, losses, overflow_at, ..options.common.settings(Scenes::Plain) };
     settings.check()?;
     eprintln!("{}", serde_json::to_string_pretty(&settings).map_err(Error::wrap)?);
     let (result, trained) = run::run(&settings, &bar(settings.steps))?;
@@ -153,12 +170,20 @@ fn one_thread() {
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
 }
 
+fn evaluate(checkpoint: &Path) -> Result<()> {
+    let (settings, losses, model) = checkpoint::load(checkpoint)?;
+    let quality = detect::evaluate(&settings, &losses, &model)?;
+    println!("{}", serde_json::to_string_pretty(&quality).map_err(Error::wrap)?);
+    Ok(())
+}
+
 fn main() -> ExitCode {
     one_thread();
     let result = match &Cli::parse().command {
         Command::Train(options) => train(options),
+        Command::Evaluate { checkpoint } => evaluate(checkpoint),
         Command::Ablation(options) => options.run(),
-        Command::Bench(options) => bench::bench(&options.settings()),
+        Command::Bench(options) => bench::bench(&options.settings(Scenes::Plain)),
         Command::Plot(options) => options.run(),
     };
     match result {

@@ -17,7 +17,7 @@ use super::detect::{Said, detect, held_out, said, scores_and_ious, truth};
 use super::eval::{Ap, Detection, average_precision, correlation, iou};
 use super::losses::Losses;
 use super::model::Model;
-use super::scenes::{CLASS_NAMES, Object, SIZE, Side, scene};
+use super::scenes::{CLASS_NAMES, Object, SIZE, Scenes, Side};
 use super::train::{Arm, Settings, name};
 use super::{Common, bar, check_writable, of_file, run};
 
@@ -31,7 +31,8 @@ pub struct Plot {
     base: Option<PathBuf>,
     #[arg(long, value_name = "FILE.safetensors")]
     both: Option<PathBuf>,
-    /// Which held-out scene. The one, of those where the question is open, whose answer is the most divided.
+    /// Which held-out scene. If not given: of those where a side may be in two places, and where both objects that are
+    /// shown are found, the one whose answer is the most divided.
     #[arg(long)]
     scene: Option<usize>,
     #[command(flatten)]
@@ -70,6 +71,9 @@ impl Plot {
         check_writable(&self.out)?;
         let base = self.network(self.base.as_deref(), Arm::Base)?;
         let both = self.network(self.both.as_deref(), Arm::Both)?;
+        if base.settings.scenes != both.settings.scenes {
+            bail!("one of the networks was trained on other scenes than the other");
+        }
         let shown = Shown::choose(&both, self.scene)?;
         let mut svg = String::new();
         {
@@ -84,9 +88,13 @@ impl Plot {
             }
             wrap(root.present())?;
         }
+        // What is so by default need not be said.
+        for default in [" stroke=\"none\" stroke-width=\"1\"", " opacity=\"1\""] {
+            svg = svg.replace(default, "");
+        }
         // Beneath all but the background, which is the first element.
         let place = svg.find("/>").map_or(svg.len(), |place| place + 2);
-        svg.insert_str(place, &pixels(shown.number));
+        svg.insert_str(place, &pixels(both.settings.scenes, shown.number));
         fs::write(&self.out, svg).map_err(|error| of_file(&self.out, error))
     }
 
@@ -94,7 +102,7 @@ impl Plot {
         let (settings, losses, model) = match path {
             Some(path) => load(path)?,
             None => {
-                let settings = Settings { arm, ..self.common.settings() };
+                let settings = Settings { arm, ..self.common.settings(Scenes::Alternatives) };
                 let (_, trained) = run::run(&settings, &bar(settings.steps))?;
                 save(
                     &self.out.with_extension(format!("{}.safetensors", name(arm))),
@@ -112,8 +120,8 @@ impl Plot {
 }
 
 /// The scene as paths, one a colour.
-fn pixels(number: usize) -> String {
-    let scene = scene(held_out(number));
+fn pixels(scenes: Scenes, number: usize) -> String {
+    let scene = scenes.scene(held_out(number));
     let mut places: Vec<(u32, usize)> = (scene.pixels.chunks(3).enumerate())
         .map(|(place, pixel)| {
             let level = |value: f32| ((value + 1.3) / 2.6 * 15.0).round().clamp(0.0, 15.0) as u32 * 17;
@@ -121,12 +129,13 @@ fn pixels(number: usize) -> String {
         })
         .collect();
     places.sort_unstable();
-    let mut text = String::from("\n<g shape-rendering=\"crispEdges\">\n");
+    let ((x, y), mut text) = (SCENE, String::new());
+    let _ =
+        writeln!(text, "\n<g shape-rendering=\"crispEdges\" transform=\"translate({x} {y}) scale({ZOOM})\">");
     for of_colour in places.chunk_by(|a, b| a.0 == b.0) {
         let _ = write!(text, "<path fill=\"#{:06x}\" d=\"", of_colour[0].0);
         for (_, place) in of_colour {
-            let (x, y) = ((place % SIZE) as i32 * ZOOM + SCENE.0, (place / SIZE) as i32 * ZOOM + SCENE.1);
-            let _ = write!(text, "M{x} {y}h{ZOOM}v{ZOOM}h-{ZOOM}z");
+            let _ = write!(text, "M{} {}h1v1h-1z", place % SIZE, place / SIZE);
         }
         text += "\"/>\n";
     }
@@ -147,7 +156,7 @@ struct Shown {
 impl Shown {
     fn choose(network: &Network, number: Option<usize>) -> Result<Shown> {
         let numbers = number.map_or(0..network.settings.test_scenes, |number| number..number + 1);
-        let Some(all) = said(&network.losses, &network.model, numbers)? else {
+        let Some(all) = said(network.settings.scenes, &network.losses, &network.model, numbers)? else {
             bail!("the network has no distributions");
         };
         // Sides come in fours.
@@ -157,24 +166,51 @@ impl Shown {
             of.max_by(|a, b| a[0].score.total_cmp(&b[0].score))
         };
         let is_clear = |four: &[Said; 4]| four.iter().all(|said| said.of.sides[said.side] == Side::Clear);
-        let is_open = |four: &[Said; 4]| four.iter().any(|said| said.alternative.is_some_and(|at| at > 1.0));
+        let is_open = |four: &[Said; 4]| four.iter().any(|said| said.division().is_some());
         let mut scenes: Vec<usize> = fours.iter().map(|four| four[0].scene).collect();
+        scenes.sort_unstable();
         scenes.dedup();
-        let chosen = (scenes.into_iter())
+        let mut candidates: Vec<_> = (scenes.into_iter())
             .filter_map(|scene| {
                 let (clear, hidden) = (best(scene, &is_clear)?, best(scene, &is_open)?);
-                Some((clear, hidden, hidden.iter().map(Said::division).fold(0.0, f32::max)))
+                Some((clear, hidden, hidden.iter().filter_map(Said::division).fold(0.0, f32::max)))
             })
-            .max_by(|a, b| a.2.total_cmp(&b.2));
-        let Some((clear, hidden, _)) = chosen else {
-            bail!("no scene has both an object that is clear on all sides and one with an open question");
+            .collect();
+        candidates.sort_by(|a, b| b.2.total_cmp(&a.2));
+        let show = |&(clear, hidden, _): &(&[Said; 4], &[Said; 4], f32)| {
+            let number = clear[0].scene;
+            let range = number..number + 1;
+            let found = detect(&network.settings, &network.losses, &network.model, range.clone())?;
+            let (objects, mut detections) =
+                (truth(network.settings.scenes, range).remove(0), found.by_score.concat());
+            detections.truncate(objects.len()); // the best
+            Ok(Shown { number, objects, detections, clear: clear.to_vec(), hidden: hidden.to_vec() })
         };
-        let number = clear[0].scene;
-        let range = number..number + 1;
-        let found = detect(&network.settings, &network.losses, &network.model, range.clone())?;
-        let (objects, mut detections) = (truth(range).remove(0), found.by_score.concat());
-        detections.truncate(objects.len()); // the best
-        Ok(Shown { number, objects, detections, clear: clear.to_vec(), hidden: hidden.to_vec() })
+        for candidate in &candidates {
+            let shown = show(candidate)?;
+            if shown.finds(&shown.clear) && shown.finds(&shown.hidden) {
+                return Ok(shown);
+            }
+        }
+        match candidates.first() {
+            Some(candidate) => show(candidate),
+            None => {
+                bail!("no scene has both an object that is clear on all sides and one with an open question")
+            }
+        }
+    }
+
+    /// Whether one of the boxes shown is that of the object, whichever of two it is.
+    fn finds(&self, four: &[Said]) -> bool {
+        let Object { class, corners, sides } = four[0].of;
+        let mut other = corners;
+        for (side, to) in other.iter_mut().enumerate() {
+            if let Side::Alternative(place) = sides[side] {
+                *to = place;
+            }
+        }
+        let is = |found: &Detection| iou(found.corners, corners).max(iou(found.corners, other)) > 0.5;
+        self.detections.iter().any(|found| found.class == class && is(found))
     }
 
     fn colour(&self, corners: [f32; 4], class: usize) -> RGBColor {
@@ -192,10 +228,10 @@ impl Shown {
         for Object { corners, .. } in &self.objects {
             for (width, colour) in [(4, BLACK.mix(0.5)), (2, WHITE.mix(1.0))] {
                 let path = outline(*corners);
-                wrap(root.draw(&DashedPathElement::new(path, 5, 4, colour.stroke_width(width))))?;
+                wrap(root.draw(&DashedPathElement::new(path, 8, 5, colour.stroke_width(width))))?;
             }
         }
-        for &Detection { class, score, corners } in &self.detections {
+        for &Detection { class, score, corners } in self.detections.iter().rev() {
             let colour = self.colour(corners, class);
             wrap(root.draw(&PathElement::new(outline(corners), colour.stroke_width(3))))?;
             let (x, y) = at([corners[0], corners[1]]);
@@ -258,10 +294,11 @@ impl Said {
         (last.max(places[0]).max(places[1]) + 1).min(self.probabilities.len())
     }
 
-    /// How much of a distribution is at the place of which there is less.
-    fn division(&self) -> f32 {
+    /// How much of a distribution is at the place of which there is less, if there are two.
+    fn division(&self) -> Option<f32> {
         let near = |place| self.mass_near(place, 1.0);
-        self.alternative.filter(|&other| other > 1.0).map_or(0.0, |other| near(other).min(near(self.target)))
+        let other = self.open_question()?;
+        Some(near(other).min(near(self.target)))
     }
 }
 
@@ -323,7 +360,7 @@ const POINTS: usize = 500;
 fn draw_scores(area: &Area, network: &Network, title: &str) -> Result<()> {
     let numbers = 0..network.settings.test_scenes;
     let found = detect(&network.settings, &network.losses, &network.model, numbers.clone())?.by_score;
-    let truth = truth(numbers);
+    let truth = truth(network.settings.scenes, numbers);
     let Ap { mean, .. } = average_precision(&found, &truth);
     let pairs = scores_and_ious(&found, &truth);
     let colour = if network.settings.arm == Arm::Both { HIDDEN } else { CLEAR };

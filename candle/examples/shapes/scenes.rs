@@ -3,8 +3,12 @@
 //! Two to six objects on a textured ground, later ones in front of earlier ones; half of them with an edge that is
 //! several bins soft, half with a shadow. The truth is the whole box of an object, also where it is covered.
 //!
-//! In a fifth of the scenes one object may or may not have a handle, [`HANDLE`] pixels long, just where another object
-//! hides it. Nothing in the image tells which: of such a side two places are true, [`Side::Alternative`].
+//! With alternatives a tenth of the objects has a handle, [`HANDLE`] pixels long; and in a fifth of the scenes one object
+//! may or may not have one, just where another object hides it. Nothing in the image tells which: of such a side two
+//! places are true, [`Side::Alternative`].
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use super::rng::Rng;
 pub use super::shape::{CLASS_NAMES, CLASSES};
@@ -12,7 +16,7 @@ use super::shape::{ELLIPSE, Handle, RECTANGLE, SHARP, Shadow, Shape, Wave, axis,
 
 /// Pixels of a side of a scene.
 pub const SIZE: usize = 64;
-/// Scenes with a handle that may be there, and other objects that have one.
+/// With alternatives: scenes with a handle that may be there, and other objects that have one.
 const PAIRS: f32 = 0.2;
 const HANDLES: f32 = 0.1;
 /// How far a handle sticks out, pixels.
@@ -52,51 +56,95 @@ pub enum Side {
     Alternative(f32),
 }
 
-/// The scene of a number.
-pub fn scene(number: u64) -> Scene {
-    scene_with(number, None)
+/// Which scenes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenes {
+    /// Objects as they are.
+    Plain,
+    /// Some of which might be otherwise; and edges up to 6 pixels soft, not 5.
+    Alternatives,
 }
 
-/// The same, with or without the handle that is hidden.
-pub fn scene_with(number: u64, has_handle: Option<bool>) -> Scene {
-    let rng = &mut Rng::new(number);
-    let ground = Ground::new(rng);
-    let (mut shapes, mut room) = (Vec::new(), Vec::new());
-    let mut alternative = None;
-    let wanted = 2 + rng.below(5);
-    if rng.chance(PAIRS) {
-        let (body, cover) = pair(rng, ground.colour);
-        let drawn = rng.chance(0.5);
-        room.extend([body.corners(), cover.corners()]);
-        alternative = body.handle.map(|handle| (0, handle, has_handle.unwrap_or(drawn)));
-        shapes.extend([body, cover]);
+impl Scenes {
+    /// The scene of a number.
+    pub fn scene(self, number: u64) -> Scene {
+        self.scene_with(number, None)
     }
-    for _ in 0..20 * wanted {
-        if shapes.len() >= wanted {
-            break;
+
+    /// The same, with or without the handle that is hidden.
+    pub fn scene_with(self, number: u64, has_handle: Option<bool>) -> Scene {
+        let rng = &mut Rng::new(number);
+        let ground = Ground::new(rng);
+        let (mut shapes, mut room) = (Vec::new(), Vec::new());
+        let mut alternative = None;
+        let wanted = 2 + rng.below(5);
+        if rng.chance(PAIRS) && self == Scenes::Alternatives {
+            let (body, cover) = pair(rng, ground.colour);
+            let drawn = rng.chance(0.5);
+            room.extend([body.corners(), cover.corners()]);
+            alternative = body.handle.map(|handle| (0, handle, has_handle.unwrap_or(drawn)));
+            shapes.extend([body, cover]);
         }
-        let shape = ordinary(rng, ground.colour);
-        if room.iter().all(|&other| shared(shape.corners(), other) <= OVERLAP) {
-            room.push(shape.corners());
-            shapes.push(shape);
+        for _ in 0..20 * wanted {
+            if shapes.len() >= wanted {
+                break;
+            }
+            let shape = self.ordinary(rng, ground.colour);
+            if room.iter().all(|&other| shared(shape.corners(), other) <= OVERLAP) {
+                room.push(shape.corners());
+                shapes.push(shape);
+            }
+        }
+        if let Some((index, handle, drawn)) = alternative {
+            shapes[index].handle = drawn.then_some(handle);
+        }
+        let mut canvas = Canvas::new(&ground);
+        for (number, shape) in shapes.iter().enumerate() {
+            canvas.draw(shape, number);
+        }
+        let mut objects = Vec::new();
+        for (number, shape) in shapes.iter().enumerate() {
+            let alternative = alternative.filter(|&(index, ..)| index == number);
+            objects.extend(canvas.truth(
+                shape,
+                number,
+                alternative.map(|(_, handle, drawn)| (handle, drawn)),
+            ));
+        }
+        for value in &mut canvas.pixels {
+            *value += NOISE * rng.noise();
+        }
+        Scene { pixels: canvas.pixels, objects }
+    }
+
+    fn ordinary(self, rng: &mut Rng, ground: [f32; 3]) -> Shape {
+        let has_alternatives = self == Scenes::Alternatives;
+        let (size, aspect) = (rng.between_log(5.0, 22.0), rng.between_log(0.65, 1.5).sqrt());
+        let half = [size * aspect, size / aspect];
+        // Up to a fifth of it is outside.
+        let centre = half.map(|half| rng.between(0.6 * half, SIZE as f32 - 0.6 * half));
+        let soft = rng.chance(0.5).then(|| rng.between(1.5, if has_alternatives { 6.0 } else { 5.0 }));
+        let shadow = rng.chance(0.5).then(|| Shadow {
+            offset: [(); 2].map(|()| rng.between(-5.0, 5.0)),
+            strength: rng.between(0.3, 0.7),
+            softness: rng.between(2.0, 6.0),
+        });
+        let handle = (rng.chance(HANDLES) && has_alternatives).then(|| {
+            let side = rng.below(4);
+            Handle { side, length: HANDLE, half_breadth: rng.between(0.25, 0.4) * half[1 - axis(side)] }
+        });
+        Shape {
+            class: rng.below(CLASSES),
+            centre,
+            half,
+            handle,
+            colour: colour(rng, &[ground]),
+            stripes: stripes(rng),
+            softness: soft.map_or(SHARP, |soft| soft.min(0.8 * half[0].min(half[1]))),
+            shadow,
         }
     }
-    if let Some((index, handle, drawn)) = alternative {
-        shapes[index].handle = drawn.then_some(handle);
-    }
-    let mut canvas = Canvas::new(&ground);
-    for (number, shape) in shapes.iter().enumerate() {
-        canvas.draw(shape, number);
-    }
-    let mut objects = Vec::new();
-    for (number, shape) in shapes.iter().enumerate() {
-        let alternative = alternative.filter(|&(index, ..)| index == number);
-        objects.extend(canvas.truth(shape, number, alternative.map(|(_, handle, drawn)| (handle, drawn))));
-    }
-    for value in &mut canvas.pixels {
-        *value += NOISE * rng.noise();
-    }
-    Scene { pixels: canvas.pixels, objects }
 }
 
 struct Ground {
@@ -124,33 +172,6 @@ fn colour(rng: &mut Rng, others: &[[f32; 3]]) -> [f32; 3] {
 
 fn stripes(rng: &mut Rng) -> Wave {
     Wave::new(rng, [12.0, 4.0], [0.0, 0.15])
-}
-
-fn ordinary(rng: &mut Rng, ground: [f32; 3]) -> Shape {
-    let (size, aspect) = (rng.between_log(5.0, 22.0), rng.between_log(0.65, 1.5).sqrt());
-    let half = [size * aspect, size / aspect];
-    // Up to a fifth of it is outside.
-    let centre = half.map(|half| rng.between(0.6 * half, SIZE as f32 - 0.6 * half));
-    let soft = rng.chance(0.5).then(|| rng.between(1.5, 6.0));
-    let shadow = rng.chance(0.5).then(|| Shadow {
-        offset: [(); 2].map(|()| rng.between(-5.0, 5.0)),
-        strength: rng.between(0.3, 0.7),
-        softness: rng.between(2.0, 6.0),
-    });
-    let handle = rng.chance(HANDLES).then(|| {
-        let side = rng.below(4);
-        Handle { side, length: HANDLE, half_breadth: rng.between(0.25, 0.4) * half[1 - axis(side)] }
-    });
-    Shape {
-        class: rng.below(CLASSES),
-        centre,
-        half,
-        handle,
-        colour: colour(rng, &[ground]),
-        stripes: stripes(rng),
-        softness: soft.map_or(SHARP, |soft| soft.min(0.8 * half[0].min(half[1]))),
-        shadow,
-    }
 }
 
 /// A body with a handle, and what hides all of the handle and the place where it begins.
@@ -299,21 +320,26 @@ mod tests {
 
     #[test]
     fn scenes_repeat_and_differ() {
-        let [a, b, c] = [7, 7, 8].map(scene);
-        assert_eq!((&a.pixels, &a.objects), (&b.pixels, &b.objects));
-        assert_ne!(a.pixels, c.pixels);
+        for scenes in [Scenes::Plain, Scenes::Alternatives] {
+            let [a, b, c] = [7, 7, 8].map(|number| scenes.scene(number));
+            assert_eq!((&a.pixels, &a.objects), (&b.pixels, &b.objects));
+            assert_ne!(a.pixels, c.pixels);
+        }
         // The generator, and all that is drawn from it, on every machine.
         assert_eq!(Rng::new(1).next(), 0xbeeb_8da1_658e_ec67);
     }
 
     #[test]
     fn boxes_are_in_the_image_and_pixels_in_their_range() {
-        for number in 0..200 {
-            let Scene { pixels, objects } = scene(number);
+        for number in 0..400 {
+            let scenes = [Scenes::Plain, Scenes::Alternatives][number as usize % 2];
+            let Scene { pixels, objects } = scenes.scene(number);
             assert_eq!(pixels.len(), 3 * SIZE * SIZE);
             assert!(pixels.iter().all(|value| value.abs() < 2.5), "scene {number}");
             assert!((1..=6).contains(&objects.len()), "scene {number} has {} objects", objects.len());
-            for Object { class, corners: [x1, y1, x2, y2], .. } in objects {
+            for Object { class, corners: [x1, y1, x2, y2], sides } in objects {
+                let is_open = |side: &Side| matches!(side, Side::Alternative(_));
+                assert!(scenes == Scenes::Alternatives || !sides.iter().any(is_open), "scene {number}");
                 assert!(class < CLASSES);
                 assert!(0.0 <= x1 && x1 + 2.0 < x2 && x2 <= SIZE as f32, "scene {number}: {x1} to {x2}");
                 assert!(0.0 <= y1 && y1 + 2.0 < y2 && y2 <= SIZE as f32, "scene {number}: {y1} to {y2}");
@@ -326,7 +352,7 @@ mod tests {
     fn nothing_tells_whether_there_is_a_hidden_handle() {
         let (mut pairs, mut apart) = (0, 0);
         for number in 0..200 {
-            let [with, without] = [true, false].map(|has| scene_with(number, Some(has)));
+            let [with, without] = [true, false].map(|has| Scenes::Alternatives.scene_with(number, Some(has)));
             assert!(with.pixels == without.pixels, "scene {number} shows it");
             for (a, b) in with.objects.iter().zip(&without.objects) {
                 for side in 0..4 {

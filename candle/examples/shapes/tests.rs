@@ -9,7 +9,7 @@ use super::model::{Model, Outputs};
 use super::nn::{GROUP, conv, norm_relu, upsample};
 use super::rng::Rng;
 use super::train::{Arm, Assignment, Batch, Operations, Settings, Storage, Trained, train};
-use super::{detect, plain, scenes};
+use super::{detect, plain};
 
 fn random(seed: u64, shape: &[usize]) -> Result<Var> {
     let mut rng = Rng::new(seed);
@@ -127,7 +127,7 @@ fn gfocals_head_is_the_formula_in_candles_operations() -> Result<()> {
     for assigner in [Assignment::Atss, Assignment::Fcos] {
         let settings = Settings { assigner, ..Settings::default() };
         let losses = Losses::new(&settings)?;
-        let batch = Batch::new(0..8)?;
+        let batch = Batch::new(settings.scenes, 0..8)?;
         let outputs = outputs(&settings, &losses, &batch)?;
         let targets = || losses.assign(&batch.truth, settings.batch);
         let ours = losses.forward(&outputs, targets()?, &Report::new())?;
@@ -196,7 +196,7 @@ fn every_arm_runs_with_both_assignments() -> Result<()> {
         for arm in [Arm::Base, Arm::Dfl, Arm::Qfl, Arm::Both, Arm::BaseWeighted, Arm::BaseIou] {
             let settings = Settings { assigner, batch: 4, ..short(arm) };
             let losses = Losses::new(&settings)?;
-            let batch = Batch::new(0..4)?;
+            let batch = Batch::new(settings.scenes, 0..4)?;
             let outputs = outputs(&settings, &losses, &batch)?;
             let loss = losses.forward(&outputs, losses.assign(&batch.truth, 4)?, &Report::new())?;
             let gradients = loss.backward()?;
@@ -277,12 +277,12 @@ fn sides_are_of_the_truth() -> Result<()> {
     let settings = Settings::default();
     let losses = Losses::new(&settings)?;
     let model = Model::new(1, losses.head().box_channels(), false)?;
-    let all = detect::said(&losses, &model, 0..16)?.expect("the arm has distributions");
+    let all = detect::said(settings.scenes, &losses, &model, 0..16)?.expect("the arm has distributions");
     assert!(all.len() > 16 * 4 * 8, "{} sides", all.len());
     for said in &all {
         assert!((said.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-5);
         assert!((-0.1..=64.0 / said.stride).contains(&said.target), "{}", said.target);
-        assert!(scenes::scene(detect::held_out(said.scene)).objects.contains(&said.of));
+        assert!(settings.scenes.scene(detect::held_out(said.scene)).objects.contains(&said.of));
     }
     Ok(())
 }

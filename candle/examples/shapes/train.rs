@@ -11,7 +11,7 @@ use super::clock::Clock;
 use super::losses::Losses;
 use super::model::{Model, Outputs};
 use super::plain;
-use super::scenes::{SIZE, scene};
+use super::scenes::{SIZE, Scenes};
 
 /// All numbers of a run. What is compared differs in `arm` alone.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,6 +21,7 @@ pub struct Settings {
     /// Of the first weights and of the scenes: all arms of a seed see the same scenes in the same order.
     pub seed: u32,
     pub steps: usize,
+    pub scenes: Scenes,
     /// Of the logits and of their gradients. Activations and weights are f32.
     pub dtype: Storage,
     /// Whose operations the losses are made of.
@@ -70,6 +71,7 @@ impl Default for Settings {
             assigner: Assignment::Atss,
             seed: 1,
             steps: 1200,
+            scenes: Scenes::Plain,
             dtype: Storage::F32,
             losses: Operations::Gfocal,
             batch: 8,
@@ -174,10 +176,10 @@ pub struct Batch {
 }
 
 impl Batch {
-    pub fn new(numbers: impl IntoIterator<Item = u64>) -> Result<Batch> {
+    pub fn new(scenes: Scenes, numbers: impl IntoIterator<Item = u64>) -> Result<Batch> {
         let (mut pixels, mut boxes, mut labels, mut image) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut count = 0;
-        for scene in numbers.into_iter().map(scene) {
+        for scene in numbers.into_iter().map(|number| scenes.scene(number)) {
             pixels.extend(scene.pixels);
             for object in scene.objects {
                 boxes.extend(object.corners);
@@ -222,7 +224,7 @@ pub fn train(settings: &Settings, mut see: impl FnMut(usize, f32)) -> Result<Tra
 
     for step in 0..settings.steps {
         let first = u64::from(settings.seed) * 10_000_000 + (step * settings.batch) as u64;
-        let batch = Batch::new(first..first + settings.batch as u64)?;
+        let batch = Batch::new(settings.scenes, first..first + settings.batch as u64)?;
         let targets = losses.assign(&batch.truth, settings.batch)?;
         let outputs = model.forward(&batch.images)?;
 
