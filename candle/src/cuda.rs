@@ -27,24 +27,10 @@ impl CudaFloat for f32 {}
 impl CudaFloat for gfocal::f16 {}
 impl CudaFloat for gfocal::bf16 {}
 
-/// Runs `$body` with the type of the elements by the name `$type`.
+/// As [`for_floats`](crate::tensor::for_floats), of those on CUDA.
 macro_rules! for_floats {
     ($name:expr, $tensor:expr, $type:ident => $body:expr) => {
-        match $tensor.dtype() {
-            candle_core::DType::F32 => {
-                type $type = f32;
-                $body
-            }
-            candle_core::DType::F16 => {
-                type $type = gfocal::f16;
-                $body
-            }
-            candle_core::DType::BF16 => {
-                type $type = gfocal::bf16;
-                $body
-            }
-            other => Err($crate::tensor::not_a_float($name, other, "f32, f16 or bf16")),
-        }
+        $crate::tensor::for_floats!(but F64: $name, $tensor, "f32, f16 or bf16", $type => $body)
     };
 }
 pub(crate) use for_floats;
@@ -115,22 +101,21 @@ impl Work {
         anchors: usize,
     ) -> Result<(&Handle, &mut HeadWorkspace, bool)> {
         let Work { handle, head: known, .. } = self;
-        let (mut room, mut anew) = (HeadRoom { batch, anchors, head: None }, true);
+        let mut room = HeadRoom { batch, anchors, head: None };
         if let Some((_, old)) = known {
-            anew = batch > old.batch || batch * anchors > old.batch * old.anchors;
-            room = HeadRoom {
-                batch: old.batch.max(batch),
-                // A workspace counts the anchors of all images.
-                anchors: (old.batch * old.anchors).max(batch * anchors).div_ceil(old.batch.max(batch).max(1)),
-                head: None,
-            };
+            room.batch = old.batch.max(batch);
+            // A workspace counts the anchors of all images.
+            room.anchors = (old.batch * old.anchors).max(batch * anchors).div_ceil(room.batch.max(1));
         }
-        if anew {
-            *known = None; // its memory first
-            let workspace = HeadWorkspace::new(handle, room.batch, room.anchors).map_err(wrap)?;
-            *known = Some((workspace, room));
-        }
-        let (workspace, room) = known.as_mut().expect("there is one by now");
+        let has_room = |old: &HeadRoom| batch <= old.batch && batch * anchors <= old.batch * old.anchors;
+        // One that is too small goes before there is another.
+        let (workspace, room) = match known.take().filter(|(_, old)| has_room(old)) {
+            Some(enough) => known.insert(enough),
+            None => {
+                let workspace = HeadWorkspace::new(handle, room.batch, room.anchors).map_err(wrap)?;
+                known.insert((workspace, room))
+            }
+        };
         let resumed = room.head == Some(head);
         room.head = Some(head);
         Ok((handle, workspace, resumed))
@@ -145,22 +130,22 @@ impl Work {
     ) -> Result<(&Handle, &mut AssignWorkspace)> {
         let Work { handle, assign: known, .. } = self;
         let mut room = AssignRoom { images, anchors, boxes };
-        let mut anew = true;
         if let Some((_, old)) = known {
-            anew = images * anchors > old.images * old.anchors || boxes > old.boxes;
             if images * anchors < old.images * old.anchors {
                 (room.images, room.anchors) = (old.images, old.anchors);
             }
             room.boxes = boxes.max(old.boxes);
         }
-        if anew {
-            *known = None;
-            let stream = handle.stream();
-            let AssignRoom { images, anchors, boxes } = room;
-            let workspace = AssignWorkspace::new(stream, images, anchors, boxes).map_err(wrap)?;
-            *known = Some((workspace, room));
-        }
-        let (workspace, _) = known.as_mut().expect("there is one by now");
+        let has_room = |old: &AssignRoom| images * anchors <= old.images * old.anchors && boxes <= old.boxes;
+        let (workspace, _) = match known.take().filter(|(_, old)| has_room(old)) {
+            Some(enough) => known.insert(enough),
+            None => {
+                let AssignRoom { images, anchors, boxes } = room;
+                let workspace =
+                    AssignWorkspace::new(handle.stream(), images, anchors, boxes).map_err(wrap)?;
+                known.insert((workspace, room))
+            }
+        };
         Ok((handle, workspace))
     }
 }

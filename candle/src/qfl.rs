@@ -84,15 +84,16 @@ pub fn qfl_dense(
     record(Qfl::dense(loss, logits, target, options)?, &[logits])
 }
 
-enum Targets {
-    Sparse { labels: Tensor, quality: Tensor },
-    Dense(Tensor),
+/// Tensors, or what is held of them.
+enum Targets<L, F = L> {
+    Sparse { labels: L, quality: F },
+    Dense(F),
 }
 
 pub(crate) struct Qfl {
     loss: QualityFocalLoss,
     rows: Rows,
-    targets: Targets,
+    targets: Targets<Tensor>,
     class_weights: Option<Tensor>,
     element_weights: Option<Tensor>,
 }
@@ -138,7 +139,7 @@ impl Qfl {
         loss: &QualityFocalLoss,
         logits: &Tensor,
         options: &QflOptions,
-        targets: impl FnOnce(&Rows) -> Result<Targets>,
+        targets: impl FnOnce(&Rows) -> Result<Targets<Tensor>>,
     ) -> Result<Self> {
         let QflOptions { weight, class_weights, element_weights, reduction, report } = options;
         let rows = Rows::new(logits, weight.as_ref(), reduction, report)?;
@@ -169,11 +170,13 @@ impl Qfl {
         let (class_weights, element_weights) =
             (Held::of(&self.class_weights)?, Held::of(&self.element_weights)?);
         let (logits, shape) = (rows.logits.host::<T>()?, self.rows.shape);
-        let (first, second) = self.targets.hold()?;
+        let targets = self.targets.hold()?;
         let mut found_inf = [0.0];
-        let mut call = match &second {
-            Some(quality) => self.loss.cpu(logits, shape, first.host::<i64>()?, quality.host()?),
-            None => self.loss.cpu_dense(logits, shape, first.host()?),
+        let mut call = match &targets {
+            Targets::Sparse { labels, quality } => {
+                self.loss.cpu(logits, shape, labels.host::<i64>()?, quality.host()?)
+            }
+            Targets::Dense(target) => self.loss.cpu_dense(logits, shape, target.host()?),
         };
         if let Some(weights) = host(&class_weights)? {
             call = call.class_weights(weights);
@@ -198,21 +201,16 @@ impl Qfl {
         let rows = rows.views::<T>()?;
         let (class_weights, element_weights) =
             (crate::cuda::view(&class_weights)?, crate::cuda::view(&element_weights)?);
-        let (first, second) = self.targets.hold()?;
-        let shape = self.rows.shape;
+        let (targets, shape) = (self.targets.hold()?, self.rows.shape);
+        let targets = targets.views()?;
         self.rows.report.on_device(device, |report| {
             crate::cuda::with(device, |work| {
                 let handle = &work.handle;
-                let (labels, quality, target) = match &second {
-                    Some(quality) => (Some(first.device::<i64>()?), Some(quality.device::<f32>()?), None),
-                    None => (None, None, Some(first.device::<f32>()?)),
-                };
-                let mut call = match (&labels, &quality, &target) {
-                    (Some(labels), Some(quality), _) => {
+                let mut call = match &targets {
+                    Targets::Sparse { labels, quality } => {
                         self.loss.cuda(handle, &rows.logits, shape, labels, quality)
                     }
-                    (_, _, Some(target)) => self.loss.cuda_dense(handle, &rows.logits, shape, target),
-                    _ => unreachable!("targets are of one kind or the other"),
+                    Targets::Dense(target) => self.loss.cuda_dense(handle, &rows.logits, shape, target),
                 };
                 if let Some(weights) = &class_weights {
                     call = call.class_weights(weights);
@@ -226,12 +224,25 @@ impl Qfl {
     }
 }
 
-impl Targets {
-    /// Labels and quality, or targets alone.
-    fn hold(&self) -> Result<(Held<'_>, Option<Held<'_>>)> {
-        match self {
-            Targets::Sparse { labels, quality } => Ok((Held::new(labels)?, Some(Held::new(quality)?))),
-            Targets::Dense(target) => Ok((Held::new(target)?, None)),
-        }
+impl Targets<Tensor> {
+    fn hold(&self) -> Result<Targets<Held<'_>>> {
+        Ok(match self {
+            Targets::Sparse { labels, quality } => {
+                Targets::Sparse { labels: Held::new(labels)?, quality: Held::new(quality)? }
+            }
+            Targets::Dense(target) => Targets::Dense(Held::new(target)?),
+        })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Targets<Held<'_>> {
+    fn views(&self) -> Result<Targets<crate::cuda::View<'_, i64>, crate::cuda::View<'_, f32>>> {
+        Ok(match self {
+            Targets::Sparse { labels, quality } => {
+                Targets::Sparse { labels: labels.device()?, quality: quality.device()? }
+            }
+            Targets::Dense(target) => Targets::Dense(target.device()?),
+        })
     }
 }

@@ -17,6 +17,17 @@ impl Float for gfocal::bf16 {}
 macro_rules! for_floats {
     ($name:expr, $tensor:expr, $type:ident => $body:expr) => {
         match $tensor.dtype() {
+            candle_core::DType::F64 => {
+                type $type = f64;
+                $body
+            }
+            _ => $crate::tensor::for_floats!(
+                but F64: $name, $tensor, "f32, f16, bf16 or f64", $type => $body
+            ),
+        }
+    };
+    (but F64: $name:expr, $tensor:expr, $allowed:expr, $type:ident => $body:expr) => {
+        match $tensor.dtype() {
             candle_core::DType::F32 => {
                 type $type = f32;
                 $body
@@ -29,11 +40,7 @@ macro_rules! for_floats {
                 type $type = gfocal::bf16;
                 $body
             }
-            candle_core::DType::F64 => {
-                type $type = f64;
-                $body
-            }
-            other => Err($crate::tensor::not_a_float($name, other, "f32, f16, bf16 or f64")),
+            other => Err($crate::tensor::not_a_float($name, other, $allowed)),
         }
     };
 }

@@ -1,12 +1,12 @@
 //! The share of assignment and losses in a step, by gfocal and by the same formulas in candle's operations.
 
 use candle_core::Result;
+use cpu_time::ThreadTime;
 use gfocal_candle::gfocal::cpu::Pool;
 
-use super::clock::Clock;
 use super::losses::Losses;
 use super::model::{Model, Outputs};
-use super::train::{Arm, Batch, Operations, Settings, loss_ms, train};
+use super::train::{Arm, Batch, Operations, Settings, loss_ms, ms, train};
 
 /// Steps that are timed, and calls of the losses.
 const STEPS: usize = 60;
@@ -36,9 +36,9 @@ pub fn bench(settings: &Settings) -> Result<()> {
             let name = super::train::name(operations);
             println!("{name:<10}{ms:>20.2}{step:>22.1}{:>12.1} %", 100.0 * ms / step);
         }
-        let clock = Clock::start();
+        let clock = ThreadTime::now();
         Batch::new(settings.scenes, 0..settings.batch as u64)?;
-        println!("Of a step the scenes take {:.1} ms.", clock.ms());
+        println!("Of a step the scenes take {:.1} ms.", ms(&clock));
         Ok(())
     })
 }

@@ -14,7 +14,6 @@
 mod ablation;
 mod bench;
 mod checkpoint;
-mod clock;
 mod detect;
 mod eval;
 mod losses;

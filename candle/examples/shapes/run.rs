@@ -4,13 +4,13 @@ use std::process::Command;
 use std::{fs, thread};
 
 use candle_core::Result;
+use cpu_time::ThreadTime;
 use gfocal_candle::gfocal::cpu::Pool;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
-use super::clock::Clock;
 use super::detect::{Quality, evaluate};
-use super::train::{Settings, Trained, name, train};
+use super::train::{Settings, Trained, ms, name, train};
 
 /// An object of the JSON file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub struct Outcome {
 pub fn run(settings: &Settings, bar: &ProgressBar) -> Result<(Outcome, Trained)> {
     Pool::new(1).enter(|| {
         bar.set_prefix(format!("{} {} {}", name(settings.arm), name(settings.assigner), settings.seed));
-        let clock = Clock::start();
+        let clock = ThreadTime::now();
         let trained = train(settings, |step, loss| {
             bar.inc(1);
             if step % 10 == 0 {
@@ -54,7 +54,7 @@ pub fn run(settings: &Settings, bar: &ProgressBar) -> Result<(Outcome, Trained)>
             quality,
             step_ms: trained.step_ms,
             loss_ms: trained.loss_ms,
-            run_s: clock.ms() / 1e3,
+            run_s: ms(&clock) / 1e3,
             last_loss: last.iter().sum::<f32>() / last.len() as f32,
             skipped_steps: trained.scale.skipped.clone(),
             last_loss_scale: trained.scale.value,

@@ -4,10 +4,10 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use clap::ValueEnum;
+use cpu_time::ThreadTime;
 use gfocal_candle::{GroundTruth, Report, Targets};
 use serde::{Deserialize, Serialize};
 
-use super::clock::Clock;
 use super::losses::Losses;
 use super::model::{Model, Outputs};
 use super::plain;
@@ -220,7 +220,7 @@ pub fn train(settings: &Settings, mut see: impl FnMut(usize, f32)) -> Result<Tra
     let mut optimizers =
         [optimizer(settings, matrices, settings.weight_decay)?, optimizer(settings, vectors, 0.0)?];
     let mut scale = LossScale::new(settings);
-    let (mut history, mut probe, clock) = (Vec::new(), Probe::new(settings), Clock::start());
+    let (mut history, mut probe, clock) = (Vec::new(), Probe::new(settings), ThreadTime::now());
 
     for step in 0..settings.steps {
         let first = u64::from(settings.seed) * 10_000_000 + (step * settings.batch) as u64;
@@ -247,7 +247,7 @@ pub fn train(settings: &Settings, mut see: impl FnMut(usize, f32)) -> Result<Tra
         see(step, history[step]);
         probe.look(step, &losses, &batch.truth, &outputs)?;
     }
-    let step_ms = (clock.ms() - probe.all) / settings.steps as f64;
+    let step_ms = (ms(&clock) - probe.all) / settings.steps as f64;
     Ok(Trained { model, losses, history, scale, step_ms, loss_ms: probe.ms() })
 }
 
@@ -360,10 +360,10 @@ impl<'a> Probe<'a> {
         if step % period != period / 2 {
             return Ok(());
         }
-        let clock = Clock::start();
+        let clock = ThreadTime::now();
         let leaves = outputs.iter().map(Outputs::leaves).collect::<Result<Vec<_>>>()?;
         self.times.push(loss_ms(self.settings, losses, truth, &leaves)?);
-        self.all += clock.ms();
+        self.all += ms(&clock);
         Ok(())
     }
 
@@ -379,8 +379,13 @@ pub fn loss_ms(
     truth: &GroundTruth,
     outputs: &[Outputs],
 ) -> Result<f64> {
-    let clock = Clock::start();
+    let clock = ThreadTime::now();
     let targets = losses.assign(truth, settings.batch)?;
     total(settings, losses, outputs, targets, &Report::new())?.backward()?;
-    Ok(clock.ms())
+    Ok(ms(&clock))
+}
+
+/// Milliseconds that this thread has had a core for since: on a busy machine the time of day says nothing.
+pub fn ms(clock: &ThreadTime) -> f64 {
+    clock.elapsed().as_secs_f64() * 1e3
 }
