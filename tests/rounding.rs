@@ -171,19 +171,24 @@ fn both<T: Half>(gpu: &Gpu) {
     }
 }
 
-/// Two bins that have half each, on both sides of the expectation.
+/// Two bins that have half each, on both sides of the expectation, wherever they are in the row.
 fn integrals<T: Half>(gpu: &Gpu) {
     let values: Vec<f32> = between::<T>().into_iter().filter(|x| (2.0 * x).is_finite()).collect();
-    for bins in [17, 40] {
-        let row = |bin: usize| if bin == 0 || bin == 2 { 0.0 } else { -100.0 };
-        let logits =
-            vec![(0..bins).map(|bin| T::from_f64(row(bin))).collect::<Vec<T>>(); values.len()].concat();
-        let upstream: Vec<f32> = values.iter().map(|x| 2.0 * x).collect();
-        let of_row = |x: f32| (0..bins).map(move |bin| [Some(-x), None, Some(x)].get(bin).copied().flatten());
-        let exact: Exact = values.iter().flat_map(|&x| of_row(x)).collect();
+    for bins in [17usize, 40] {
+        let rows = || (0..bins - 2).flat_map(|first| values.iter().map(move |&x| (first, x)));
+        let of_row = |(first, x): (usize, f32)| {
+            (0..bins).map(move |bin| match bin.checked_sub(first) {
+                Some(0) => (0.0, Some(-x)),
+                Some(2) => (0.0, Some(x)),
+                _ => (-100.0, None),
+            })
+        };
+        let (logits, exact): (Vec<f64>, Exact) = rows().flat_map(of_row).unzip();
+        let logits: Vec<T> = logits.into_iter().map(T::from_f64).collect();
+        let upstream: Vec<f32> = rows().map(|(_, x)| 2.0 * x).collect();
         for layout in &LAYOUTS {
-            let (_, grad) =
-                cuda::integral(gpu, &logits, [values.len(), bins], &upstream, layout).expect("a legal call");
+            let (_, grad) = cuda::integral(gpu, &logits, [upstream.len(), bins], &upstream, layout)
+                .expect("a legal call");
             check_rounded(&format!("integral of {bins} bins"), &grad, &exact);
         }
     }
