@@ -46,7 +46,7 @@ fn raw_source() -> String {
 }
 
 /// The storage types, and the compute capabilities that each is compiled for.
-const VARIANTS: [(&str, u32); 5] = [("f32", 75), ("f16", 75), ("bf16", 75), ("f16", 80), ("bf16", 80)];
+const VARIANTS: [(&str, u32); 4] = [("f32", 75), ("f16", 75), ("bf16", 75), ("bf16", 80)];
 
 /// The units without logits, or with those of any type, are compiled for f32 alone, and those that store no
 /// gradient for the lowest capability alone.
@@ -56,7 +56,7 @@ fn variants(unit: &str) -> &'static [(&'static str, u32)] {
     } else if unit.ends_with("forward") {
         3
     } else {
-        5
+        4
     };
     &VARIANTS[..count]
 }
@@ -174,7 +174,7 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
             }
         }
     }
-    assert_eq!(checked, 3 * (3 + 3 + 1 + 1) + 5 * (3 + 4 + 3 + 1 + 2 + 1 + 2 + 1) + 2 + 2 + 2 + 1);
+    assert_eq!(checked, 3 * (3 + 3 + 1 + 1) + 4 * (3 + 4 + 3 + 1 + 2 + 1 + 2 + 1) + 2 + 2 + 2 + 1);
     assert!(
         UNITS.iter().all(|(unit, _)| raw_source().contains(&format!("\"{unit}\""))),
         "src/*/launch.rs loads all"
@@ -182,7 +182,7 @@ fn every_kernel_is_in_every_variant_and_takes_what_it_is_given() {
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/ptx")).expect("kernels/ptx");
     let ptx =
         files.filter(|file| file.as_ref().expect("a file").path().extension().is_some_and(|e| e == "ptx"));
-    assert_eq!(ptx.count(), 3 * 4 + 5 * 8 + 4, "a file for each unit and variant, and no other");
+    assert_eq!(ptx.count(), 3 * 4 + 4 * 8 + 4, "a file for each unit and variant, and no other");
 }
 
 fn stores_gradients(kernel: &str) -> bool {
@@ -241,7 +241,7 @@ fn instructions() {
                     need("shfl.sync");
                     need("ld.global.cg.f64");
                 }
-                // Packed conversions exist from sm_80 on; bf16 is rounded by integers before.
+                // Those of bf16 exist from sm_80 on, and it is rounded by integers before; those of f16 are ptxas' affair.
                 let stores = stores_gradients(name);
                 // Box logits of the head loss, and their gradients, are of any type.
                 let any_type = family(unit) == "head" && (positives || stores);
@@ -250,22 +250,15 @@ fn instructions() {
                     storage == "f16" || any_type,
                     "{name}: f16 is converted by one instruction"
                 );
-                for (kind, packed) in [("f16", "cvt.rn.f16x2.f32"), ("bf16", "cvt.rn.bf16x2.f32")] {
-                    assert!(
-                        !has(packed) || (stores && storage == kind && capability >= 80),
-                        "{name}: {packed}"
-                    );
-                }
+                let packs = has("cvt.rn.bf16x2.f32");
+                assert_eq!(packs, stores && storage == "bf16" && capability >= 80, "{name}: bf16 by pairs");
                 // Products and sums whose rounding errors are made good: not to be contracted.
                 if name.contains("any_beta") || name.starts_with("gfl") {
                     need("mul.rn.f32");
                     need("add.rn.f32");
                 }
-                let to_f16 = has("cvt.rn.f16.f32") || has("cvt.rn.f16x2.f32");
-                assert_eq!(to_f16, stores && (storage == "f16" || any_type), "{name}: conversion to f16");
-                if stores && capability >= 80 {
-                    need(&format!("cvt.rn.{storage}x2.f32"));
-                }
+                let to_f16 = stores && (storage == "f16" || any_type);
+                assert_eq!(has("cvt.rn.f16.f32"), to_f16, "{name}: conversion to f16");
             }
         }
     }
