@@ -13,9 +13,15 @@ fn nothing_near_takes_part() {
     let mut scene = scene(&mut Random::new(47), 30);
     let rules = Rules::atss(9).ignoring(0.5).falling_back(2);
     let all = [-1e4, -1e4, 1e4, 1e4];
+    let (most, least) = (f32::INFINITY, f32::NEG_INFINITY);
     for (what, ignore, valid_hw) in [
         ("a crowd in the middle", Some([40.0, 30.0, 260.0, 220.0]), None),
         ("everything is a crowd", Some(all), None),
+        // These are none.
+        ("a crowd without a left side", Some([least, 30.0, 260.0, 220.0]), None),
+        ("a crowd without a top", Some([40.0, least, 260.0, 220.0]), None),
+        ("a crowd without a right side", Some([40.0, 30.0, most, 220.0]), None),
+        ("a crowd without a bottom", Some([40.0, 30.0, 260.0, most]), None),
         ("no valid pixel", None, Some([0, 0])),
         ("no valid column", None, Some([256, 0])),
         ("no valid row", None, Some([0, 320])),

@@ -96,22 +96,23 @@ fn qfl<T: Half>([rows, classes]: [usize; 2], dense: bool, beta: f64) -> (Case, E
     (case.with_beta(beta).with(|options| options.weight = Some(weight)), exact)
 }
 
-/// Rows that are even over 16 bins, and have next to nothing in the others; and rows with everything in a bin
-/// that shares the target with the next.
+/// Rows that are even over 16 bins, from the first or to the last, and have next to nothing in the others; and rows
+/// with everything in a bin that shares the target with the next.
 fn dfl<T: Half>(rows: usize, bins: usize) -> (Case, Exact) {
     let values = between::<T>().into_iter().filter(|x| (16.0 * x).is_finite());
-    let rows_of_value = values.cycle().flat_map(|x| [(x, true), (x, false)]).take(rows);
+    let ways = [Some(0), Some(bins - 16), None];
+    let rows_of_value = values.cycle().flat_map(|x| ways.map(|even_from| (x, even_from))).take(rows);
     let (mut logits, mut weight, mut exact) = (Vec::new(), Vec::new(), Exact::new());
-    for (x, even) in rows_of_value {
-        weight.push(if even { 16.0 * x } else { 2.0 * x });
+    for (x, even_from) in rows_of_value {
+        weight.push(if even_from.is_some() { 16.0 * x } else { 2.0 * x });
         for bin in 0..bins {
-            let (logit, grad) = match (even, bin) {
-                (true, 3 | 4) => (0.0, None),
-                (true, 0..16) => (0.0, Some(x)),
-                (true, _) => (-100.0, None),
-                (false, 3) => (100.0, Some(x)),
-                (false, 4) => (0.0, Some(-x)),
-                (false, _) => (0.0, None),
+            let (logit, grad) = match (even_from, bin) {
+                (Some(first), _) if !(first..first + 16).contains(&bin) => (-100.0, None),
+                (Some(_), 3 | 4) => (0.0, None),
+                (Some(_), _) => (0.0, Some(x)),
+                (None, 3) => (100.0, Some(x)),
+                (None, 4) => (0.0, Some(-x)),
+                (None, _) => (0.0, None),
             };
             logits.push(logit);
             exact.push(grad);
