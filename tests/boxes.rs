@@ -141,6 +141,24 @@ fn on_cuda_as_on_the_cpu() {
     }
 }
 
+/// The same of boxes whose coordinates are out of a few: empty and inverted ones, of angles that differ by a right one.
+#[test]
+fn of_any_shape_on_cuda_as_on_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    let of_number = |i: usize| [0, 2, 4, 6].map(|shift| (i >> shift & 3) as f64 - 1.0);
+    let (pred, target): (Vec<_>, Vec<_>) =
+        (0..65536).step_by(7).map(|i| (of_number(i & 255), of_number(i >> 8))).unzip();
+    let (pred, target) = (pred.as_flattened(), target.as_flattened());
+    for (kind, eps) in IouKind::ALL.into_iter().flat_map(|kind| [1e-6, 1.0].map(|eps| (kind, eps))) {
+        let loss = BoxLoss::new(kind).with_eps(eps).expect("an epsilon");
+        let (losses, grad) = run(&loss, pred, target);
+        let [got, got_grad, _] = run_cuda(&gpu, &loss, &as_type(pred), &as_type(target), None, 0);
+        let what = format!("{kind:?}, epsilon {eps}");
+        check_rounded_once(&what, &got, &wants(&losses, 1));
+        check_rounded_once(&format!("gradient of {what}"), &got_grad, &wants(&grad, 4));
+    }
+}
+
 /// Boxes of about the same place and size, whose coordinates are all different.
 fn scene(random: &mut Random, boxes: usize) -> [Vec<f64>; 2] {
     [0, 1].map(|_| {

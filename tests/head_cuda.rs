@@ -204,7 +204,7 @@ fn the_largest_wherever_it_is() {
     }
 }
 
-/// Sides that are alike, and boxes that touch: between two equal logits, above all others, a distance is exact.
+/// Sides that are alike, boxes that touch, and one whose sides are far off and swapped: between two equal logits, above all others, a distance is exact.
 #[test]
 fn boxes_with_ties() {
     let Some(gpu) = gpu() else { return };
@@ -220,7 +220,9 @@ fn boxes_with_ties() {
         (-0.5, 0.5),
         (0.0, 1.5),
         (1.5, 2.5),
+        (8.5, 1.5),
     ];
+    let (n, all) = (along.len(), along.len().pow(2));
     for kind in IouKind::ALL {
         let settings = Settings {
             iou: kind,
@@ -229,16 +231,16 @@ fn boxes_with_ties() {
             box_weight: BoxWeight::Quality,
             ..Settings::of(Profile::Mmdetection)
         };
-        let recipe = Recipe { batch: 1, sizes: vec![(10, 10, 8.0)], positives: 1.0, ..Recipe::new(settings) };
+        let recipe = Recipe { batch: 1, sizes: vec![(n, n, 8.0)], positives: 1.0, ..Recipe::new(settings) };
         let mut scene = recipe.scene(&mut Random::new(88));
         let level = &mut scene.levels[0];
         level.points = PointsAt::Grid(0.0);
         level.boxes =
-            (0..16 * 100).map(|at| if matches!(at / 100 % 4, 1 | 2) { 0.0 } else { -2000.0 }).collect();
-        level.quality = Some(vec![0.75; 100]);
-        level.box_targets = (0..100)
+            (0..16 * all).map(|at| if matches!(at / all % 4, 1 | 2) { 0.0 } else { -2000.0 }).collect();
+        level.quality = Some(vec![0.75; all]);
+        level.box_targets = (0..all)
             .flat_map(|anchor| {
-                let (x, y) = (anchor % 10, anchor / 10);
+                let (x, y) = (anchor % n, anchor / n);
                 let [of_x, of_y] = [x, y].map(|at| (along[at].0 + at as f64, along[at].1 + at as f64));
                 [of_x.0, of_y.0, of_x.1, of_y.1].map(|side| 8.0 * side)
             })

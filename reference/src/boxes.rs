@@ -47,7 +47,7 @@ pub fn box_loss(kind: BoxLoss, pred: [Dual; 4], target: [f64; 4], eps: f64) -> [
                 let angle = ratio(tx2 - tx1, ty2 - ty1) - ratio(x2 - x1, y2 - y1);
                 let v = constant(4.0 / std::f64::consts::PI.powi(2)) * angle * angle;
                 let alpha = if iou.0 > 0.5 { v.0 / (1.0 - iou.0 + v.0) } else { 0.0 };
-                one - (diou - constant(alpha) * v)
+                one - (diou - constant(alpha) * v).within(1.0)
             }
         }
         BoxLoss::CiouUltralytics => {

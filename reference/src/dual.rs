@@ -64,6 +64,11 @@ impl Dual {
         if self.0 > 0.0 { self } else { Dual::constant(0.0) }
     }
 
+    /// From `-limit` to `limit`, and constant there.
+    pub fn within(self, limit: f64) -> Dual {
+        if self.0.abs() < limit { self } else { Dual::constant(self.0.clamp(-limit, limit)) }
+    }
+
     /// The arc tangent.
     pub fn atan(self) -> Dual {
         Dual(self.0.atan(), self.1 / (1.0 + self.0 * self.0))

@@ -203,7 +203,8 @@ const FOUR_OVER_PI_SQUARED: f64 = 0.405_284_734_569_351_1;
 
 /// The angle of the point (b, a), from -pi to pi: atan(a / b) for b > 0, and 0 at the origin.
 fn angle_of(a: f64, b: f64) -> f64 {
-    a.atan2(b)
+    // Whatever the signs of the zeros.
+    if a == 0.0 && b == 0.0 { 0.0 } else { (a + 0.0).atan2(b) }
 }
 
 /// The box whose sides have the distances left, top, right and bottom from a point:
