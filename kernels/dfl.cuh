@@ -363,7 +363,7 @@ DEVICE void dfl_rows(const DflArgs& a, const Blocks& blocks = Blocks()) {
         if (GRADIENT && bins) {
             const float scale = grad_factor * target.weight * upstream_of(a.scaling, row);
             const float share = rcp_approx(softmax.total);
-            finite &= for_row(a.logits + start, a.grad + start, bins, lane, lanes, [&](u32 i, auto& z) {
+            finite &= for_row<true>(a.logits + start, a.grad + start, bins, lane, lanes, [&](u32 i, auto& z) {
                 constexpr int COUNT = sizeof(z) / sizeof(float);
 #pragma unroll
                 for (int k = 0; k < COUNT; ++k) {

@@ -144,7 +144,7 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
             }
             pending = Pending(masked, next);
             scale = weight == 0.0f ? 0.0f : grad_factor * weight;  // the factor may be inf
-            if (__any_sync(ALL_LANES, uneven || (masked != 0 && !is_finite(__float_as_uint(scale))))) return false;
+            if (__any_sync(ALL_LANES, uneven || (GRADIENT && masked != 0 && !(fabsf(scale) <= LARGEST)))) return false;
             calm = pending.first();
         }
         // 0 * inf is not 0
@@ -254,7 +254,7 @@ DEVICE bool class_vectors(const HeadArgs& a, const HeadLevel& level, u32 tile, f
                     mask_out(words[u], code - 1 - here.channel);
                 }
                 // 0 * inf is not 0
-                if (__any_sync(ALL_LANES, any_masked && !is_finite(__float_as_uint(grad_factor)))) return false;
+                if (__any_sync(ALL_LANES, GRADIENT && any_masked && !(fabsf(grad_factor) <= LARGEST))) return false;
             }
         }
         float sum = 0.0f;

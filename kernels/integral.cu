@@ -32,7 +32,7 @@ DEVICE void integral(const IntegralArgs& a) {
         // The sum of (j - origin) * p_j.
         auto moment = [&](float origin) {
             float sum = 0.0f;
-            for_row(a.logits + start, nullptr, bins, lane, a.lanes, [&](u32 i, auto& z) {
+            for_row<false>(a.logits + start, nullptr, bins, lane, a.lanes, [&](u32 i, auto& z) {
                 float bin = (float)i - origin;
                 for (float value : z) {
                     sum = fmaf(bin, exp_below(value, softmax.peak), sum);
@@ -45,7 +45,7 @@ DEVICE void integral(const IntegralArgs& a) {
         if (lane == 0 && bins && a.expectation) a.expectation[row] = nearest + rest;
         if (GRADIENT && bins) {
             const float scale = share * (a.upstream ? a.upstream[row] : 1.0f);
-            finite &= for_row(a.logits + start, a.grad + start, bins, lane, a.lanes, [&](u32 i, auto& z) {
+            finite &= for_row<true>(a.logits + start, a.grad + start, bins, lane, a.lanes, [&](u32 i, auto& z) {
                 float bin = (float)i - nearest;
                 for (float& value : z) {
                     value = exp_below(value, softmax.peak) * scale * (bin - rest);

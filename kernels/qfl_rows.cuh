@@ -25,7 +25,7 @@ DEVICE void qfl_rows(const QflArgs& a, const bool dense, const Blocks& blocks = 
         if (target.weight != 0.0f) {
             const float scale = grad_factor * target.weight * upstream_of(a.scaling, row);
             if (!general) {
-                row_finite = for_row(a.logits + start, grad, a.classes, lane, lanes, [&](u32 i, auto& x) {
+                row_finite = for_row<GRADIENT>(a.logits + start, grad, a.classes, lane, lanes, [&](u32 i, auto& x) {
                     constexpr int COUNT = sizeof(x) / sizeof(float);
                     float y[COUNT], piece = 0.0f;
                     if (dense) load_floats(a.target + start + i, y);

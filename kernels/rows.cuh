@@ -14,10 +14,9 @@ struct Span {
 };
 
 // Calls body(i, x) for each piece x of the row that falls to `lane` of `lanes`: x is an array
-// of VECTOR scalars or of one, that begins at column i. What body leaves in x goes to the same
-// columns of `out`, unless that is null. Returns whether all that went there is finite; true if
-// nobody has `watched`.
-template <class Body>
+// of VECTOR scalars or of one, that begins at column i. STORES: what body leaves in x goes to the
+// same columns of `out`. Returns whether all that went there is finite; true if nobody has `watched`.
+template <bool STORES, class Body>
 DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 lanes, Body body,
                     bool watched = true) {
     Span span(row, length);
@@ -27,7 +26,7 @@ DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 la
         float x[VECTOR];
         unpack(load_words(row + i), x);
         body(i, x);
-        if (!out) continue;
+        if (!STORES) continue;
         Words words = pack(x);
         if (watched) finite &= is_finite(words);
         if (whole) {
@@ -43,7 +42,7 @@ DEVICE bool for_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 la
         u32 i = k < span.head ? k : k + inside;
         float x[1] = {load(row + i)};
         body(i, x);
-        if (!out) continue;
+        if (!STORES) continue;
         store(out + i, x[0]);
         if (watched) finite &= is_finite(out + i);
     }
@@ -70,7 +69,7 @@ DEVICE void for_columns(const Scalar* row, u32 length, u32 lane, u32 lanes, bool
 // Zeros in the columns that for_row gives to this lane, so that each is written by the thread
 // that wrote it before.
 DEVICE void zero_row(const Scalar* row, Scalar* out, u32 length, u32 lane, u32 lanes) {
-    for_row(row, out, length, lane, lanes, [](u32, auto& x) {
+    for_row<true>(row, out, length, lane, lanes, [](u32, auto& x) {
         for (float& value : x) value = 0.0f;
     }, false);
 }

@@ -39,12 +39,12 @@ DEVICE Softmax register_softmax(float (&z)[K]) {
 // must call it, those without a row with length 0.
 DEVICE Softmax row_softmax(const Scalar* row, u32 length, u32 lane, u32 lanes) {
     float peak = -__uint_as_float(0x7f800000);
-    for_row(row, nullptr, length, lane, lanes, [&](u32, auto& z) {
+    for_row<false>(row, nullptr, length, lane, lanes, [&](u32, auto& z) {
         for (float value : z) peak = fmaxf(peak, value);
     });
     peak = lanes_max(peak, lanes);
     float total = 0.0f, others = 0.0f;
-    for_row(row, nullptr, length, lane, lanes, [&](u32, auto& z) {
+    for_row<false>(row, nullptr, length, lane, lanes, [&](u32, auto& z) {
         for (float value : z) {
             float e = fmaf(value, 0.0f, exp_below(value, peak));
             total += e;
