@@ -34,6 +34,7 @@ use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use candle_core::{Error, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -178,6 +179,7 @@ fn evaluate(checkpoint: &Path) -> Result<()> {
 
 fn main() -> ExitCode {
     one_thread();
+    LazyLock::force(&run::COMMIT);
     let result = match &Cli::parse().command {
         Command::Train(options) => train(options),
         Command::Evaluate { checkpoint } => evaluate(checkpoint),

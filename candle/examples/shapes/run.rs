@@ -1,6 +1,7 @@
 //! One run: training, evaluation, and what is kept of it.
 
 use std::process::Command;
+use std::sync::LazyLock;
 use std::{fs, thread};
 
 use candle_core::Result;
@@ -58,14 +59,17 @@ pub fn run(settings: &Settings, bar: &ProgressBar) -> Result<(Outcome, Trained)>
             last_loss: last.iter().sum::<f32>() / last.len() as f32,
             skipped_steps: trained.scale.skipped.clone(),
             last_loss_scale: trained.scale.value,
-            commit: commit(),
+            commit: COMMIT.clone(),
             machine: machine(),
         };
         Ok((outcome, trained))
     })
 }
 
-/// Of the source, if it is in a repository.
+/// Of the source, as it is when the program begins.
+pub static COMMIT: LazyLock<String> = LazyLock::new(commit);
+
+/// If it is in a repository.
 fn commit() -> String {
     let git = Command::new("git")
         .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"])
