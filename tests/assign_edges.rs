@@ -11,12 +11,21 @@ fn nothing_near_takes_part() {
     let gpu = gpu();
     let levels = pyramid();
     let mut scene = scene(&mut Random::new(47), 30);
+    let far = [236.0, 181.0, 286.0, 231.0];
+    scene.boxes.push(far);
+    scene.labels.push(3);
+    scene.image.push(0);
     let rules = Rules::atss(9).ignoring(0.5).falling_back(2);
     let all = [-1e4, -1e4, 1e4, 1e4];
     let (most, least) = (f32::INFINITY, f32::NEG_INFINITY);
     for (what, ignore, valid_hw) in [
         ("a crowd in the middle", Some([40.0, 30.0, 260.0, 220.0]), None),
         ("everything is a crowd", Some(all), None),
+        ("the left half is a crowd", Some([-1e4, -1e4, 170.0, 1e4]), None),
+        ("the right half is a crowd", Some([150.0, -1e4, 1e4, 1e4]), None),
+        ("the upper half is a crowd", Some([-1e4, -1e4, 1e4, 150.0]), None),
+        ("the lower half is a crowd", Some([-1e4, 106.0, 1e4, 1e4]), None),
+        ("a small crowd, far from the first anchor", Some(far), None),
         // These are none.
         ("a crowd without a left side", Some([least, 30.0, 260.0, 220.0]), None),
         ("a crowd without a top", Some([40.0, least, 260.0, 220.0]), None),

@@ -142,7 +142,9 @@ fn normaliser(reduction: &Reduction, rows: usize) -> f64 {
         Reduction::Mean => rows as f64,
         Reduction::MeanBy { avg_factor, policy: AvgPolicy::Exact } => avg_factor,
         Reduction::MeanBy { avg_factor, policy: AvgPolicy::Eps } => avg_factor + 2f64.powi(-23),
-        Reduction::MeanBy { avg_factor, policy: AvgPolicy::AtLeast(least) } => avg_factor.max(least),
+        Reduction::MeanBy { avg_factor, policy: AvgPolicy::AtLeast(least) } => {
+            if avg_factor < least { least } else { avg_factor } // NaN stays
+        }
     }
 }
 
