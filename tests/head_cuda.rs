@@ -204,7 +204,8 @@ fn the_largest_wherever_it_is() {
     }
 }
 
-/// Sides that are alike, boxes that touch, and one whose sides are far off and swapped: between two equal logits, above all others, a distance is exact.
+/// Sides that are alike, boxes that touch, and one whose sides are far off and swapped: between two equal logits, above
+/// all others, a distance is exact.
 #[test]
 fn boxes_with_ties() {
     let Some(gpu) = gpu() else { return };

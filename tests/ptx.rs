@@ -241,7 +241,7 @@ fn instructions() {
                     need("shfl.sync");
                     need("ld.global.cg.f64");
                 }
-                // Those of bf16 exist from sm_80 on, and it is rounded by integers before; those of f16 are ptxas' affair.
+                // bf16 is converted by pairs from sm_80 on, and rounded by integers before.
                 let stores = stores_gradients(name);
                 // Box logits of the head loss, and their gradients, are of any type.
                 let any_type = family(unit) == "head" && (positives || stores);
