@@ -10,7 +10,7 @@ use crate::error::{Outcome, shape};
 use crate::pool::{enqueue, run};
 use crate::qfl::background;
 use crate::status::{status_block, write_status};
-use crate::tensor::{DType, Device, Item, Tensor, check_overlaps};
+use crate::tensor::{DType, Device, Item, Needs, Tensor, check_overlaps};
 
 enum Rule {
     Atss(Atss),
@@ -68,7 +68,7 @@ impl Inputs {
         let [count, 4] = *self.boxes.shape() else {
             return Err(shape(format!("gt_boxes has shape {:?}, it must be [N, 4]", self.boxes.shape())));
         };
-        let because = format_args!("gt_boxes [{count}, 4]");
+        let because = Needs("gt_boxes", self.boxes.shape());
         self.boxes.expect_dtype(DType::F32, &"an assignment")?;
         for tensor in [Some(&self.labels), Some(&self.image), self.weights.as_ref()].into_iter().flatten() {
             tensor.expect(&[count], &because)?;
@@ -82,7 +82,7 @@ impl Inputs {
             sizes.expect(&[self.images, 2], &format_args!("a batch of {}", self.images))?;
         }
         let all = self.targets().into_iter().fold(0, usize::saturating_add);
-        let because = format_args!("the levels of {} images", self.images);
+        let because = format!("the levels of {} images", self.images);
         out.labels.expect(&[all], &because)?;
         out.boxes.expect(&[all, 4], &because)?;
         for tensor in [&out.label_weights, &out.box_weights, &out.centerness].into_iter().flatten() {

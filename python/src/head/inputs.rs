@@ -5,7 +5,7 @@ use gfocal::head::{Layout, Layouts, MAX_LEVELS};
 use pyo3::prelude::*;
 
 use crate::error::{Outcome, shape, type_error};
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Device, Needs, Tensor};
 
 /// Tensors of an argument that is a list; `names` are those of its elements.
 pub fn of_levels(
@@ -195,7 +195,7 @@ impl Inputs {
         let (cls, boxes) = (&self.cls[level], &self.boxes[level]);
         let [batch, classes, height, width] = axes(cls)?;
         axes(boxes)?;
-        let because = format_args!("{} {:?}", cls.name, cls.shape());
+        let because = Needs(cls.name, cls.shape());
         if level > 0 && [batch, classes] != self.sizes() {
             let [batch, classes] = self.sizes();
             cls.expect(
