@@ -152,8 +152,9 @@ fn of_any_shape_on_cuda_as_on_the_cpu() {
     for (kind, eps) in IouKind::ALL.into_iter().flat_map(|kind| [1e-6, 1.0].map(|eps| (kind, eps))) {
         let loss = BoxLoss::new(kind).with_eps(eps).expect("an epsilon");
         let (losses, grad) = run(&loss, pred, target);
-        let [got, got_grad, _] = run_cuda(&gpu, &loss, &as_type(pred), &as_type(target), None, 0);
+        let [got, got_grad, alone] = run_cuda(&gpu, &loss, &as_type(pred), &as_type(target), None, 0);
         let what = format!("{kind:?}, epsilon {eps}");
+        check_same_bits("forward alone", &alone, &got);
         check_rounded_once(&what, &got, &wants(&losses, 1));
         check_rounded_once(&format!("gradient of {what}"), &got_grad, &wants(&grad, 4));
     }
